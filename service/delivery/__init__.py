@@ -1,0 +1,1 @@
+"""Bringing model files to a disk, and proving that they are the right ones."""

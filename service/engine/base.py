@@ -1,0 +1,202 @@
+"""The engine's nouns and its interface. A request ends in exactly one `Finish`; nothing here imports torch.
+
+Everything that crosses the socket between web worker and engine process is a `msgspec.Struct` of this file.
+"""
+
+from collections.abc import AsyncIterator
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is drawn. temperature 0 is greedy; top_k 0 and top_p 1 switch that filter off.
+
+    The order is that of transformers' warpers: repetition penalty (over prompt and answer), temperature, top_k, top_p.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 40
+    top_p: float = 0.8
+    repetition_penalty: float = 1.005
+    seed: int = 0
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt to answer. `deadline` is a reading of `time.monotonic()`, which Linux keeps machine-wide."""
+
+    id: str
+    prompt_ids: list[int]
+    max_new_tokens: int
+    stop_ids: list[int]
+    deadline: float
+    sampling: SamplingParams = msgspec.field(default_factory=SamplingParams)
+
+
+class FinishReason(StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"  # the model said so, with one of `stop_ids`
+    LENGTH = "length"  # max_new_tokens reached
+    CANCELLED = "cancelled"  # the client went away, or a stop string was found
+    DEADLINE = "deadline"  # took longer than it may
+    REJECTED = "rejected"  # the queue was full, or the request can never fit
+    ERROR = "error"  # the engine failed
+
+
+class Token(msgspec.Struct, frozen=True, tag=True):
+    """One new token. `queue_time` (seconds) and `cached_tokens` are true of the request and sent with the first token.
+
+    A stop id is sent too, as the last token before its Finish: it counts as generated and carries no text.
+    """
+
+    id: str
+    token: int
+    queue_time: float = 0.0
+    cached_tokens: int = 0
+
+
+class Finish(msgspec.Struct, frozen=True, tag=True):
+    """The one terminal event of a request. `message` explains rejected and error; `retry_after` is in seconds."""
+
+    id: str
+    reason: FinishReason
+    message: str = ""
+    retry_after: int = 0
+
+
+Event = Token | Finish
+
+
+class GpuMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes on one GPU: of the device (NVML) and of this process (torch's allocator)."""
+
+    index: int
+    name: str
+    total: int
+    used: int
+    allocated: int
+    reserved: int
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine is doing now. Totals count since its start."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_total: int = 0
+    kv_blocks_used: int = 0  # held by running requests
+    kv_blocks_cached: int = 0  # free for use, but holding a prefix that may be found again
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generation_tokens: int = 0
+    steps: int = 0
+    gpus: list[GpuMemory] = []
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What was loaded, fixed from then on. `degraded` names every fast path that was replaced by a slower one."""
+
+    kind: str
+    device: str
+    dtype: str
+    max_context: int
+    max_running: int
+    vocab_size: int
+    versions: dict[str, str] = {}
+    degraded: list[str] = []
+    startup_seconds: dict[str, float] = {}
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the engine process is told at its start; the fields mean what `Settings` says of them."""
+
+    kind: str
+    model_dir: str
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    max_context: int = 32_768
+    max_running: int = 0
+    max_queue: int = 256
+    step_tokens: int = 512
+    block_size: int = 64
+    kv_cache_tokens: int = 0
+    gpu_memory_fraction: float = 0.9
+    prefix_cache: bool = True
+    step_timeout: float = 60.0
+    log_level: str = "info"
+    log_format: str = "json"
+
+
+class EngineState(StrEnum):
+    """Where an engine is in its life."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    STUCK = "stuck"  # a step or the whole process makes no progress
+    RESTARTING = "restarting"  # it died and is being started again
+    FAILED = "failed"  # dead beyond repair
+    STOPPED = "stopped"
+
+
+class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot for probes and metrics; taking it costs nothing and never waits."""
+
+    state: EngineState
+    reason: str = ""
+    info: EngineInfo | None = None
+    stats: EngineStats = msgspec.field(default_factory=EngineStats)
+    restarts: int = 0
+
+
+class Engine(Protocol):
+    """What the web side knows of an engine."""
+
+    @property
+    def status(self) -> EngineStatus:
+        """The latest snapshot."""
+        ...
+
+    async def start(self) -> None:
+        """Bring the engine up and return once it can generate. Raises EngineFailed when it cannot."""
+        ...
+
+    def submit(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        """Events of one request: tokens, then exactly one Finish. Closing the iterator early cancels the request.
+
+        Never raises for what the engine decides (a full queue is a Finish with reason REJECTED).
+        """
+        ...
+
+    async def stop(self) -> None:
+        """End the engine; requests still open get a Finish with reason ERROR."""
+        ...
+
+
+class Core(Protocol):
+    """The synchronous heart inside the engine process: the worker feeds it, steps it and sends off its events."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def idle(self) -> bool:
+        """True when a step would have nothing to do."""
+        ...
+
+    def add(self, request: GenerationRequest) -> list[Event]:
+        """Take a request in. Returns [] or its Finish with reason REJECTED."""
+        ...
+
+    def cancel(self, request_id: str) -> list[Event]:
+        """Stop a request and free what it holds. Returns its Finish, or [] if it is unknown or has ended."""
+        ...
+
+    def step(self) -> list[Event]:
+        """Do one step of work for all requests; blocks for as long as it takes."""
+        ...
+
+    def stats(self) -> EngineStats: ...

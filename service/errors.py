@@ -1,0 +1,95 @@
+"""Every error the service answers with.
+
+ServiceError                  500  what all have in common: status, code, field, limit
+├── InvalidRequest            400  a field's value cannot be served
+│   ├── ContextTooLong        400  prompt and answer do not fit the context
+│   ├── BodyTooLarge          413  more bytes than a request may have
+│   ├── BodyTimeout           408  the body did not arrive in time
+│   └── UnsupportedMediaType  415  not application/json
+├── QueueFull                 429  as many requests wait as may wait
+├── NotReady                  503  starting, loading, draining or failed
+├── DeadlineExceeded          504  the answer took longer than a request may take
+├── EngineFailed              503  the engine died or broke while it worked on the request
+└── ConfigurationError             a setting cannot work; refuses to start, never sent over HTTP
+"""
+
+
+class ServiceError(Exception):
+    """An error with an HTTP status, a stable code and a sentence for the reader."""
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.retry_after = retry_after
+
+
+class InvalidRequest(ServiceError):
+    """A field's value cannot be served."""
+
+    status = 400
+    code = "invalid_request"
+
+
+class ContextTooLong(InvalidRequest):
+    """Prompt and answer do not fit the context."""
+
+    code = "context_too_long"
+
+
+class BodyTooLarge(InvalidRequest):
+    """More bytes than a request may have."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class BodyTimeout(InvalidRequest):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "body_timeout"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is not application/json."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class QueueFull(ServiceError):
+    """As many requests wait as may wait."""
+
+    status = 429
+    code = "queue_full"
+
+
+class NotReady(ServiceError):
+    """The model does not answer now: starting, loading, draining or failed."""
+
+    status = 503
+    code = "not_ready"
+
+
+class DeadlineExceeded(ServiceError):
+    """The answer took longer than a request may take."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+
+class EngineFailed(ServiceError):
+    """The engine died or broke while it worked on the request."""
+
+    status = 503
+    code = "engine_failed"
+
+
+class ConfigurationError(ServiceError):
+    """A setting cannot work."""
+
+    code = "configuration_error"

@@ -1,0 +1,109 @@
+"""Every setting of the server, declared once: `INTERNLM_*` in the environment, nothing else.
+
+The command line has subcommands, no per-setting flags. A name that starts with `INTERNLM_` and is no setting
+refuses to start: a typo must not serve with a default.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import ConfigurationError
+
+PREFIX = "INTERNLM_"
+CONTEXT_CAP = 32_768
+"""Beyond 32,768 positions InternLM3's dynamic-NTK RoPE depends on the longest sequence seen, so that one
+request would change another's answer. Up to it the frequencies are constant (transformers, `rope_type` dynamic)."""
+
+
+class Settings(BaseSettings):
+    """What an operator can set. Units are in the names or the descriptions."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field("0.0.0.0", description="Address the API listens on.")  # noqa: S104
+    port: int = Field(6006, ge=0, le=65535, description="Port of the API.")
+    metrics_port: int = Field(6007, ge=0, le=65535, description="Port of /metrics; 0 switches it off.")
+
+    model_id: str = Field("internlm3-8b-instruct", description="Name under which the model is served.")
+    model_dir: Path | None = Field(
+        None, description="Directory with config.json, safetensors, tokenizer. Unset, no GPU: the small real model."
+    )
+    cache_dir: Path = Field(
+        Path("~/.cache/internlm-chat"), description="Where the small real model and other derived files are kept."
+    )
+
+    engine: Literal["native", "reference", "fake"] = Field(
+        "native", description="native: continuous batching. reference: transformers, one at a time. fake: an echo."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="auto: bfloat16 on Ampere and later, float16 on older GPUs, float32 on a CPU."
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 takes every core it may use.")
+    max_context: int = Field(
+        CONTEXT_CAP, ge=16, le=CONTEXT_CAP, description="Most tokens of prompt and answer; the model may have less."
+    )
+    max_running: int = Field(0, ge=0, le=1024, description="Requests decoded at once; 0: 256 on a GPU, 8 on a CPU.")
+    max_queue: int = Field(256, ge=0, description="Requests that may wait; one more is answered 429.")
+    step_tokens: int = Field(512, ge=16, description="Most tokens one engine step computes: the prefill chunk.")
+    kv_cache_tokens: int = Field(0, ge=0, description="Tokens the KV cache holds; 0: what fits the memory.")
+    gpu_memory_fraction: float = Field(0.9, gt=0, le=1, description="Share of the GPU's memory the engine may use.")
+    prefix_cache: bool = Field(True, description="Reuse KV blocks of equal prompt beginnings.")
+
+    request_timeout: float = Field(300, gt=0, description="Seconds a request may take, queue included; then 504.")
+    drain_delay: float = Field(2, ge=0, description="Seconds after SIGTERM in which new connections still get a 503.")
+    step_timeout: float = Field(60, gt=0, description="Seconds a step may take before the engine counts as stuck.")
+    max_body_bytes: int = Field(4_194_304, ge=1024, description="Most bytes of a request body; more is answered 413.")
+    body_timeout: float = Field(20, gt=0, description="Seconds in which a request body must have arrived.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal.")
+    log_prompts: bool = Field(False, description="Log prompts and answers. Off: no log line ever holds either.")
+    run_dir: Path | None = Field(
+        None, description="Directory of the engine's socket; unset: a new private one. Set by the gunicorn master."
+    )
+
+    @property
+    def drain_timeout(self) -> float:
+        """Seconds after SIGTERM in which running answers may finish: the longest a request can take."""
+        return self.request_timeout + self.drain_delay
+
+    @property
+    def cache(self) -> Path:
+        """`cache_dir` with `~` resolved."""
+        return self.cache_dir.expanduser()
+
+
+def load_settings() -> Settings:
+    """The settings of this process's environment.
+
+    Raises ConfigurationError for an unknown `INTERNLM_*` name or a value out of bounds, naming the variable.
+    """
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known_variables())
+    if unknown:
+        raise ConfigurationError(f"unknown setting {', '.join(unknown)}; known: {', '.join(known_variables())}")
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigurationError("; ".join(_complaint(e) for e in error.errors())) from None  # type: ignore[arg-type]
+
+
+def known_variables() -> list[str]:
+    """Every environment variable that is a setting."""
+    return [PREFIX + name.upper() for name in Settings.model_fields]
+
+
+def private_run_dir() -> Path:
+    """A new directory only this user can enter, for the engine's socket."""
+    return Path(tempfile.mkdtemp(prefix="internlm-chat-"))
+
+
+def _complaint(error: dict[str, object]) -> str:
+    location = error["loc"]
+    assert isinstance(location, tuple)
+    return f"{PREFIX}{str(location[0]).upper()}={error['input']!r}: {error['msg']}"
