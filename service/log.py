@@ -1,0 +1,57 @@
+"""Logging, configured once per process: JSON lines for a cluster, readable lines for a terminal.
+
+A record's extra fields (`logger.info("...", extra={"fields": {...}})`) become JSON keys. The id of the request being
+served travels in a context variable, so that every line says whose it is.
+"""
+
+import json
+import logging
+import sys
+import time
+from contextvars import ContextVar
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+NOISY_AT_INFO = ("httpx", "httpcore", "urllib3", "asyncio", "uvicorn.access")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: time (UTC, milliseconds), level, logger, message, request_id, extra fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, object] = {
+            "time": f"{stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request_id.get():
+            line["request_id"] = request_id.get()
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class ConsoleFormatter(logging.Formatter):
+    """`12:34:56 info     service.server: listening`, with extra fields as key=value."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = getattr(record, "fields", {})
+        tail = "".join(f" {key}={value}" for key, value in fields.items())
+        stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
+        line = f"{stamp} {record.levelname.lower():<8} {record.name}: {record.getMessage()}{tail}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def configure(level: str, log_format: str) -> None:
+    """Send everything to standard error. `log_format` is auto, json or console; auto looks whether that's a terminal."""
+    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(ConsoleFormatter() if console else JsonFormatter())
+    logging.root.handlers = [handler]
+    logging.root.setLevel(level.upper())
+    for name in NOISY_AT_INFO:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.captureWarnings(True)
