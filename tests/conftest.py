@@ -5,6 +5,7 @@ import os
 import pytest
 
 from service.settings import PREFIX
+from tests.support.smollm2 import smollm2_dir as smollm2_dir
 
 
 @pytest.fixture(autouse=True)
