@@ -46,7 +46,7 @@ class ConsoleFormatter(logging.Formatter):
 
 
 def configure(level: str, log_format: str) -> None:
-    """Send everything to standard error. `log_format` is auto, json or console; auto looks whether that's a terminal."""
+    """Send everything to standard error. `log_format` is auto, json or console; auto: is it a terminal?."""
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(ConsoleFormatter() if console else JsonFormatter())

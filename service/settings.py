@@ -7,7 +7,7 @@ refuses to start: a typo must not serve with a default.
 import os
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -20,6 +20,9 @@ CONTEXT_CAP = 32_768
 request would change another's answer. Up to it the frequencies are constant (transformers, `rope_type` dynamic)."""
 
 
+AnySettings = TypeVar("AnySettings", bound=BaseSettings)
+
+
 class Settings(BaseSettings):
     """What an operator can set. Units are in the names or the descriptions."""
 
@@ -29,7 +32,7 @@ class Settings(BaseSettings):
     port: int = Field(6006, ge=0, le=65535, description="Port of the API.")
     metrics_port: int = Field(6007, ge=0, le=65535, description="Port of /metrics; 0 switches it off.")
 
-    model_id: str = Field("internlm3-8b-instruct", description="Name under which the model is served.")
+    model_id: str = Field("", description="Name under which the model is served; unset: its directory's.")
     model_dir: Path | None = Field(
         None, description="Directory with config.json, safetensors, tokenizer. Unset, no GPU: the small real model."
     )
@@ -80,7 +83,12 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """The settings of this process's environment.
+    """The server's settings from this process's environment; raises ConfigurationError naming the variable."""
+    return load(Settings)
+
+
+def load(kind: type[AnySettings]) -> AnySettings:
+    """Settings of one kind from this process's environment.
 
     Raises ConfigurationError for an unknown `INTERNLM_*` name or a value out of bounds, naming the variable.
     """
@@ -88,14 +96,19 @@ def load_settings() -> Settings:
     if unknown:
         raise ConfigurationError(f"unknown setting {', '.join(unknown)}; known: {', '.join(known_variables())}")
     try:
-        return Settings()
+        return kind()
     except ValidationError as error:
         raise ConfigurationError("; ".join(_complaint(e) for e in error.errors())) from None  # type: ignore[arg-type]
 
 
 def known_variables() -> list[str]:
-    """Every environment variable that is a setting."""
-    return [PREFIX + name.upper() for name in Settings.model_fields]
+    """Every environment variable that is a setting: the server's, then those only the download has.
+
+    Both live in one environment (the chart gives it to both containers), so each ignores the other's.
+    """
+    from service.download_settings import DownloadSettings  # it imports this module
+
+    return [PREFIX + name.upper() for name in dict.fromkeys([*Settings.model_fields, *DownloadSettings.model_fields])]
 
 
 def private_run_dir() -> Path:

@@ -1,0 +1,40 @@
+"""The app, built by a factory from finished parts; nothing is made at import."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+
+from service import __version__
+from service.api import chat, health, problems
+from service.api.health import Identity
+from service.api.middleware import RequestContext
+from service.chat.generation import Generation
+from service.engine.base import EngineStatus
+from service.lifecycle import Lifecycle
+from service.metrics import Metrics
+from service.settings import Settings
+
+
+def create_app(
+    settings: Settings,
+    lifecycle: Lifecycle,
+    metrics: Metrics,
+    status: Callable[[], EngineStatus],
+    generation: Callable[[], Generation],
+    identity: Identity,
+    lifespan: Any = None,
+) -> FastAPI:
+    """`generation` gives the loaded model or raises NotReady; `identity` is filled in when that is known."""
+    app = FastAPI(
+        title="internlm-chat",
+        version=__version__,
+        description="Chat with one model on one GPU.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.include_router(health.router(lifecycle, status, identity))
+    app.include_router(chat.router(generation, settings))
+    app.add_middleware(RequestContext, lifecycle=lifecycle, metrics=metrics)
+    problems.install(app)
+    return app

@@ -1,0 +1,92 @@
+"""Reading a JSON body that anybody may have sent: bounded in bytes and time, strict in types, never a 500."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from service.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedMediaType
+
+Model = TypeVar("Model", bound=BaseModel)
+
+SHOWN_CHARACTERS = 60
+
+
+def json_body(model: type[Model], max_bytes: int, timeout: float) -> Callable[[Request], Awaitable[Model]]:
+    """A FastAPI dependency that gives the request's body as `model`.
+
+    Raises UnsupportedMediaType, BodyTooLarge, BodyTimeout or InvalidRequest, naming the field.
+    """
+
+    async def parse(request: Request) -> Model:
+        _require_json(request)
+        return _validate(model, _decode(await _read(request, max_bytes, timeout)))
+
+    return parse
+
+
+def _require_json(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType(
+            f"the body's Content-Type is {media_type or 'missing'!r}; send application/json "
+            "(with curl: -H 'Content-Type: application/json')",
+            field="Content-Type",
+        )
+
+
+async def _read(request: Request, max_bytes: int, timeout: float) -> bytes:
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout):
+            async for part in request.stream():
+                body += part
+                if len(body) > max_bytes:
+                    raise BodyTooLarge(f"the body has more than {max_bytes} bytes, the most that is read", field="body")
+    except TimeoutError:
+        raise BodyTimeout(f"the body was not complete after {timeout:g} s; send it at once", field="body") from None
+    except ClientDisconnect:
+        raise InvalidRequest("the client went away while it sent the body", field="body") from None
+    return bytes(body)
+
+
+def _decode(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise InvalidRequest(
+            "the body's JSON is nested too deep; the fields here need three levels", field="body"
+        ) from None
+    except ValueError as error:  # not UTF-8, not JSON, or a number of more digits than Python will read
+        raise InvalidRequest(f"the body is not JSON: {error}", field="body") from None
+
+
+def _validate(model: type[Model], value: Any) -> Model:
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"the body is a JSON {type(value).__name__}; send an object with a prompt", field="body")
+    try:
+        return model.model_validate(value, strict=True)
+    except ValidationError as error:
+        raise _first_complaint(model, error) from None
+
+
+def _first_complaint(model: type[BaseModel], error: ValidationError) -> InvalidRequest:
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "body"
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(model.model_fields)
+        return InvalidRequest(f"{field} is not a field of this request; known: {known}", field=field)
+    if first["type"] == "missing":
+        return InvalidRequest(f"{field} is missing; it is required", field=field)
+    return InvalidRequest(f"{field}: {first['msg']}{_shown(first['input'])}", field=field)
+
+
+def _shown(value: object) -> str:
+    """The offending value, when it is short enough to help and no container. Never echoes a prompt."""
+    if isinstance(value, bool | int | float) and len(str(value)) <= SHOWN_CHARACTERS:
+        return f" (got {value!r})"
+    return f" (got {type(value).__name__})" if not isinstance(value, str) else ""

@@ -1,0 +1,132 @@
+"""POST /v1/chat: the wire's fields become a Chat, the answer becomes one JSON object or a stream of events."""
+
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from service.api import sse
+from service.api.body import json_body
+from service.api.disconnect import until_disconnect
+from service.api.schema import DEFAULT_SYSTEM, ChatRequest, ChatResponse, Delta, FinalDelta, Usage
+from service.chat.generation import Chat, Done, Generation, TextDelta
+from service.chat.templates import Message
+from service.chat.thinking import THINKING_SYSTEM_PROMPT
+from service.engine.base import SamplingParams
+from service.errors import InvalidRequest, ServiceError
+from service.log import request_id
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Pieces = AsyncGenerator[TextDelta | Done]
+
+DESCRIPTION = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": ChatRequest.model_json_schema()}}}
+}
+
+
+def router(generation: Callable[[], Generation], settings: Settings) -> APIRouter:
+    """The route, for the model that `generation` gives (it raises NotReady while there is none)."""
+    routes = APIRouter()
+    parse: Callable[[Request], Awaitable[ChatRequest]] = json_body(
+        ChatRequest, settings.max_body_bytes, settings.body_timeout
+    )
+
+    @routes.post("/v1/chat", response_model=ChatResponse, openapi_extra=DESCRIPTION, summary="Answer a chat")
+    async def chat(request: Request, body: Annotated[ChatRequest, Depends(parse)]) -> Response:
+        pieces = generation().stream(to_chat(body))
+        transcript = Transcript(body.prompt if settings.log_prompts else None)
+        if body.stream:
+            first = await until_disconnect(request.receive, first_of(pieces))
+            return sse.EventStream(events(first, pieces, transcript))
+        return JSONResponse(await until_disconnect(request.receive, collect(pieces, transcript)))
+
+    return routes
+
+
+def to_chat(body: ChatRequest) -> Chat:
+    """The wire's fields as the use case has them. Raises InvalidRequest for fields that exclude each other."""
+    if body.thinking and body.system is not None:
+        raise InvalidRequest("thinking is a system prompt of its own; send either thinking or system", field="thinking")
+    system = THINKING_SYSTEM_PROMPT if body.thinking else DEFAULT_SYSTEM if body.system is None else body.system
+    messages = [Message("system", system)] if system else []
+    messages += [Message(turn.role, turn.content) for turn in body.history]
+    return Chat(
+        messages=[*messages, Message("user", body.prompt)],
+        sampling=SamplingParams(
+            temperature=body.temperature,
+            top_k=body.top_k,
+            top_p=body.top_p,
+            repetition_penalty=body.repetition_penalty,
+            seed=secrets.randbits(63) if body.seed is None else body.seed,
+        ),
+        max_new_tokens=body.max_new_tokens,
+        stop=body.stop,
+    )
+
+
+class Transcript:
+    """The answer so far. With a prompt given, both are logged when the answer is whole."""
+
+    def __init__(self, logged_prompt: str | None) -> None:
+        self.id = request_id.get()
+        self._prompt = logged_prompt
+        self._texts: list[str] = []
+
+    def add(self, piece: TextDelta) -> Delta:
+        self._texts.append(piece.text)
+        return Delta(id=self.id, delta=piece.text)
+
+    def finish(self, done: Done) -> ChatResponse:
+        response = "".join(self._texts)
+        if self._prompt is not None:
+            logger.info("answered", extra={"fields": {"prompt": self._prompt, "response": response}})
+        return ChatResponse(
+            response=response,
+            time=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+            id=self.id,
+            finish_reason=done.finish_reason,
+            usage=Usage(
+                prompt_tokens=done.prompt_tokens,
+                completion_tokens=done.completion_tokens,
+                cached_tokens=done.cached_tokens,
+            ),
+        )
+
+
+async def first_of(pieces: Pieces) -> TextDelta | Done:
+    """The first piece, before which nothing is sent: what fails until then is answered with its own status."""
+    return await anext(pieces)
+
+
+async def collect(pieces: Pieces, transcript: Transcript) -> dict[str, object]:
+    """The whole answer as one object."""
+    async for piece in pieces:
+        if isinstance(piece, Done):
+            return transcript.finish(piece).model_dump()
+        transcript.add(piece)
+    raise AssertionError("an answer ends in Done or raises")
+
+
+async def events(first: TextDelta | Done, pieces: Pieces, transcript: Transcript) -> AsyncGenerator[bytes]:
+    """The answer as events, the first piece given."""
+    try:
+        yield encode(first, transcript)
+        async for piece in pieces:
+            yield encode(piece, transcript)
+    except ServiceError as problem:
+        yield sse.error(problem)
+    finally:
+        await pieces.aclose()
+    yield sse.DONE
+
+
+def encode(piece: TextDelta | Done, transcript: Transcript) -> bytes:
+    if isinstance(piece, TextDelta):
+        return sse.event(transcript.add(piece))
+    return sse.event(FinalDelta(**transcript.finish(piece).model_dump()))

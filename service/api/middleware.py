@@ -1,0 +1,69 @@
+"""Around every request: an id for it, one log line, one count. Pure ASGI, so that streams pass untouched."""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.lifecycle import Lifecycle, State
+from service.log import request_id
+from service.metrics import Metrics
+
+logger = logging.getLogger("service.access")
+
+_PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+PROBES = {"/", "/healthz"}
+
+
+class RequestContext:
+    """Gives each request its id (the client's X-Request-Id if it is a plain one) and records how it went."""
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, metrics: Metrics) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        start, status = time.perf_counter(), 499
+        name = _request_id(Headers(scope=scope).get("x-request-id", ""))
+        token = request_id.set(name)
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._mark(MutableHeaders(raw=message["headers"]), name)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_marked)
+        finally:
+            self._record(scope, status, time.perf_counter() - start)
+            request_id.reset(token)
+
+    def _mark(self, headers: MutableHeaders, name: str) -> None:
+        headers["X-Request-Id"] = name
+        if self._lifecycle.state is State.DRAINING:
+            headers["Connection"] = "close"  # a kept-alive client must find another pod for its next request
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")  # the template: a raw path would be unbounded
+        self._metrics.http_requests.labels(route, scope["method"], status).inc()
+        quiet = route in PROBES and status == 200
+        logger.log(
+            logging.DEBUG if quiet else logging.INFO,
+            "%s %s %d",
+            scope["method"],
+            scope["path"],
+            status,
+            extra={"fields": {"status": status, "route": route, "seconds": round(seconds, 4)}},
+        )
+
+
+def _request_id(wanted: str) -> str:
+    return wanted if _PLAIN_ID.fullmatch(wanted) else uuid.uuid4().hex

@@ -1,0 +1,72 @@
+"""Errors as RFC 9457 problem documents: every one says what was wrong, where, and the way out."""
+
+import logging
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from service.api.disconnect import ClientGoneError
+from service.errors import ServiceError
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def document(error: ServiceError) -> dict[str, object]:
+    """The problem document of an error, also sent inside a stream that fails half-way."""
+    body: dict[str, object] = {
+        "type": "about:blank",
+        "title": HTTPStatus(error.status).phrase,
+        "status": error.status,
+        "detail": error.message,
+        "code": error.code,
+    }
+    if error.field:
+        body["field"] = error.field
+    return body
+
+
+def response(error: ServiceError) -> JSONResponse:
+    """The problem as a response, with Retry-After where waiting helps."""
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
+    return JSONResponse(document(error), error.status, headers, MEDIA_TYPE)
+
+
+async def on_service_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return response(error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """What the router itself answers: 404 and 405."""
+    assert isinstance(error, HTTPException)
+    detail = f"{request.method} {request.url.path}: {error.detail}"
+    body = {
+        "type": "about:blank",
+        "title": error.detail,
+        "status": error.status_code,
+        "detail": detail,
+        "code": "http_error",
+    }
+    return JSONResponse(body, error.status_code, error.headers, MEDIA_TYPE)
+
+
+async def on_client_gone(_: Request, __: Exception) -> Response:
+    """Nobody reads this answer; the status is for the log and the metrics (nginx's "client closed request")."""
+    return Response(status_code=499)
+
+
+async def on_bug(_: Request, error: Exception) -> Response:
+    """Anything unforeseen: logged whole, told without inside knowledge."""
+    logger.error("unhandled error", exc_info=error)
+    return response(ServiceError("an internal error; the log has it under this answer's X-Request-Id"))
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(ServiceError, on_service_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(ClientGoneError, on_client_gone)
+    app.add_exception_handler(Exception, on_bug)

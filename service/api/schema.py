@@ -1,0 +1,114 @@
+"""The wire models of our own route. Unknown fields are refused, never ignored; every bound is stated once, here."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+DEFAULT_SYSTEM = "You are a helpful assistant."
+DEFAULT_NEW_TOKENS = 1024
+MAX_TEXT_CHARACTERS = 400_000
+"""More than 32,768 tokens of natural language ever hold; what is longer is refused without tokenizing it."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+def _printable(text: str) -> str:
+    found = _CONTROL.search(text)
+    if found:
+        raise ValueError(
+            f"character {found.start() + 1} is the control character U+{ord(found.group()):04X}; "
+            "of those only tab, line feed and carriage return are text"
+        )
+    return text
+
+
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS), AfterValidator(_printable)]
+NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS), AfterValidator(_printable)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Turn(BaseModel):
+    """One earlier message of the conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["user", "assistant"]
+    content: Text
+
+
+class ChatRequest(BaseModel):
+    """A question, and how to answer it. Only `prompt` is required; the defaults are the model card's."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"prompt": "你好"}, {"prompt": "Count to five.", "stream": True}]},
+    )
+
+    prompt: NonEmptyText = Field(description="What the user says.")
+    system: Text | None = Field(None, description=f"System prompt; unset: {DEFAULT_SYSTEM!r}. Empty: none.")
+    history: list[Turn] = Field([], max_length=1000, description="Earlier turns, oldest first.")
+    thinking: bool = Field(False, description="Think step by step: InternLM3's deep-thinking system prompt.")
+    stream: bool = Field(False, description="Answer as server-sent events, piece by piece.")
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=32_768,
+        description=f"Most tokens of the answer; unset: {DEFAULT_NEW_TOKENS} or what the context leaves.",
+    )
+    temperature: Number = Field(1.0, ge=0, le=10, description="0 is greedy.")
+    top_k: int = Field(40, ge=0, le=200_000, description="Draw from the k likeliest tokens; 0: from all.")
+    top_p: Number = Field(
+        0.8, gt=0, le=1, description="Draw from the likeliest tokens that hold this share; 1: from all."
+    )
+    repetition_penalty: Number = Field(
+        1.005, ge=0.01, le=10, description="Above 1: shun tokens that were used; 1: off."
+    )
+    seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed and settings give the same answer.")
+    stop: list[NonEmptyText] = Field([], max_length=16, description="The answer ends before the first of these texts.")
+
+
+class Usage(BaseModel):
+    """Tokens of prompt and answer; `cached_tokens` of the prompt were found in the prefix cache."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class ChatResponse(BaseModel):
+    """The answer. `response`, `status` and `time` are the original contract; the rest came later and may grow."""
+
+    response: str
+    status: Literal[200] = 200
+    time: str = Field(description="Local time, YYYY-MM-DD HH:MM:SS.", examples=["2026-01-31 12:00:00"])
+    id: str
+    finish_reason: Literal["stop", "length"]
+    usage: Usage
+
+
+class Delta(BaseModel):
+    """A piece of a streamed answer."""
+
+    id: str
+    delta: str
+
+
+class FinalDelta(ChatResponse):
+    """The last piece of a streamed answer: what the unstreamed answer would have been."""
+
+    delta: Literal[""] = ""
+
+
+class Health(BaseModel):
+    """Whether the model answers. `message`, `status` and `timestamp` are the original contract."""
+
+    message: str
+    status: Literal["healthy", "starting", "loading", "draining", "failed"]
+    timestamp: str
+    reason: str = ""
+    model: str = ""
+    revision: str | None = None
+    manifest: str | None = Field(None, description="Digest of the model directory's manifest: which weights answer.")
+    versions: dict[str, str] = {}
+    degraded: list[str] = Field([], description="Fast paths that were replaced by slower ones on this GPU.")

@@ -1,0 +1,220 @@
+"""The use case: a conversation goes in, text comes out piece by piece, and every outcome is counted.
+
+Knows the engine only by its interface. Prompts are tokenized off the event loop when they are long.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from service.chat.detokenizer import Detokenizer
+from service.chat.stops import StopMatcher
+from service.chat.templates import ChatTemplate, Message
+from service.chat.tokenizer import Tokenizer
+from service.engine.base import Engine, Finish, FinishReason, GenerationRequest, SamplingParams, Token
+from service.errors import ContextTooLong, DeadlineExceeded, EngineFailed, InvalidRequest, QueueFull, ServiceError
+from service.lifecycle import Lifecycle
+from service.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+INLINE_CHARACTERS = 4096
+"""Up to here tokenizing costs about a millisecond, less than handing it to a thread and back is worth."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What a client wants answered. `max_new_tokens` None: up to the default, or what the context leaves."""
+
+    messages: list[Message]
+    sampling: SamplingParams
+    max_new_tokens: int | None = None
+    stop: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """New text of the answer; never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """The answer is whole. `finish_reason` is "stop" or "length"; counts are tokens."""
+
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds an answer: tokens of prompt and answer together, tokens by default, seconds in all."""
+
+    max_context: int
+    default_new_tokens: int
+    request_timeout: float
+
+
+class Generation:
+    """Answers chats with one loaded model."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        limits: Limits,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._template = template
+        self._limits = limits
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+
+    async def stream(self, chat: Chat) -> AsyncGenerator[TextDelta | Done]:
+        """Text deltas, then one Done. Closing it early stops the work within one engine step.
+
+        Raises NotReady, ContextTooLong, QueueFull, DeadlineExceeded or EngineFailed.
+        """
+        with self._lifecycle.serving():
+            async with aclosing(self.answer(chat)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    async def answer(self, chat: Chat) -> AsyncGenerator[TextDelta | Done]:
+        """As `stream`, whatever the lifecycle says: the readiness probe asks before the service is ready."""
+        request = await self._request(chat)
+        watch = _Stopwatch(self._metrics)
+        answer = _Answer(Detokenizer(self._tokenizer), StopMatcher(chat.stop))
+        try:
+            async with aclosing(self._engine.submit(request)) as events:  # type: ignore[type-var]
+                async for event in events:
+                    if isinstance(event, Finish):
+                        watch.finish = event
+                        break
+                    watch.token(event)
+                    if text := answer.push(event.token):
+                        yield TextDelta(text)
+                    if answer.stopped:
+                        watch.finish = Finish(request.id, FinishReason.STOP)
+                        break
+            reason = _reason(watch.finish, self._limits)
+            if text := answer.flush():
+                yield TextDelta(text)
+            yield Done(reason, len(request.prompt_ids), watch.tokens, watch.cached_tokens)
+        finally:
+            watch.close(len(request.prompt_ids))
+
+    async def _request(self, chat: Chat) -> GenerationRequest:
+        prompt = await self._encode(chat.messages)
+        return GenerationRequest(
+            id=uuid.uuid4().hex,
+            prompt_ids=prompt,
+            max_new_tokens=self._new_tokens(len(prompt), chat.max_new_tokens),
+            stop_ids=self._tokenizer.stop_ids,
+            deadline=time.monotonic() + self._limits.request_timeout,
+            sampling=chat.sampling,
+        )
+
+    async def _encode(self, messages: list[Message]) -> list[int]:
+        if sum(len(message.content) for message in messages) <= INLINE_CHARACTERS:
+            return self._template.encode(messages)
+        return await asyncio.to_thread(self._template.encode, messages)
+
+    def _new_tokens(self, prompt: int, wanted: int | None) -> int:
+        room = self._limits.max_context - prompt
+        if room < 1:
+            raise ContextTooLong(
+                f"the conversation has {prompt} tokens; the context of {self._limits.max_context} tokens must hold it "
+                "and at least one token of answer. Shorten the prompt or the history.",
+                field="prompt",
+            )
+        if wanted is not None and wanted > room:
+            raise ContextTooLong(
+                f"max_new_tokens is {wanted}, but after the conversation's {prompt} tokens the context of "
+                f"{self._limits.max_context} leaves {room}. Ask for at most {room}, or shorten the conversation.",
+                field="max_new_tokens",
+            )
+        return wanted or min(self._limits.default_new_tokens, room)
+
+
+class _Answer:
+    """Tokens to text, cut at the first stop string."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: StopMatcher) -> None:
+        self._detokenizer = detokenizer
+        self._stops = stops
+
+    @property
+    def stopped(self) -> bool:
+        return self._stops.stopped is not None
+
+    def push(self, token: int) -> str:
+        return self._stops.push(self._detokenizer.push([token]))
+
+    def flush(self) -> str:
+        if self.stopped:
+            return ""
+        return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+
+
+class _Stopwatch:
+    """Times one request and hands its figures to the metrics once, however it ends."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._start = time.perf_counter()
+        self._first = self._last = 0.0
+        self.tokens = 0
+        self.cached_tokens = 0
+        self.finish: Finish | None = None
+
+    def token(self, event: Token) -> None:
+        self._last = time.perf_counter()
+        self.tokens += 1
+        if self.tokens == 1:
+            self._first = self._last
+            self.cached_tokens = event.cached_tokens
+            self._metrics.first_token_seconds.observe(self._first - self._start)
+            self._metrics.queue_seconds.observe(event.queue_time)
+
+    def close(self, prompt_tokens: int) -> None:
+        reason = self.finish.reason if self.finish else FinishReason.CANCELLED
+        self._metrics.requests.labels(reason.value).inc()
+        self._metrics.prompt_tokens.observe(prompt_tokens)
+        self._metrics.generation_tokens.observe(self.tokens)
+        self._metrics.request_seconds.observe(time.perf_counter() - self._start)
+        if self.tokens > 1:
+            self._metrics.output_token_seconds.observe((self._last - self._first) / (self.tokens - 1))
+
+
+def _reason(finish: Finish | None, limits: Limits) -> str:
+    """The answer's finish_reason, or the error that the engine's ending means."""
+    if finish is None:
+        raise EngineFailed("the engine ended the answer without a reason")
+    if finish.reason in (FinishReason.STOP, FinishReason.LENGTH):
+        return finish.reason.value
+    raise _error(finish, limits)
+
+
+def _error(finish: Finish, limits: Limits) -> ServiceError:
+    if finish.reason is FinishReason.DEADLINE:
+        return DeadlineExceeded(
+            f"the answer was not done after {limits.request_timeout:g} s, the most a request may take. "
+            "Ask for fewer tokens (max_new_tokens), or stream the answer."
+        )
+    if finish.reason is FinishReason.REJECTED and finish.retry_after:
+        return QueueFull(finish.message, retry_after=finish.retry_after)
+    if finish.reason is FinishReason.REJECTED:
+        return InvalidRequest(finish.message, field="prompt")
+    return EngineFailed(finish.message or "the engine failed", retry_after=finish.retry_after or 5)

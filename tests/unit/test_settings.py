@@ -1,0 +1,74 @@
+"""Settings come from the environment, are bounded, and a typo never serves with a default."""
+
+from pathlib import Path
+
+import pytest
+
+from service.errors import ConfigurationError
+from service.settings import PREFIX, Settings, known_variables, load_settings
+
+
+def test_defaults_are_the_tutorials_ports_and_the_native_engine() -> None:
+    settings = load_settings()
+    assert (settings.port, settings.metrics_port, settings.engine) == (6006, 6007, "native")
+    assert not settings.log_prompts
+
+
+def test_values_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERNLM_PORT", "7000")
+    monkeypatch.setenv("INTERNLM_MODEL_DIR", "/models/internlm3")
+    settings = load_settings()
+    assert settings.port == 7000
+    assert settings.model_dir == Path("/models/internlm3")
+
+
+def test_an_unknown_name_with_our_prefix_refuses_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERNLM_PROT", "7000")
+    with pytest.raises(ConfigurationError, match=r"unknown setting INTERNLM_PROT; known: .*INTERNLM_PORT"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "tcp://10.0.0.1:6006"),  # what Kubernetes' service links would inject
+        ("PORT", "70000"),
+        ("MAX_CONTEXT", "100000"),  # beyond the RoPE cap
+        ("GPU_MEMORY_FRACTION", "1.5"),
+        ("ENGINE", "vllm"),
+        ("LOG_LEVEL", "loud"),
+        ("REQUEST_TIMEOUT", "0"),
+        ("PREFIX_CACHE", "perhaps"),
+    ],
+)
+def test_a_value_out_of_bounds_is_named_with_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(PREFIX + name, value)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+    assert f"{PREFIX}{name}={value!r}" in caught.value.message
+
+
+def test_every_setting_says_what_it_does() -> None:
+    undescribed = [name for name, field in Settings.model_fields.items() if not field.description]
+    assert undescribed == []
+
+
+def test_every_setting_is_a_known_variable() -> None:
+    assert {PREFIX + name.upper() for name in Settings.model_fields} <= set(known_variables())
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
+
+
+def test_the_drain_lasts_as_long_as_the_longest_request() -> None:
+    settings = Settings(request_timeout=100, drain_delay=3)
+    assert settings.drain_timeout == 103
+
+
+def test_the_cache_directory_knows_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Settings().cache == tmp_path / ".cache" / "internlm-chat"
