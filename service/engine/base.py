@@ -176,6 +176,15 @@ class Engine(Protocol):
         ...
 
 
+class StepFailed(Exception):
+    """A step broke, and the device's state is unknown. `events` holds what is still to be sent off, among it the
+    Finish of every request that was open. The cause is chained."""
+
+    def __init__(self, message: str, events: list[Event]) -> None:
+        super().__init__(message)
+        self.events = events
+
+
 class Core(Protocol):
     """The synchronous heart inside the engine process: the worker feeds it, steps it and sends off its events."""
 
@@ -196,7 +205,10 @@ class Core(Protocol):
         ...
 
     def step(self) -> list[Event]:
-        """Do one step of work for all requests; blocks for as long as it takes."""
+        """Do one step of work for all requests; blocks for as long as it takes.
+
+        Raises StepFailed when the step broke; every open request has ended then.
+        """
         ...
 
     def stats(self) -> EngineStats: ...

@@ -10,9 +10,16 @@ from typing import Protocol
 from service.engine.base import GenerationRequest
 
 
+class OutOfMemory(Exception):
+    """The device has no room for this step, also after the runner freed what it could and tried once more."""
+
+
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """One request between admission and its end."""
+    """One request between its arrival and its end.
+
+    Slot and blocks stay as they were when it ends: a step that is still in flight may refer to them.
+    """
 
     request: GenerationRequest
     arrival: float  # time.monotonic() when it came in
@@ -21,10 +28,14 @@ class Sequence:
     cached: int = 0  # prompt tokens found in the prefix cache; whole blocks, never the whole prompt
     scheduled: int = 0  # positions whose KV is written once all planned steps have run
     output: list[int] = field(default_factory=list)  # tokens delivered so far
+    admitted: float = 0.0  # time.monotonic() when it got its slot
+    ended: bool = False  # its Finish is out; tokens that steps in flight still yield for it are dropped
+    prompt_length: int = field(init=False)
+    positions: int = field(init=False)  # KV positions it can need at most: the last token's KV is never written
 
-    @property
-    def prompt_length(self) -> int:
-        return len(self.request.prompt_ids)
+    def __post_init__(self) -> None:
+        self.prompt_length = len(self.request.prompt_ids)
+        self.positions = self.prompt_length + self.request.max_new_tokens - 1
 
     @property
     def is_prefilling(self) -> bool:
@@ -38,6 +49,11 @@ class Chunk:
     sequence: Sequence
     start: int
     end: int
+
+    @property
+    def is_first(self) -> bool:
+        """True of a sequence's first chunk: before it, the runner is told of the sequence."""
+        return self.start == self.sequence.cached
 
     @property
     def completes(self) -> bool:
@@ -74,16 +90,26 @@ class Pending(Protocol):
 
 
 class Runner(Protocol):
-    """Computes steps. `num_blocks` KV blocks of `block_size` tokens; `max_running` sequences at once."""
+    """Computes steps. `num_blocks` KV blocks of `block_size` tokens; `max_running` sequences at once.
+
+    Block 0 never belongs to a sequence: it is scratch, for the rows that pad a batch.
+    """
 
     num_blocks: int
     block_size: int
     max_running: int
 
     def admit(self, sequence: Sequence) -> None:
-        """Fill the sequence's slot: block table, sampling parameters, which tokens its prompt holds."""
+        """Fill the sequence's slot: block table, sampling parameters, which tokens its prompt holds.
+
+        Comes right before the step with the sequence's first chunk, while earlier steps may be in flight: they may
+        still use the slot for its previous owner, so what is written on the device must be ordered behind them.
+        """
         ...
 
     def launch(self, plan: StepPlan) -> Pending:
-        """Start one step. On a GPU this returns before the step is done, and steps run in launch order."""
+        """Start one step. On a GPU this returns before the step is done, and steps run in launch order.
+
+        Raises OutOfMemory when the step did not start and may be planned anew; any other error ends the engine.
+        """
         ...

@@ -1,0 +1,133 @@
+"""The native engine's heart: asks the scheduler for steps, has the runner compute them, hands out the tokens."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from service.engine.admission import Limits
+from service.engine.base import (
+    EngineConfig,
+    EngineInfo,
+    EngineStats,
+    Event,
+    GenerationRequest,
+    GpuMemory,
+    StepFailed,
+)
+from service.engine.kv_cache import BlockPool
+from service.engine.scheduler import Scheduler
+from service.engine.step import OutOfMemory, Pending, Runner, StepPlan
+
+logger = logging.getLogger(__name__)
+
+
+class NativeCore:
+    """`Core` out of a scheduler and a runner.
+
+    `depth` steps stay in flight after `step`: 0 waits for each step (CPU), 1 launches the next step before it waits
+    for the last one's tokens (GPU), so that the device computes while the host handles them.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        info: EngineInfo,
+        config: EngineConfig,
+        *,
+        depth: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        gpu_memory: Callable[[], list[GpuMemory]] = list,
+    ) -> None:
+        pool = BlockPool(runner.num_blocks, runner.block_size, prefix_cache=config.prefix_cache)
+        limits = Limits(
+            max_context=info.max_context,
+            max_running=runner.max_running,
+            max_queue=config.max_queue,
+            step_tokens=config.step_tokens,
+            cache_tokens=pool.total * pool.block_size,
+            vocab_size=info.vocab_size,
+        )
+        self._info = info
+        self._runner = runner
+        self._depth = depth
+        self._clock = clock
+        self._gpu_memory = gpu_memory
+        self._scheduler = Scheduler(limits, pool)
+        self._in_flight: deque[tuple[StepPlan, Pending]] = deque()
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def idle(self) -> bool:
+        """True when a step would have nothing to do."""
+        return self._scheduler.idle and not self._in_flight
+
+    def stats(self) -> EngineStats:
+        return msgspec.structs.replace(self._scheduler.stats(), gpus=self._gpu_memory())
+
+    def add(self, request: GenerationRequest) -> list[Event]:
+        """Take a request in. Returns [] or its Finish with reason REJECTED."""
+        return self._scheduler.add(request, self._clock())
+
+    def cancel(self, request_id: str) -> list[Event]:
+        """Stop a request and free what it holds. Returns its Finish, or [] if it is unknown or has ended."""
+        return self._scheduler.cancel(request_id, self._clock())
+
+    def fail(self, message: str) -> list[Event]:
+        """End every open request with ERROR; steps in flight are given up. The core can go on with new requests."""
+        self._in_flight.clear()
+        return self._scheduler.fail(message, self._clock())
+
+    def fail_newest(self, message: str) -> list[Event]:
+        """End the request that was admitted last with ERROR, so that the others can go on."""
+        return self._scheduler.fail_newest(message, self._clock())
+
+    def step(self) -> list[Event]:
+        """Launch one step, if there is work, and hand out the tokens of the oldest one in flight beyond `depth`.
+
+        Raises StepFailed when launching or waiting fails for another reason than the device's memory.
+        """
+        events = self._scheduler.expire(self._clock())
+        try:
+            launched = self._launch(events)
+            if len(self._in_flight) > (self._depth if launched else 0):
+                events += self._collect()
+            if self.idle:
+                self._scheduler.check_idle()
+        except Exception as error:
+            message = f"the engine broke in a step: {type(error).__name__}: {error}"
+            raise StepFailed(message, events + self.fail(message)) from error
+        return events
+
+    def _launch(self, events: list[Event]) -> bool:
+        """Launch the next step; False when there is nothing to compute, or no memory to compute it in."""
+        plan = self._scheduler.plan(self._clock())
+        if not plan.chunks and not plan.decodes:
+            return False
+        try:
+            for chunk in plan.chunks:
+                if chunk.is_first:
+                    self._runner.admit(chunk.sequence)
+            pending = self._runner.launch(plan)
+        except OutOfMemory as error:
+            self._scheduler.withdraw(plan)
+            logger.error("out of memory in a step of %s prompts and %s decodes", len(plan.chunks), len(plan.decodes))
+            events += self.fail_newest(f"the device ran out of memory: {error}")
+            return False
+        self._scheduler.launched(plan)
+        self._in_flight.append((plan, pending))
+        return True
+
+    def _collect(self) -> list[Event]:
+        """Wait for the oldest step in flight and hand out its tokens."""
+        plan, pending = self._in_flight.popleft()
+        tokens = pending.tokens()
+        expected = len(plan.sampled)
+        if len(tokens) != expected:
+            raise RuntimeError(f"a step gave {len(tokens)} tokens, {expected} were due")
+        return self._scheduler.commit(plan, tokens, self._clock())

@@ -1,0 +1,245 @@
+"""Continuous batching: which tokens of which request each step computes. Pure bookkeeping, no torch, no waiting.
+
+A step is planned without knowing the tokens of the step in flight, so that a GPU never waits for the host. A
+request that ends while a later step is in flight leaves one superfluous token there, which `commit` drops. Its
+slot and blocks go to others at once: the step in flight was launched before any step of the next owner and so
+writes before it, at a position that the next owner writes itself before it is read; and no block is published
+that a step planned later still writes to.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import chain
+
+from service.engine.admission import CompletionRate, Limits, refusal
+from service.engine.base import EngineStats, Event, Finish, FinishReason, GenerationRequest, Token
+from service.engine.kv_cache import BlockPool, Lease
+from service.engine.step import Chunk, Decode, Sequence, StepPlan
+
+
+class Scheduler:
+    """First come, first served, under a budget of tokens per step; see `plan`.
+
+    A request waits until a slot and every block it can ever need are there, so that no step runs out of cache and
+    nothing is preempted. Each request gets exactly one Finish, after all its Tokens.
+    """
+
+    def __init__(self, limits: Limits, pool: BlockPool) -> None:
+        self._limits = limits
+        self._pool = pool
+        self._open: dict[str, Sequence] = {}
+        self._waiting: deque[Sequence] = deque()
+        self._running: dict[Sequence, Lease] = {}  # in order of admission, which is order of arrival
+        self._free_slots = list(reversed(range(limits.max_running)))
+        self._head_blocked = False  # the first waiting request found too few blocks, and none came back since
+        self._rate = CompletionRate()
+        self._prompt_tokens = self._cached_tokens = self._generation_tokens = self._steps = 0
+
+    @property
+    def idle(self) -> bool:
+        """True when no request is open."""
+        return not self._open
+
+    def stats(self) -> EngineStats:
+        """Counts and totals; the GPUs' memory is not known here."""
+        return EngineStats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            kv_blocks_total=self._pool.total,
+            kv_blocks_used=self._pool.used,
+            kv_blocks_cached=self._pool.cached,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            generation_tokens=self._generation_tokens,
+            steps=self._steps,
+        )
+
+    def add(self, request: GenerationRequest, now: float) -> list[Event]:
+        """Let a request wait for its turn. Returns its Finish (REJECTED) when it never fits or too many wait.
+
+        Only a rejection by a full queue has a `retry_after`. Requests that can run at once don't count as waiting.
+        """
+        problem = refusal(request, self._limits)
+        if request.id in self._open:
+            problem = f"a request with the id {request.id!r} is open already"
+        if problem:
+            return [Finish(id=request.id, reason=FinishReason.REJECTED, message=problem)]
+        if not self._open:
+            self._rate.resume(now)
+        sequence = Sequence(request, arrival=now)
+        self._waiting.append(sequence)
+        if len(self._waiting) > self._limits.max_queue:
+            for _ in self._admit(now):
+                pass
+        if len(self._waiting) > self._limits.max_queue:
+            self._waiting.pop()
+            return [self._queue_full(request.id, now)]
+        self._open[request.id] = sequence
+        return []
+
+    def cancel(self, request_id: str, now: float) -> list[Event]:
+        """End a request with CANCELLED; [] when it is not open."""
+        sequence = self._open.get(request_id)
+        return [self._end(sequence, FinishReason.CANCELLED, now)] if sequence else []
+
+    def expire(self, now: float) -> list[Event]:
+        """End every request whose deadline has passed, waiting or running."""
+        late = [s for s in chain(self._running, self._waiting) if s.request.deadline <= now]
+        return [self._end(s, FinishReason.DEADLINE, now, "the deadline of the request passed") for s in late]
+
+    def fail(self, message: str, now: float) -> list[Event]:
+        """End every open request with ERROR and forget all cached prefixes: what the blocks hold is not known."""
+        events: list[Event] = [self._end(s, FinishReason.ERROR, now, message) for s in [*self._running, *self._waiting]]
+        self._pool.forget()
+        return events
+
+    def fail_newest(self, message: str, now: float) -> list[Event]:
+        """End the request that was admitted last with ERROR; [] when none is running."""
+        newest = next(reversed(self._running), None)
+        return [self._end(newest, FinishReason.ERROR, now, message)] if newest else []
+
+    def plan(self, now: float) -> StepPlan:
+        """The next step; empty when there is nothing to compute.
+
+        First one decode for every running sequence, then prefill in order of arrival with what is left of
+        `step_tokens`. Prefill gets a block's worth of tokens in any case, so that decodes alone can't starve it.
+        Must be followed by `launched` or `withdraw`.
+        """
+        decodes, prefilling = self._plan_decodes()
+        floor = min(self._pool.block_size, self._limits.step_tokens)
+        budget = max(self._limits.step_tokens - len(decodes), floor)
+        chunks = []
+        for sequence in chain(prefilling, self._admit(now)):
+            end = min(sequence.scheduled + budget, sequence.prompt_length)
+            chunks.append(Chunk(sequence, sequence.scheduled, end))
+            budget -= end - sequence.scheduled
+            sequence.scheduled = end
+            if not budget:
+                break
+        return StepPlan(chunks, decodes)
+
+    def launched(self, plan: StepPlan) -> None:
+        """The planned step was launched: what it writes of prompts may be shared with steps to come."""
+        self._steps += 1
+        for chunk in plan.chunks:
+            self._publish(chunk.sequence, chunk.end)
+
+    def withdraw(self, plan: StepPlan) -> None:
+        """The planned step, the latest one, was not launched: its work is still to do."""
+        for chunk in plan.chunks:
+            chunk.sequence.scheduled = chunk.start
+        for decode in plan.decodes:
+            decode.sequence.scheduled = decode.position
+
+    def commit(self, plan: StepPlan, tokens: list[int], now: float) -> list[Event]:
+        """Hand out the tokens of a step, one per entry of `plan.sampled`, and end the requests that are complete."""
+        events: list[Event] = []
+        block_size = self._pool.block_size
+        for sequence, token in zip(plan.sampled, tokens, strict=True):
+            if sequence.ended:
+                continue
+            self._generation_tokens += 1
+            sequence.output.append(token)
+            events.append(self._token_event(sequence, token))
+            # The KV of all tokens but the last is written by steps that were launched.
+            written = sequence.prompt_length + len(sequence.output) - 1
+            if not written % block_size:
+                self._publish(sequence, written)
+            if token in sequence.request.stop_ids:
+                events.append(self._end(sequence, FinishReason.STOP, now))
+            elif len(sequence.output) == sequence.request.max_new_tokens:
+                events.append(self._end(sequence, FinishReason.LENGTH, now))
+        return events
+
+    def check_idle(self) -> None:
+        """Raise AssertionError when blocks or slots are taken though no request is open. Costs nothing."""
+        assert not self._open
+        assert not self._pool.used, f"{self._pool.used} KV blocks are taken, but no request is open"
+        assert len(self._free_slots) == self._limits.max_running, "a slot is taken, but no request is open"
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless slots, blocks and requests account for each other. For tests: O(blocks)."""
+        self._pool.check_integrity()
+        slots = [*self._free_slots, *(sequence.slot for sequence in self._running)]
+        assert sorted(slots) == list(range(self._limits.max_running)), "a slot is lost or taken twice"
+        assert set(self._open.values()) == {*self._running, *self._waiting}, "an open request is nowhere"
+        held = {b for lease in self._running.values() for b in (*lease.blocks, *lease.twins.values())}
+        assert len(held) == self._pool.used, "a block is held by nobody"
+
+    def _plan_decodes(self) -> tuple[list[Decode], list[Sequence]]:
+        """A decode for every sequence that has tokens to come, and the sequences still in prefill."""
+        decodes, prefilling = [], []
+        for sequence in self._running:
+            position = sequence.scheduled
+            if position < sequence.prompt_length:
+                prefilling.append(sequence)
+            elif position < sequence.positions:
+                decodes.append(Decode(sequence, position))
+                sequence.scheduled = position + 1
+        return decodes, prefilling
+
+    def _admit(self, now: float) -> Iterator[Sequence]:
+        """Admit waiting requests in order, one at each turn of the iterator, as long as slots and blocks last.
+
+        Late admission pays: the later a prompt is looked up, the more of it may have been published by then.
+        """
+        while self._waiting and self._free_slots and not self._head_blocked:
+            sequence = self._waiting[0]
+            lease = self._pool.lease(sequence.request.prompt_ids, sequence.positions)
+            if lease is None:
+                self._head_blocked = True
+                return
+            self._waiting.popleft()
+            self._running[sequence] = lease
+            sequence.slot = self._free_slots.pop()
+            sequence.blocks = lease.blocks
+            sequence.cached = sequence.scheduled = lease.cached_blocks * self._pool.block_size
+            sequence.admitted = now
+            self._prompt_tokens += sequence.prompt_length
+            self._cached_tokens += sequence.cached
+            yield sequence
+
+    def _publish(self, sequence: Sequence, written: int) -> None:
+        """Offer the sequence's blocks for reuse that are full once `written` positions are written."""
+        lease, size = self._running[sequence], self._pool.block_size
+        for position in self._pool.unpublished(lease, written):
+            self._pool.publish(lease, _tokens(sequence, position * size, (position + 1) * size))
+
+    def _token_event(self, sequence: Sequence, token: int) -> Token:
+        request_id = sequence.request.id
+        if len(sequence.output) > 1:
+            return Token(request_id, token)
+        return Token(request_id, token, sequence.admitted - sequence.arrival, sequence.cached)
+
+    def _end(self, sequence: Sequence, reason: FinishReason, now: float, message: str = "") -> Finish:
+        """Give back what a request holds; its one Finish."""
+        del self._open[sequence.request.id]
+        sequence.ended = True
+        lease = self._running.pop(sequence, None)
+        if lease is None:
+            self._waiting.remove(sequence)
+        else:
+            self._pool.release(lease)
+            self._free_slots.append(sequence.slot)
+        self._head_blocked = False
+        if reason is not FinishReason.ERROR:
+            self._rate.count(now)
+        return Finish(sequence.request.id, reason, message)
+
+    def _queue_full(self, request_id: str, now: float) -> Finish:
+        waiting = len(self._waiting)
+        retry_after = self._rate.retry_after(waiting, now)
+        message = (
+            f"{waiting} requests are waiting, as many as max_queue (INTERNLM_MAX_QUEUE) allows: "
+            f"{self._limits.max_queue}; come back in {retry_after} s"
+        )
+        return Finish(request_id, FinishReason.REJECTED, message, retry_after)
+
+
+def _tokens(sequence: Sequence, start: int, end: int) -> list[int]:
+    """The tokens at positions start <= i < end of prompt and output."""
+    prompt = sequence.request.prompt_ids
+    if end <= len(prompt):
+        return prompt[start:end]
+    offset = len(prompt)
+    return prompt[start:] + sequence.output[max(start - offset, 0) : end - offset]
