@@ -1,0 +1,227 @@
+"""An engine without a model: it echoes the prompt, token by token, with the real one's queue, batch and failures.
+
+For tests, and for trying the API, the chart, dashboards and alerts on a machine without a GPU.
+"""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.engine.base import (
+    EngineConfig,
+    EngineInfo,
+    EngineStats,
+    Event,
+    Finish,
+    FinishReason,
+    GenerationRequest,
+    StepFailed,
+    Token,
+)
+from service.engine.local import LocalEngine
+
+VOCABULARY = 128_512
+"""InternLM3's; the fake itself takes any id."""
+
+DEFAULT_RUNNING = 8
+
+
+class FakeCrash(Exception):
+    """The fake broke because its script says so."""
+
+
+@dataclass(frozen=True)
+class FakeScript:
+    """How fast the fake is and how it fails. Steps count from 1; 0 means never. Durations in seconds."""
+
+    load_seconds: float = 0.0
+    step_seconds: float = 0.0
+    crash_at_step: int = 0
+    hang_at_step: int = 0
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """One request: what it will say, and how far it got."""
+
+    request: GenerationRequest
+    arrival: float
+    answer: list[int]
+    said: int = 0
+    queue_time: float = 0.0
+
+    def next_token(self) -> int:
+        # Past its answer (there is no stop id) it starts anew: only max_new_tokens ends it.
+        token = self.answer[self.said % len(self.answer)]
+        self.said += 1
+        return token
+
+
+def echo(request: GenerationRequest) -> list[int]:
+    """The fake's answer: the prompt's ids but for stop ids, then the first stop id, if there is one."""
+    said = [token for token in request.prompt_ids if token not in request.stop_ids]
+    return (said + request.stop_ids[:1]) or [0]
+
+
+class FakeCore:
+    """A Core that echoes. One token per running request and step; first come, first served."""
+
+    def __init__(self, config: EngineConfig, script: FakeScript = FakeScript()) -> None:
+        self._config = config
+        self._script = script
+        self._max_running = config.max_running or DEFAULT_RUNNING
+        self._waiting: deque[_Sequence] = deque()
+        self._running: dict[str, _Sequence] = {}
+        self._counts = _Counts()
+        self._released = threading.Event()
+        time.sleep(script.load_seconds)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it would say if it had loaded something."""
+        return EngineInfo(
+            kind="fake",
+            device="cpu",
+            dtype="none",
+            max_context=self._config.max_context,
+            max_running=self._max_running,
+            vocab_size=VOCABULARY,
+            startup_seconds={"load": self._script.load_seconds},
+        )
+
+    @property
+    def idle(self) -> bool:
+        """True when nothing waits and nothing runs."""
+        return not self._waiting and not self._running
+
+    def add(self, request: GenerationRequest) -> list[Event]:
+        """Queue a request; a Finish with reason REJECTED when it is too long or the queue is full."""
+        needed, most = len(request.prompt_ids) + request.max_new_tokens, self._config.max_context
+        if needed > most:
+            message = f"prompt and max_new_tokens need {needed} tokens; the engine's context has {most}"
+            return [Finish(request.id, FinishReason.REJECTED, message)]
+        if len(self._waiting) + len(self._running) >= self._max_running + self._config.max_queue:
+            message = f"{self._config.max_queue} requests are waiting already, as many as may wait"
+            return [Finish(request.id, FinishReason.REJECTED, message, self._retry_after())]
+        self._waiting.append(_Sequence(request, time.monotonic(), echo(request)))
+        return []
+
+    def cancel(self, request_id: str) -> list[Event]:
+        """Forget a request, running or waiting."""
+        if self._running.pop(request_id, None):
+            return [Finish(request_id, FinishReason.CANCELLED)]
+        for sequence in self._waiting:
+            if sequence.request.id == request_id:
+                self._waiting.remove(sequence)
+                return [Finish(request_id, FinishReason.CANCELLED)]
+        return []
+
+    def step(self) -> list[Event]:
+        """Say one more token of each running request."""
+        self._counts.steps += 1
+        self._misbehave()
+        time.sleep(self._script.step_seconds)
+        events = self._expire(time.monotonic())
+        self._admit(time.monotonic())
+        for sequence in list(self._running.values()):
+            events += self._advance(sequence)
+        return events
+
+    def stats(self) -> EngineStats:
+        """Counts; a KV block is reserved as the real engine would reserve it."""
+        per_request = math.ceil(self._config.max_context / self._config.block_size)
+        return EngineStats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            kv_blocks_total=per_request * self._max_running,
+            kv_blocks_used=sum(self._blocks(sequence.request) for sequence in self._running.values()),
+            prompt_tokens=self._counts.prompt_tokens,
+            generation_tokens=self._counts.generation_tokens,
+            steps=self._counts.steps,
+        )
+
+    def release(self) -> None:
+        """End a hang the script asked for."""
+        self._released.set()
+
+    def _misbehave(self) -> None:
+        if self._counts.steps == self._script.hang_at_step:
+            self._released.wait()
+        if self._counts.steps == self._script.crash_at_step:
+            events: list[Event] = [
+                Finish(sequence.request.id, FinishReason.ERROR, "the fake engine crashed as its script says")
+                for sequence in [*self._running.values(), *self._waiting]
+            ]
+            self._running.clear()
+            self._waiting.clear()
+            raise StepFailed(f"the script says: crash at step {self._counts.steps}", events) from FakeCrash()
+
+    def _expire(self, now: float) -> list[Event]:
+        late = [s.request.id for s in [*self._running.values(), *self._waiting] if s.request.deadline <= now]
+        for request_id in late:
+            self.cancel(request_id)
+        return [Finish(request_id, FinishReason.DEADLINE) for request_id in late]
+
+    def _admit(self, now: float) -> None:
+        while self._waiting and len(self._running) < self._max_running:
+            sequence = self._waiting.popleft()
+            sequence.queue_time = now - sequence.arrival
+            self._running[sequence.request.id] = sequence
+            self._counts.prompt_tokens += len(sequence.request.prompt_ids)
+
+    def _advance(self, sequence: _Sequence) -> list[Event]:
+        request, token = sequence.request, sequence.next_token()
+        self._counts.generation_tokens += 1
+        events: list[Event] = [Token(request.id, token, sequence.queue_time if sequence.said == 1 else 0.0)]
+        if token in request.stop_ids:
+            events.append(Finish(request.id, FinishReason.STOP))
+        elif sequence.said >= request.max_new_tokens:
+            events.append(Finish(request.id, FinishReason.LENGTH))
+        if len(events) > 1:
+            del self._running[request.id]
+        return events
+
+    def _blocks(self, request: GenerationRequest) -> int:
+        return math.ceil((len(request.prompt_ids) + request.max_new_tokens) / self._config.block_size)
+
+    def _retry_after(self) -> int:
+        """Seconds until the first running request must have ended."""
+        steps = min((s.request.max_new_tokens - s.said for s in self._running.values()), default=0)
+        return max(1, math.ceil(steps * self._script.step_seconds))
+
+
+@dataclass(slots=True)
+class _Counts:
+    """Totals since the start."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+
+
+class FakeEngine(LocalEngine):
+    """A FakeCore in this process, as an Engine."""
+
+    def __init__(self, config: EngineConfig | None = None, script: FakeScript = FakeScript()) -> None:
+        self._config_used = config or EngineConfig(kind="fake", model_dir="")
+        self._script = script
+        self._core: FakeCore | None = None
+        super().__init__(self._build, step_timeout=self._config_used.step_timeout)
+
+    def release(self) -> None:
+        """End a hang the script asked for."""
+        if self._core is not None:
+            self._core.release()
+
+    async def stop(self) -> None:
+        """As LocalEngine, but a scripted hang ends too."""
+        self.release()
+        await super().stop()
+
+    def _build(self, progress: Callable[[str], None]) -> FakeCore:
+        progress("pretending to load")
+        self._core = FakeCore(self._config_used, self._script)
+        return self._core
