@@ -1,0 +1,124 @@
+"""A model directory's tensors: which safetensors file holds which, whether they fit, and reading them in parallel."""
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from service.errors import ConfigurationError
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+READERS = 8
+"""Threads that read: enough to keep a network volume or an NVMe disk busy, few enough for a small pod."""
+NAMES_SHOWN = 8
+
+
+class Checkpoint:
+    """The tensors of `model_dir`, found through its index or in its single file.
+
+    `is_ignored` names tensors that are neither expected nor reported. Every method raises ConfigurationError for
+    a file that is absent, damaged or unreadable.
+    """
+
+    def __init__(self, model_dir: Path, is_ignored: Callable[[str], bool]) -> None:
+        self.model_dir = model_dir
+        self._files = {name: path for name, path in _find(model_dir).items() if not is_ignored(name)}
+
+    def check(self, places: Mapping[str, torch.Tensor]) -> None:
+        """Raise ConfigurationError naming every tensor that is missing, has no place or doesn't fit its place."""
+        problems = {
+            "missing": sorted(places.keys() - self._files.keys()),
+            "unexpected": sorted(self._files.keys() - places.keys()),
+            "of another shape": self._misshapen(places),
+        }
+        told = [f"{kind}: {_shown(names)}" for kind, names in problems.items() if names]
+        if told:
+            raise ConfigurationError(f"{self.model_dir}: tensors do not match config.json; {'; '.join(told)}")
+
+    def read_into(self, places: Mapping[str, torch.Tensor]) -> int:
+        """Copy every tensor to its place, cast to the place's dtype. Returns the bytes read."""
+        with ThreadPoolExecutor(READERS, thread_name_prefix="weights") as readers:
+            return sum(readers.map(partial(_read, places), self._tasks()))
+
+    def _misshapen(self, places: Mapping[str, torch.Tensor]) -> list[str]:
+        wrong = []
+        for path, names in self._by_file().items():
+            with _open(path) as opened:
+                for name in names:
+                    found = list(_slice(opened, path, name).get_shape())
+                    if name in places and found != list(places[name].shape):
+                        wrong.append(f"{name} {found} instead of {list(places[name].shape)}")
+        return wrong
+
+    def _tasks(self) -> list[tuple[Path, list[str]]]:
+        """Each file's tensors dealt out, so that a single file too is read by several readers."""
+        size = max(1, len(self._files) // READERS)
+        return [
+            (path, names[start : start + size])
+            for path, names in self._by_file().items()
+            for start in range(0, len(names), size)
+        ]
+
+    def _by_file(self) -> dict[Path, list[str]]:
+        by_file: dict[Path, list[str]] = {}
+        for name in sorted(self._files):
+            by_file.setdefault(self._files[name], []).append(name)
+        return by_file
+
+
+def _find(model_dir: Path) -> dict[str, Path]:
+    index, single = model_dir / INDEX_FILE, model_dir / SINGLE_FILE
+    if index.is_file():
+        files = {name: model_dir / file for name, file in _read_index(index).items()}
+    elif single.is_file():
+        with _open(single) as opened:
+            files = dict.fromkeys(opened.keys(), single)
+    else:
+        raise ConfigurationError(f"{model_dir}: neither {INDEX_FILE} nor {SINGLE_FILE} is there")
+    absent = sorted({path.name for path in files.values() if not path.is_file()})
+    if absent:
+        raise ConfigurationError(f"{index}: files it names are not there: {', '.join(absent)}")
+    return files
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        return {str(name): str(file) for name, file in json.loads(path.read_text("utf-8"))["weight_map"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"{path}: not a safetensors index ({error!r})") from error
+
+
+def _read(places: Mapping[str, torch.Tensor], task: tuple[Path, list[str]]) -> int:
+    path, names = task
+    count = 0
+    with _open(path) as opened:
+        for name in names:
+            tensor: torch.Tensor = opened.get_tensor(name)
+            places[name].copy_(tensor)
+            count += tensor.numel() * tensor.element_size()
+    return count
+
+
+def _slice(opened: Any, path: Path, name: str) -> Any:
+    try:
+        return opened.get_slice(name)
+    except SafetensorError as error:
+        raise ConfigurationError(f"{path}: the index promises {name}, which is not in it") from error
+
+
+def _open(path: Path) -> Any:  # safetensors has no types
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (OSError, SafetensorError) as error:
+        raise ConfigurationError(f"{path}: damaged or unreadable ({error})") from error
+
+
+def _shown(names: list[str]) -> str:
+    rest = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
