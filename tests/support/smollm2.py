@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from service.delivery.pip_failure import IndexUnreachable
 from service.delivery.progress import LogProgress
-from service.delivery.pypi import IndexUnreachable
 from service.delivery.smollm2 import ensure_small_model
 from service.settings import Settings
 
