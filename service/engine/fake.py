@@ -35,7 +35,10 @@ class FakeCrash(Exception):
 
 @dataclass(frozen=True)
 class FakeScript:
-    """How fast the fake is and how it fails. Steps count from 1; 0 means never. Durations in seconds."""
+    """How fast the fake is and how it fails. Steps count from 1; 0 means never. Durations in seconds.
+
+    A hang lasts until `FakeCore.release`.
+    """
 
     load_seconds: float = 0.0
     step_seconds: float = 0.0

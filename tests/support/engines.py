@@ -2,9 +2,12 @@
 
 import asyncio
 import itertools
+import json
+import sys
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from pathlib import Path
 
 from service.engine.base import (
     Engine,
@@ -20,6 +23,8 @@ from service.engine.base import (
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
 PATIENCE = 60.0
 """Seconds after which a test that waits for something gives up; no test depends on it being short."""
+
+SUPPORT = Path(__file__).parent
 
 _ids = itertools.count()
 
@@ -87,5 +92,24 @@ def reason_of(events: list[Event]) -> FinishReason:
 async def until(condition: Callable[[], object]) -> None:
     """Wait for what other threads or processes bring about."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens elsewhere
+        while not condition():
             await asyncio.sleep(0.005)
+
+
+def scripted(**script: object) -> tuple[str, ...]:
+    """The command of an engine process whose fake core follows a script: `FakeScript`'s fields, and those of
+    tests/support/scripted_worker.py."""
+    return (sys.executable, str(SUPPORT / "scripted_worker.py"), json.dumps(script))
+
+
+def is_alive(pid: int) -> bool:
+    """True while the process runs; a zombie does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def recorded_pid(run_dir: Path) -> int:
+    """The pid of a run directory's engine process."""
+    return int((run_dir / "engine.pid").read_text())

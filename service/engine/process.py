@@ -1,0 +1,257 @@
+"""Finds the engine process of a run directory, or starts one; ends it, and leaves no trace of it.
+
+The run directory is private and holds `engine.sock` and `engine.pid`; a lock on the directory itself makes sure
+that two web workers never start two engines. The starter opens the listening socket and hands it to the child, so
+that connecting never has to be retried, and a child that dies is noticed as the end of the connection. The engine
+outlives the web worker that started it: the next worker finds it, and need not load the model again.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from service.engine import wire
+from service.engine.base import EngineConfig
+from service.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+WORKER = (sys.executable, "-m", "service.engine.worker")
+HELLO_TIMEOUT = 10.0
+"""Seconds in which a running engine introduces itself. Its listener does nothing else, but an import may hold it up."""
+EXIT_TIMEOUT = 15.0
+"""Seconds an engine gets to end before it is killed."""
+LONGEST_SOCKET_PATH = 100
+"""Bytes. sockaddr_un holds 108 on Linux and 104 on macOS."""
+
+
+class Orders(msgspec.Struct, frozen=True, kw_only=True):
+    """What a starter tells the engine process, as JSON on its standard input."""
+
+    config: EngineConfig
+    run_dir: str
+    listener: int  # file descriptor of the listening socket
+    orphan_seconds: float
+
+
+@dataclass(slots=True)
+class EngineProcess:
+    """An engine process: a child of this process, or one that was found."""
+
+    pid: int
+    child: subprocess.Popen[bytes] | None = None
+
+    def kill(self) -> None:
+        """End it at once. Only while connected to it, or as its parent: then the pid can be nobody else's."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def disown(self) -> None:
+        """Leave a child to others who use it; should it end before this process does, it leaves no zombie."""
+        if self.child is not None:
+            threading.Thread(target=self.child.wait, name="engine reaper", daemon=True).start()
+
+    def reap(self) -> str:
+        """Wait for the end of a process whose connection has ended, and say how it ended. Blocks."""
+        if self.child is None:
+            return f"the engine process {self.pid} went away"
+        try:
+            status = self.child.wait(EXIT_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            status = self.child.wait()
+        return describe_exit(status)
+
+
+@dataclass(slots=True)
+class Found:
+    """An engine process and a connection to it."""
+
+    process: EngineProcess
+    connection: socket.socket
+
+
+def describe_exit(status: int) -> str:
+    """A sentence for an exit status as `subprocess` counts it: negative for a signal."""
+    if status >= 0:
+        return f"the engine process ended with exit code {status}"
+    name = signal.Signals(-status).name
+    hint = ", perhaps out of memory" if name == "SIGKILL" else ""
+    return f"the engine process was killed by {name}{hint}"
+
+
+def find_or_start(config: EngineConfig, run_dir: Path, command: Sequence[str], orphan_seconds: float) -> Found:
+    """Connect to the run directory's engine if it is the one wanted; else end it and start that one. Blocks.
+
+    Raises ConfigurationError for a run directory that cannot be used, OSError when no process can be started.
+    """
+    prepare(run_dir)
+    with locked(run_dir):
+        found = _find(config, run_dir)
+        if found is not None:
+            logger.info("found a running engine process", extra={"fields": {"pid": found.process.pid}})
+            return found
+        _remove_traces(run_dir)
+        try:
+            found = _start(config, run_dir, command, orphan_seconds)
+        except OSError:
+            _remove_traces(run_dir)
+            raise
+        logger.info("started an engine process", extra={"fields": {"pid": found.process.pid}})
+        return found
+
+
+def prepare(run_dir: Path) -> None:
+    """Make the run directory; raises ConfigurationError if others may enter it or its name is too long."""
+    if len(os.fsencode(_socket_path(run_dir))) > LONGEST_SOCKET_PATH:
+        raise ConfigurationError(f"the run directory's name is too long for a socket: {run_dir}", field="run_dir")
+    try:
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = run_dir.stat()
+    except OSError as error:
+        raise ConfigurationError(f"the run directory cannot be used: {error}", field="run_dir") from error
+    if status.st_mode & 0o077 or status.st_uid != os.getuid():
+        raise ConfigurationError(
+            f"the run directory {run_dir} must belong to this user and be closed to others (chmod 700)", field="run_dir"
+        )
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the run directory's lock; raises BlockingIOError if someone else does and `wait` is False."""
+    directory = os.open(run_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(directory)
+
+
+def forget(run_dir: Path, pid: int, *, wait: bool = True) -> bool:
+    """Remove the traces of the engine process `pid`, which has ended or is about to; those of a successor stay.
+
+    False if `wait` is False and someone holds the lock: someone is about to connect.
+    """
+    try:
+        with locked(run_dir, wait=wait):
+            if _recorded_pid(run_dir) == pid:
+                _remove_traces(run_dir)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        pass  # the whole directory is gone
+    return True
+
+
+def _find(config: EngineConfig, run_dir: Path) -> Found | None:
+    """The running engine, if it is the wanted one; any other is ended."""
+    connection = _connect(run_dir)
+    if connection is None:
+        return None
+    hello = _greet(connection)
+    if hello is not None and hello == wire.hello_of(config, hello.pid):
+        connection.settimeout(None)
+        return Found(EngineProcess(hello.pid), connection)
+    with connection:
+        _end(connection, hello.pid if hello else _recorded_pid(run_dir), asked=hello is not None)
+    return None
+
+
+def _connect(run_dir: Path) -> socket.socket | None:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(HELLO_TIMEOUT)
+    try:
+        connection.connect(str(_socket_path(run_dir)))
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+def _greet(connection: socket.socket) -> wire.Hello | None:
+    """The engine's Hello; None when it is silent, gone, or no engine of this version."""
+    try:
+        hello = wire.receive(connection, wire.engine_decoder())
+    except (TimeoutError, msgspec.DecodeError):
+        return None
+    return hello if isinstance(hello, wire.Hello) else None
+
+
+def _end(connection: socket.socket, pid: int | None, *, asked: bool) -> None:
+    """Have an engine end that is not wanted: ask one that can listen, kill one that does not."""
+    logger.warning("ending an engine process that has other settings or is stuck", extra={"fields": {"pid": pid}})
+    if asked:
+        with contextlib.suppress(OSError):
+            connection.sendall(wire.frame(wire.Stop(force=True)))
+    connection.settimeout(EXIT_TIMEOUT if asked else 0.0)
+    if not _gone(connection) and pid is not None:
+        EngineProcess(pid).kill()
+        connection.settimeout(EXIT_TIMEOUT)
+        _gone(connection)
+
+
+def _gone(connection: socket.socket) -> bool:
+    """Read until the other side has gone; False when it is still there after the socket's timeout.
+
+    The kernel closes the connection when the process ends: this works for processes that are nobody's child.
+    """
+    try:
+        while connection.recv(65536):
+            pass
+    except ConnectionError:
+        return True
+    except (TimeoutError, BlockingIOError):
+        return False
+    return True
+
+
+def _start(config: EngineConfig, run_dir: Path, command: Sequence[str], orphan_seconds: float) -> Found:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(_socket_path(run_dir)))
+        listener.listen()
+        orders = Orders(config=config, run_dir=str(run_dir), listener=listener.fileno(), orphan_seconds=orphan_seconds)
+        child = subprocess.Popen(  # noqa: S603 - the command is ours
+            command,
+            stdin=subprocess.PIPE,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,  # Ctrl-C in a terminal is for the server, which then stops the engine in order
+        )
+        _pid_path(run_dir).write_text(str(child.pid))
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect(str(_socket_path(run_dir)))
+    assert child.stdin is not None
+    # A child that has died already is found out by the end of its connection.
+    with contextlib.suppress(BrokenPipeError), child.stdin:
+        child.stdin.write(msgspec.json.encode(orders))
+    return Found(EngineProcess(child.pid, child), connection)
+
+
+def _remove_traces(run_dir: Path) -> None:
+    _socket_path(run_dir).unlink(missing_ok=True)
+    _pid_path(run_dir).unlink(missing_ok=True)
+
+
+def _recorded_pid(run_dir: Path) -> int | None:
+    try:
+        return int(_pid_path(run_dir).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _socket_path(run_dir: Path) -> Path:
+    return run_dir / "engine.sock"
+
+
+def _pid_path(run_dir: Path) -> Path:
+    return run_dir / "engine.pid"

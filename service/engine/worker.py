@@ -1,0 +1,102 @@
+"""The engine process: `python -m service.engine.worker`, with its orders on standard input.
+
+The main thread loads the core and runs the step loop; the listener's thread does all else. It ends on SIGTERM, on a
+Stop, when nobody has been connected for a while, and when the core breaks: then with a last message that says why.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+
+from service import log
+from service.engine.base import Core, EngineConfig, StepFailed
+from service.engine.listener import Listener
+from service.engine.loop import StepLoop
+from service.engine.process import Orders, forget
+from service.errors import ConfigurationError
+
+logger = logging.getLogger("service.engine.worker")  # __name__ is "__main__" here
+
+EXIT_STOPPED, EXIT_BROKEN, EXIT_MISCONFIGURED = 0, 1, 2
+
+FAKE_STEP_SECONDS = 0.01
+"""The pace of the fake engine: about what a step takes on a GPU, so that dashboards look as they will."""
+
+Build = Callable[[EngineConfig, Callable[[str], None]], Core]
+
+
+def build(config: EngineConfig, progress: Callable[[str], None]) -> Core:
+    """The core of the configured kind. Only the real ones import torch."""
+    if config.kind == "fake":
+        from service.engine.fake import FakeCore, FakeScript
+
+        return FakeCore(config, FakeScript(step_seconds=FAKE_STEP_SECONDS))
+    progress("importing torch")
+    from service.engine.build import build_core
+
+    return build_core(config, progress)
+
+
+class Worker:
+    """One engine process's life. `run` is called once, on the main thread."""
+
+    def __init__(self, orders: Orders, build: Build) -> None:
+        self._orders = orders
+        self._build = build
+        self._listener = Listener(orders)
+        self._steps: StepLoop | None = None
+
+    def run(self) -> int:
+        """Load, then serve until the end; returns the exit code."""
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        try:
+            self._serve()
+        except SystemExit:
+            return self._end("the engine was stopped while it was loading", EXIT_STOPPED)
+        except ConfigurationError as error:
+            return self._end(str(error), EXIT_MISCONFIGURED)
+        except StepFailed as error:
+            logger.exception("a step broke")
+            return self._end(str(error), EXIT_BROKEN)
+        except Exception as error:
+            logger.exception("the engine broke")
+            return self._end(f"{type(error).__name__}: {error}", EXIT_BROKEN)
+        return self._end("the engine was stopped", EXIT_STOPPED)
+
+    def _serve(self) -> None:
+        core = self._build(self._orders.config, self._listener.phase)
+        self._steps = StepLoop(core, self._listener.report)
+        self._listener.ready(self._steps, core.info)
+        logger.info("the engine is ready", extra={"fields": core.info.startup_seconds})
+        self._steps.run()
+
+    def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
+        if self._steps is None:
+            raise SystemExit
+        self._steps.stop()
+
+    def _end(self, reason: str, code: int) -> int:
+        self._listener.farewell(reason, restart=code != EXIT_MISCONFIGURED)
+        forget(Path(self._orders.run_dir), os.getpid(), wait=False)
+        logger.info("the engine process ends: %s", reason)
+        return code
+
+
+def main(build: Build = build) -> None:
+    """Read the orders, serve, and leave the process."""
+    orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
+    log.configure(orders.config.log_level, orders.config.log_format)
+    code = Worker(orders, build).run()
+    logging.shutdown()
+    # Not sys.exit: tearing down an interpreter whose CUDA context is broken can hang.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

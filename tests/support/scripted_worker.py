@@ -1,0 +1,37 @@
+"""A real engine process around a fake core that follows a script, given as JSON in its first argument.
+
+SIGUSR1 ends a hang the script asked for. Run by `scripted` of tests/support/engines.py.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from service.engine.base import EngineConfig
+from service.engine.fake import FakeCore, FakeScript
+from service.engine.worker import main
+from service.errors import ConfigurationError
+
+script = msgspec.json.decode(sys.argv[1])
+misconfigured = script.pop("misconfigured", "")
+broken = script.pop("broken", "")
+load_seconds = script.pop("load_seconds", 0)
+
+
+def build(config: EngineConfig, progress: Callable[[str], None]) -> FakeCore:
+    """Load as the script says."""
+    progress("pretending to load")
+    time.sleep(load_seconds)
+    if misconfigured:
+        raise ConfigurationError(misconfigured)
+    if broken:
+        raise RuntimeError(broken)
+    core = FakeCore(config, FakeScript(**script))
+    signal.signal(signal.SIGUSR1, lambda *_: core.release())
+    return core
+
+
+main(build)
