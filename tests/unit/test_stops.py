@@ -1,7 +1,7 @@
 """Stop strings: the cut is right, nothing of a stop string escapes, and chunk borders change nothing."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.chat.stops import StopMatcher
@@ -49,6 +49,7 @@ def test_text_is_cut_at_the_earliest_stop_string(stops: list[str], text: str, sh
     assert run(stops, list(text)) == (shown, stopped)
 
 
+@settings(deadline=None)
 @given(
     stops=st.lists(st.text("abc", min_size=1, max_size=5), max_size=4),
     chunks=st.lists(st.text("abcd", max_size=8), max_size=8),
@@ -57,6 +58,7 @@ def test_the_result_does_not_depend_on_how_the_text_is_cut_into_chunks(stops: li
     assert run(stops, chunks) == expected(stops, "".join(chunks))
 
 
+@settings(deadline=None)
 @given(stops=st.lists(st.text(min_size=1, max_size=6), max_size=4), data=st.data())
 def test_any_characters_may_make_up_a_stop_string(stops: list[str], data: st.DataObject) -> None:
     part = st.text(max_size=4) | st.sampled_from(stops) if stops else st.text(max_size=4)
@@ -64,6 +66,7 @@ def test_any_characters_may_make_up_a_stop_string(stops: list[str], data: st.Dat
     assert run(stops, chunks) == expected(stops, "".join(chunks))
 
 
+@settings(deadline=None)
 @given(stops=st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=3), text=st.text("abc", max_size=20))
 def test_only_what_may_still_become_a_stop_string_is_held_back(stops: list[str], text: str) -> None:
     matcher = StopMatcher(stops)

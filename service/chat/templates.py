@@ -1,0 +1,178 @@
+"""Conversations to token ids by the checkpoint's own chat template, in which no message can forge a role."""
+
+import logging
+import re
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import TemplateError
+
+from service.chat.jinja_environment import compile_template
+from service.chat.tokenizer import Tokenizer
+from service.errors import ConfigurationError, InvalidRequest
+
+logger = logging.getLogger(__name__)
+
+ROLES = ("system", "user", "assistant")
+
+CHATML = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""InternLM3's format, for directories that bring no template (lmdeploy and ms-swift write the same)."""
+
+_MARKUP = re.compile(r"<\|\w+\|>")
+
+
+class Message(NamedTuple):
+    """One turn of a conversation; `role` is one of ROLES."""
+
+    role: str
+    content: str
+
+
+# Contents that show what a template does to them: spaces at the edges, lines, HTML, quotes, Jinja's own marks.
+_SAMPLE = (
+    Message("system", " You are helpful.\n\n- Be brief. \n"),
+    Message("user", '\n  <b>Fish & "chips"</b>, what\'s that?\t{{ 1 + 1 }} {% x %}\r\n'),
+    Message("assistant", "  汉字, É, ß and `code`:\n\n    x = [1]\\n "),
+    Message("user", "Thanks"),
+)
+
+
+class ChatTemplate:
+    """Renders conversations. Only the template's own text gives special tokens; contents are encoded as plain text.
+
+    Placeholders stand for the contents while the template renders, so it cannot look into them: one that decides by
+    what a message says (say, drops an earlier answer's <think> part) decides as for a message that does not say it.
+    White space at a content's edges stays outside the placeholder, so a template that strips, strips here too.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, source: str) -> None:
+        """Raises ConfigurationError for a template that cannot carry a conversation or does not fit the tokenizer."""
+        self._tokenizer = tokenizer
+        self._template = compile_template(source)
+        self._placeholder = _Placeholder()
+        self._check()
+
+    @classmethod
+    def load(cls, model_dir: Path, tokenizer: Tokenizer) -> "ChatTemplate":
+        """The template of a model directory, ChatML if it has none. Raises ConfigurationError as the constructor."""
+        source = tokenizer.checkpoint.chat_template
+        if source is None:
+            logger.info("%s has no chat template: using ChatML, InternLM3's", model_dir)
+        return cls(tokenizer, CHATML if source is None else source)
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt for the next assistant message. Raises InvalidRequest for messages the template refuses."""
+        try:
+            rendered = self._render_placeholders(messages)
+        except TemplateError as error:
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages: {error}", field="messages"
+            ) from error
+        self._require_all(messages, rendered)
+        ids: list[int] = []
+        for part in self._tokenizer.split(rendered):
+            ids += [part] if isinstance(part, int) else self._encode_run(part, messages)
+        return ids
+
+    def _encode_run(self, run: str, messages: Sequence[Message]) -> list[int]:
+        # One run, as the model was trained: "user\n" and what the user said share their tokens.
+        return self._tokenizer.encode_text(self._placeholder.fill(run, messages))
+
+    def _render_placeholders(self, messages: Sequence[Message]) -> str:
+        for message in messages:
+            if message.role not in ROLES:  # it is written between the special tokens
+                raise InvalidRequest(f"a role must be one of {', '.join(ROLES)}, not {message.role!r}", field="role")
+        return self._render([self._placeholder.stand_in(at, message) for at, message in enumerate(messages)])
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        plain = [message._asdict() for message in messages]
+        named = self._tokenizer.checkpoint.named
+        try:
+            return self._template.render(
+                messages=plain, add_generation_prompt=True, tools=None, documents=None, **named
+            )
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # raised by the template's expressions
+            raise TemplateError(str(error)) from error
+
+    def _require_all(self, messages: Sequence[Message], rendered: str) -> None:
+        for at, message in enumerate(messages):
+            if message.content.strip() and self._placeholder.mark(at) not in rendered:
+                raise InvalidRequest(
+                    f"the model's chat template leaves out message {at + 1} (role {message.role})", field="messages"
+                )
+
+    def _check(self) -> None:
+        try:
+            rendered = self._render_placeholders(_SAMPLE)
+            direct = self._render(_SAMPLE)
+        except TemplateError as error:
+            raise ConfigurationError(
+                f"the chat template cannot render system, user, assistant and user messages: {error}"
+            ) from error
+        if self._placeholder.fill(rendered, _SAMPLE) != direct or not self._carries_all(rendered):
+            raise ConfigurationError("the chat template drops or changes what messages say; it cannot be served")
+        self._check_special_tokens(rendered)
+        self._check_bos()
+
+    def _carries_all(self, rendered: str) -> bool:
+        return all(self._placeholder.mark(at) in rendered for at in range(len(_SAMPLE)))
+
+    def _check_special_tokens(self, rendered: str) -> None:
+        tokenizer = self._tokenizer
+        for part in tokenizer.split(rendered):
+            if isinstance(part, str):
+                self._check_run(part)
+            elif part in tokenizer.trimming_ids:
+                raise ConfigurationError(
+                    f"the chat template uses the special token {part}, which swallows spaces beside it: not supported"
+                )
+
+    def _check_run(self, run: str) -> None:
+        """Template text must not hold what was meant as a special token, nor tokens that a message could write too."""
+        unresolved = [
+            *_MARKUP.findall(run),
+            *(name for name in self._tokenizer.checkpoint.named.values() if name in run),
+        ]
+        plain = [name for name in self._tokenizer.plain_tokens if name in run and name.strip()]
+        for name in (*unresolved, *plain):
+            raise ConfigurationError(f"the chat template writes {name}, which is no special token of the tokenizer")
+
+    def _check_bos(self) -> None:
+        bos = self._tokenizer.token_id(self._tokenizer.checkpoint.named.get("bos_token", ""))
+        ids = self.encode(_SAMPLE)
+        if ids[:2] == [bos, bos]:
+            raise ConfigurationError("the chat template begins with two bos tokens")
+        if self._tokenizer.checkpoint.add_bos and ids[0] != bos:
+            logger.warning("the chat template begins without the bos token, though the tokenizer's settings ask for it")
+
+
+class _Placeholder:
+    """What stands for a content in the template: unguessable, and changed by whatever would change a text."""
+
+    def __init__(self) -> None:
+        # Both cases of letters, so that upper() and lower() show; private-use characters, so that nothing joins them.
+        self._nonce = f"Content{secrets.token_hex(16)}"
+        self._pattern = re.compile(f"\ue000{self._nonce}:(\\d+)\ue001")
+
+    def mark(self, at: int) -> str:
+        return f"\ue000{self._nonce}:{at}\ue001"
+
+    def stand_in(self, at: int, message: Message) -> Message:
+        """The message with its content's inner part replaced. White space cannot forge anything."""
+        inner = message.content.strip()
+        if not inner:
+            return message
+        before, after = message.content.split(inner, 1)
+        return message._replace(content=before + self.mark(at) + after)
+
+    def fill(self, text: str, messages: Sequence[Message]) -> str:
+        """`text` with the contents put back in."""
+        return self._pattern.sub(lambda found: messages[int(found[1])].content.strip(), text)
