@@ -6,7 +6,7 @@ latest snapshot at scrape time, so that a scrape never waits for the engine or t
 
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -28,6 +28,7 @@ class Metrics:
     """The service's series in a registry of their own. `status` gives the engine's latest snapshot."""
 
     def __init__(self, status: Callable[[], EngineStatus], ready: Callable[[], bool]) -> None:
+        disable_created_metrics()  # a second series per series, which nobody reads
         self.registry = registry = CollectorRegistry()
         self.http_requests = Counter(
             "internlm_http_requests",

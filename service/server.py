@@ -58,6 +58,7 @@ def build(settings: Settings, make_engine: MakeEngine | None = None) -> FastAPI:
     )
     app.state.lifecycle = lifecycle
     app.state.settings = settings
+    app.state.metrics = readiness.metrics
     return app
 
 
@@ -126,7 +127,7 @@ class DrainingServer(uvicorn.Server):
         if self._lifecycle.state is State.DRAINING or not self.started:
             super().handle_exit(sig, frame)
         else:
-            self._captured_signals.append(sig)
+            # Not noted as captured: uvicorn would raise it again at the end, and a clean drain is no death by signal.
             delay = 0.0 if sig == signal.SIGINT else self._settings.drain_delay
             self._loop.call_soon_threadsafe(self.begin_drain, delay)
 

@@ -1,0 +1,172 @@
+"""Whatever anybody sends is answered by a problem that names the field; nothing is a 500, nothing hangs."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.api.conftest import Service, Start
+
+JSON = {"Content-Type": "application/json"}
+CONTEXT = 2048
+
+FIELDS: list[tuple[str, dict[str, Any], str]] = [
+    ("no prompt", {}, "prompt"),
+    ("empty prompt", {"prompt": ""}, "prompt"),
+    ("null prompt", {"prompt": None}, "prompt"),
+    ("number as prompt", {"prompt": 5}, "prompt"),
+    ("list as prompt", {"prompt": ["hi"]}, "prompt"),
+    ("1 MB prompt", {"prompt": "x" * 1_000_000}, "prompt"),
+    ("longer than the context", {"prompt": "word " * 20_000}, "prompt"),
+    (
+        "history longer than the context",
+        {"prompt": "a", "history": [{"role": "user", "content": "b " * 9000}]},
+        "prompt",
+    ),
+    ("NUL in the prompt", {"prompt": "a\x00b"}, "prompt"),
+    ("escape in the prompt", {"prompt": "\x1b[31mred"}, "prompt"),
+    (
+        "control character in a turn",
+        {"prompt": "a", "history": [{"role": "user", "content": "\x07"}]},
+        "history.0.content",
+    ),
+    ("unknown field", {"prompt": "a", "max_tokens": 5}, "max_tokens"),
+    ("unknown field in a turn", {"prompt": "a", "history": [{"role": "user", "content": "b", "x": 1}]}, "history.0.x"),
+    ("system role in history", {"prompt": "a", "history": [{"role": "system", "content": "b"}]}, "history.0.role"),
+    ("history of pairs", {"prompt": "a", "history": [["hi", "hello"]]}, "history.0"),
+    ("text as temperature", {"prompt": "a", "temperature": "1"}, "temperature"),
+    ("boolean as temperature", {"prompt": "a", "temperature": True}, "temperature"),
+    ("negative temperature", {"prompt": "a", "temperature": -0.1}, "temperature"),
+    ("huge temperature", {"prompt": "a", "temperature": 1e300}, "temperature"),
+    ("negative top_k", {"prompt": "a", "top_k": -1}, "top_k"),
+    ("fraction as top_k", {"prompt": "a", "top_k": 1.5}, "top_k"),
+    ("top_p 0", {"prompt": "a", "top_p": 0}, "top_p"),
+    ("top_p above 1", {"prompt": "a", "top_p": 1.01}, "top_p"),
+    ("no penalty", {"prompt": "a", "repetition_penalty": 0}, "repetition_penalty"),
+    ("no tokens", {"prompt": "a", "max_new_tokens": 0}, "max_new_tokens"),
+    ("more tokens than the context", {"prompt": "a", "max_new_tokens": CONTEXT}, "max_new_tokens"),
+    ("text as tokens", {"prompt": "a", "max_new_tokens": "12"}, "max_new_tokens"),
+    ("negative seed", {"prompt": "a", "seed": -1}, "seed"),
+    ("seed beyond 63 bits", {"prompt": "a", "seed": 2**63}, "seed"),
+    ("text as flag", {"prompt": "a", "stream": "yes"}, "stream"),
+    ("text as stop", {"prompt": "a", "stop": "END"}, "stop"),
+    ("empty stop", {"prompt": "a", "stop": [""]}, "stop.0"),
+    ("too many stops", {"prompt": "a", "stop": ["x"] * 17}, "stop"),
+    ("thinking and system", {"prompt": "a", "thinking": True, "system": "b"}, "thinking"),
+]
+
+BODIES: list[tuple[str, bytes, str]] = [
+    ("empty", b"", "body"),
+    ("not JSON", b"prompt=hello", "body"),
+    ("half JSON", b'{"prompt": "he', "body"),
+    ("not UTF-8", b'{"prompt": "\xff\xfe"}', "body"),
+    ("a list", b'["prompt"]', "body"),
+    ("a text", b'"prompt"', "body"),
+    ("null", b"null", "body"),
+    ("10,000 lists deep", b'{"prompt": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "body"),
+    ("10,000 objects deep", b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "body"),
+    ("a number of 10,000 digits", b'{"prompt": "a", "seed": ' + b"9" * 10_000 + b"}", "body"),
+    ("NaN", b'{"prompt": "a", "temperature": NaN}', "temperature"),
+    ("Infinity", b'{"prompt": "a", "top_p": Infinity}', "top_p"),
+    ("lone surrogate", b'{"prompt": "a\\ud800b"}', "prompt"),
+    (
+        "lone surrogate in a turn",
+        b'{"prompt": "a", "history": [{"role": "user", "content": "\\udfff"}]}',
+        "history.0.content",
+    ),
+    ("lone surrogate in stop", b'{"prompt": "a", "stop": ["\\ud800"]}', "stop.0"),
+    ("lone surrogate as a field", b'{"prompt": "a", "\\ud800": 1}', ""),
+]
+
+
+def check(response: Any, field: str, status: int = 400) -> None:
+    """A problem document that names the field and says something."""
+    problem = response.json()
+    assert response.status_code == status, problem
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem["status"] == status
+    assert len(problem["detail"]) > 20
+    assert problem["field"] == field or not field
+    assert "Traceback" not in response.text
+
+
+@pytest.fixture
+async def small(start: Start) -> Service:
+    return await start(max_context=CONTEXT, max_body_bytes=2_000_000, body_timeout=0.5)
+
+
+async def test_fields_that_cannot_be_served_are_named(small: Service) -> None:
+    for name, body, field in FIELDS:
+        response = await small.http.post("/v1/chat", json=body)
+        assert response.status_code == 400, (name, response.text[:300])
+        check(response, field)
+
+
+async def test_bodies_that_cannot_be_read_are_explained(small: Service) -> None:
+    for name, body, field in BODIES:
+        response = await small.http.post("/v1/chat", content=body, headers=JSON)
+        assert response.status_code == 400, (name, response.text[:300])
+        check(response, field)
+
+
+async def test_a_good_request_still_works_after_all_that(small: Service) -> None:
+    await test_fields_that_cannot_be_served_are_named(small)
+    assert (await small.ask()).status_code == 200
+    assert small.running.lifecycle.active == 0
+
+
+async def test_limits_are_told_with_both_numbers(small: Service) -> None:
+    detail = (await small.ask(prompt="word " * 20_000)).json()["detail"]
+    assert str(CONTEXT) in detail
+    assert any(int(number) > CONTEXT for number in detail.replace(".", " ").split() if number.isdigit())
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+async def test_another_content_type_is_refused_with_the_way_out(small: Service, content_type: str) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    response = await small.http.post("/v1/chat", content=b'{"prompt": "hi"}', headers=headers)
+    check(response, "Content-Type", 415)
+    assert "application/json" in response.json()["detail"]
+
+
+async def test_a_charset_in_the_content_type_is_fine(small: Service) -> None:
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    response = await small.http.post("/v1/chat", content=json.dumps({"prompt": "hi"}).encode(), headers=headers)
+    assert response.status_code == 200
+
+
+async def test_a_body_over_the_limit_is_refused(small: Service) -> None:
+    response = await small.http.post("/v1/chat", content=b'"' + b"x" * 2_100_000 + b'"', headers=JSON)
+    check(response, "body", 413)
+
+
+CHUNKED = b"POST /v1/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def test_a_chunked_body_that_stalls_is_answered_in_time(small: Service) -> None:
+    answer = await raw(small, CHUNKED + b'9\r\n{"prompt"\r\n')
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b'"field":"body"' in answer
+
+
+async def test_a_chunked_body_that_never_ends_is_cut_at_the_limit(small: Service) -> None:
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    answer = await raw(small, CHUNKED + chunk * 40)
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+async def test_a_request_that_is_not_http_is_refused(small: Service) -> None:
+    assert (await raw(small, b"\x16\x03\x01 hello\r\n\r\n")).startswith(b"HTTP/1.1 400")
+
+
+async def raw(service: Service, data: bytes) -> bytes:
+    """Send bytes, read until a whole head and body came or the server closed."""
+    reader, writer = await asyncio.open_connection(service.running.host, service.running.port)
+    try:
+        async with asyncio.timeout(30):
+            writer.write(data)
+            head = await reader.readuntil(b"\r\n\r\n")
+            return head + await reader.read(4096)
+    finally:
+        writer.close()

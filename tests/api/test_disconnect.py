@@ -1,0 +1,62 @@
+"""A client that goes away frees its slot, whether it streamed or waited for JSON. Real sockets, real closes."""
+
+import asyncio
+import json
+
+import pytest
+
+from service.engine.fake import FakeScript
+from tests.api.conftest import Service, Start
+from tests.support.server import until
+
+PROMPT = "hello " * 2000
+
+
+async def connect_and_ask(service: Service, stream: bool) -> asyncio.StreamWriter:
+    """Send a request that would run for minutes; the caller closes the connection."""
+    body = json.dumps({"prompt": PROMPT, "stream": stream, "max_new_tokens": 20_000}).encode()
+    reader, writer = await asyncio.open_connection(service.running.host, service.running.port)
+    head = f"POST /v1/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    await writer.drain()
+    if stream:
+        await reader.readuntil(b"data: ")
+    return writer
+
+
+@pytest.fixture
+async def endless(start: Start) -> Service:
+    """A slow engine: the echo of PROMPT takes it minutes, so that only a cancel ends a request soon."""
+    return await start(FakeScript(step_seconds=0.02), max_running=2)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "json"])
+async def test_a_leaving_client_frees_its_slot_within_a_step(endless: Service, stream: bool) -> None:
+    writer = await connect_and_ask(endless, stream)
+    await until(lambda: endless.engine.status.stats.running == 1)
+    writer.transport.abort()
+    await until(lambda: endless.engine.status.stats.running == 0)
+    assert endless.running.lifecycle.active == 0
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "json"])
+async def test_a_waiting_request_leaves_the_queue_with_its_client(endless: Service, stream: bool) -> None:
+    running = [await connect_and_ask(endless, stream) for _ in range(2)]
+    await until(lambda: endless.engine.status.stats.running == 2)
+    waiting = await connect_and_ask(endless, stream=False)
+    await until(lambda: endless.engine.status.stats.waiting == 1)
+    waiting.transport.abort()
+    await until(lambda: endless.engine.status.stats.waiting == 0)
+    assert endless.engine.status.stats.running == 2
+    for writer in running:
+        writer.transport.abort()
+    await until(lambda: endless.engine.status.stats.running == 0)
+
+
+async def test_the_others_do_not_notice(endless: Service) -> None:
+    leaving = await connect_and_ask(endless, stream=True)
+    asking = asyncio.create_task(endless.ask(max_new_tokens=50))
+    leaving.transport.abort()
+    answer = await asking
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["completion_tokens"] <= 50

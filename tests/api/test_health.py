@@ -1,0 +1,89 @@
+"""Readiness follows the model, liveness follows the engine, and neither follows the load."""
+
+import asyncio
+import re
+
+import pytest
+
+from service.engine.base import EngineState, EngineStatus
+from service.engine.fake import FakeScript
+from tests.api.conftest import Service, Start
+from tests.support.server import until
+
+
+async def test_a_ready_service_is_healthy_and_says_which_model_answers(service: Service) -> None:
+    response = await service.http.get("/")
+    body = response.json()
+    assert response.status_code == 200
+    assert body["status"] == "healthy"
+    assert body["message"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", body["timestamp"])
+    assert body["model"]
+    assert body["versions"]["internlm-chat"]
+
+
+async def test_post_on_the_root_is_405(service: Service) -> None:
+    response = await service.http.post("/", json={"prompt": "hi"})
+    assert response.status_code == 405
+    assert response.headers["allow"] == "GET"
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+async def test_an_unknown_path_is_404_as_a_problem(service: Service) -> None:
+    response = await service.http.get("/v2/chat")
+    assert response.status_code == 404
+    assert response.json()["status"] == 404
+
+
+async def test_while_the_model_loads_the_port_answers_and_nothing_is_ready(start: Start) -> None:
+    service = await start(FakeScript(load_seconds=1.0), wait=False)
+    ready, alive, asked = await asyncio.gather(service.http.get("/"), service.http.get("/healthz"), service.ask())
+    assert (ready.status_code, alive.status_code, asked.status_code) == (503, 200, 503)
+    assert ready.json()["status"] in ("starting", "loading")
+    assert ready.json()["reason"]
+    assert asked.headers["retry-after"]
+    assert asked.json()["code"] == "not_ready"
+    await until(lambda: service.running.lifecycle.ready)
+
+
+async def test_a_model_that_does_not_answer_is_not_ready(start: Start) -> None:
+    service = await start(FakeScript(hang_at_step=1), wait=False)
+    await until(lambda: "first answer" in service.running.lifecycle.reason)
+    assert (await service.http.get("/")).status_code == 503
+
+
+async def test_a_stuck_engine_fails_liveness_with_its_reason(start: Start) -> None:
+    service = await start(FakeScript(hang_at_step=3), step_timeout=0.2)
+    asking = asyncio.create_task(service.ask())
+    await until(lambda: service.engine.status.state is EngineState.STUCK)
+    response = await service.http.get("/healthz")
+    assert response.status_code == 503
+    assert response.json()["status"] == "stuck"
+    assert "step" in response.json()["reason"]
+    await until(lambda: not service.running.lifecycle.ready)
+    asking.cancel()
+
+
+async def test_a_stuck_engine_is_ready_again_when_it_goes_on(start: Start) -> None:
+    service = await start(FakeScript(hang_at_step=3), step_timeout=0.2)
+    asking = asyncio.create_task(service.ask())
+    await until(lambda: not service.running.lifecycle.ready)
+    service.engine._core.release()  # type: ignore[union-attr]
+    assert (await asking).status_code == 200
+    await until(lambda: service.running.lifecycle.ready)
+
+
+async def test_liveness_does_not_depend_on_load(start: Start) -> None:
+    service = await start(FakeScript(step_seconds=0.02), max_running=2, max_queue=100)
+    asking = [asyncio.create_task(service.ask(max_new_tokens=20)) for _ in range(20)]
+    await until(lambda: service.engine.status.stats.waiting > 0)
+    responses = await asyncio.gather(*(service.http.get("/healthz") for _ in range(10)))
+    assert {response.status_code for response in responses} == {200}
+    assert {answer.status_code for answer in await asyncio.gather(*asking)} == {200}
+
+
+@pytest.mark.parametrize("state", list(EngineState))
+async def test_liveness_by_engine_state(service: Service, monkeypatch: pytest.MonkeyPatch, state: EngineState) -> None:
+    monkeypatch.setattr(type(service.engine), "status", property(lambda _: EngineStatus(state=state, reason="why")))
+    response = await service.http.get("/healthz")
+    assert response.status_code == (503 if state in (EngineState.STUCK, EngineState.FAILED) else 200)

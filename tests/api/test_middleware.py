@@ -1,0 +1,63 @@
+"""Every request has an id and one log line; prompts and answers are in no line unless switched on."""
+
+import logging
+
+import pytest
+
+from tests.api.conftest import Service, Start
+
+SECRET = "the launch code is xyzzy"
+
+
+@pytest.mark.parametrize("given", ["abc-123", "A.b_c"])
+async def test_a_plain_request_id_is_kept(service: Service, given: str) -> None:
+    response = await service.http.get("/", headers={"X-Request-Id": given})
+    assert response.headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "x" * 65, "a b", "日本".encode()])
+async def test_another_one_is_replaced(service: Service, given: str | bytes) -> None:
+    response = await service.http.get(
+        "/", headers=[(b"X-Request-Id", given if isinstance(given, bytes) else given.encode())]
+    )
+    assert len(response.headers["x-request-id"]) == 32
+
+
+async def test_one_line_per_request_with_status_and_id(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    await service.http.post("/v1/chat", json={"prompt": ""}, headers={"X-Request-Id": "one"})
+    lines = [record for record in caplog.records if record.name == "service.access"]
+    assert [record.getMessage() for record in lines] == ["POST /v1/chat 400"]
+    assert lines[0].fields["status"] == 400
+
+
+async def test_probes_that_succeed_are_quiet(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    await service.http.get("/")
+    await service.http.get("/healthz")
+    assert not [record for record in caplog.records if record.name == "service.access"]
+
+
+@pytest.mark.parametrize(
+    "body", [{"prompt": SECRET}, {"prompt": SECRET, "stream": True}, {"prompt": SECRET, "seed": "x"}]
+)
+async def test_nothing_that_was_said_is_logged(
+    service: Service, caplog: pytest.LogCaptureFixture, body: dict[str, object]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    await service.http.post("/v1/chat", json=body)
+    assert "xyzzy" not in " ".join(f"{record.getMessage()} {vars(record).get('fields')}" for record in caplog.records)
+
+
+async def test_prompts_and_answers_are_logged_when_switched_on(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    service = await start(log_prompts=True)
+    caplog.set_level(logging.INFO)
+    await service.ask(prompt=SECRET)
+    (record,) = [record for record in caplog.records if record.getMessage() == "answered"]
+    assert record.fields["prompt"] == SECRET
+    assert SECRET in record.fields["response"]
+
+
+async def test_a_problem_does_not_repeat_the_prompt(service: Service) -> None:
+    response = await service.http.post("/v1/chat", json={"prompt": SECRET + "\x00"})
+    assert "xyzzy" not in response.text

@@ -1,0 +1,76 @@
+"""Streaming over a real socket: pieces as they come, errors with their own status, one [DONE]."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from service.engine.fake import FakeScript
+from tests.api.conftest import Service, Start
+
+
+async def events(service: Service, **body: Any) -> AsyncIterator[tuple[str, Any]]:
+    """(event name, data) of each event, as a browser's EventSource would see them."""
+    request = {"prompt": "hello", "stream": True} | body
+    async with service.http.stream("POST", "/v1/chat", json=request) as response:
+        assert response.status_code == 200, await response.aread()
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-accel-buffering"] == "no"
+        name = "message"
+        async for line in response.aiter_lines():
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            elif line.startswith("data: "):
+                data = line.removeprefix("data: ")
+                yield name, data if data == "[DONE]" else json.loads(data)
+                name = "message"
+
+
+async def test_the_pieces_make_the_whole_answer(service: Service) -> None:
+    seen = [data async for _, data in events(service, prompt="你好，世界 🌍")]
+    *pieces, last, done = seen
+    assert done == "[DONE]"
+    assert len(pieces) > 3
+    assert "".join(piece["delta"] for piece in pieces) == last["response"]
+    assert "你好，世界 🌍" in last["response"]
+    assert "\ufffd" not in last["response"]
+
+
+async def test_the_last_piece_is_the_unstreamed_answer(service: Service) -> None:
+    last = [data async for _, data in events(service)][-2]
+    whole = (await service.ask()).json()
+    assert last.keys() == whole.keys() | {"delta"}
+    assert {key: last[key] for key in ("response", "status", "finish_reason")} == {
+        key: whole[key] for key in ("response", "status", "finish_reason")
+    }
+
+
+async def test_pieces_arrive_while_the_answer_is_being_made(start: Start) -> None:
+    service = await start(FakeScript(step_seconds=0.01))
+    async for _, _data in events(service, max_new_tokens=20):
+        assert service.engine.status.stats.running or service.running.lifecycle.active
+        break
+
+
+async def test_an_error_before_the_first_piece_has_its_own_status(start: Start) -> None:
+    service = await start(request_timeout=0.2, script=FakeScript(step_seconds=0.5))
+    response = await service.ask(stream=True)
+    assert response.status_code == 504
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+async def test_an_error_after_it_is_an_error_event(start: Start) -> None:
+    service = await start(FakeScript(crash_at_step=8))
+    seen = [pair async for pair in events(service)]
+    names = [name for name, _ in seen]
+    assert names[-2:] == ["error", "message"]
+    assert seen[-2][1]["status"] == 503
+    assert seen[-2][1]["code"] == "engine_failed"
+    assert seen[-1][1] == "[DONE]"
+
+
+@pytest.mark.parametrize("prompt", ['a "quote" and a \\ backslash', "line\nbreak\r\nand tab\t", "data: [DONE]"])
+async def test_any_text_survives_the_event_format(service: Service, prompt: str) -> None:
+    seen = [data async for _, data in events(service, prompt=prompt)]
+    assert prompt in seen[-2]["response"]

@@ -1,0 +1,94 @@
+"""Death and renewal of each process, by real signals, with the real model loaded."""
+
+import json
+import signal
+import threading
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.conftest import GUNICORN, SERVE, Launch, Server
+
+
+class Stream(threading.Thread):
+    """Reads one streamed answer to its end."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self._server = server
+        self.begun = threading.Event()
+        self.lines: list[str] = []
+
+    def run(self) -> None:
+        body = {"prompt": "Tell me a story about a fox.", "temperature": 0, "max_new_tokens": 60, "stream": True}
+        with httpx.stream("POST", f"{self._server.url}/v1/chat", json=body, timeout=120) as response:
+            for line in response.iter_lines():
+                self.lines += [line] if line else []
+                self.begun.set()
+
+    def start_and_wait(self) -> "Stream":
+        self.start()
+        assert self.begun.wait(60)
+        return self
+
+    def last(self) -> dict[str, object]:
+        self.join(120)
+        assert self.lines[-1] == "data: [DONE]"
+        return dict(json.loads(self.lines[-2].removeprefix("data: ")))
+
+
+@pytest.mark.parametrize("command", [GUNICORN, SERVE], ids=["gunicorn", "serve"])
+def test_sigterm_lets_the_running_answer_finish(launch: Launch, command: list[str]) -> None:
+    server = launch(command)
+    server.until_ready()
+    engine = server.engine()
+    stream = Stream(server).start_and_wait()
+    assert server.stop() == 0
+    assert stream.last()["finish_reason"] in ("stop", "length")
+    assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+
+
+def test_ctrl_c_ends_the_laptop_server_cleanly(launch: Launch) -> None:
+    server = launch(SERVE)
+    server.until_ready()
+    assert server.stop(signal.SIGINT) == 0
+
+
+def test_a_dead_web_worker_comes_back_without_loading_the_model_again(launch: Launch) -> None:
+    server = launch(GUNICORN)
+    server.until_ready()
+    engine = server.engine().pid
+    (worker,) = [child for child in server.children() if "service.engine.worker" not in child.cmdline()]
+    worker.kill()
+    server.wait(lambda: worker.pid not in {child.pid for child in server.children()})
+    server.until_ready()
+    assert server.engine().pid == engine
+    assert server.ask("Hi", max_new_tokens=4).status_code == 200
+
+
+def test_a_dead_engine_ends_its_answers_with_a_reason_and_comes_back(launch: Launch) -> None:
+    server = launch(GUNICORN)
+    server.until_ready()
+    stream = Stream(server).start_and_wait()
+    server.engine().kill()
+    problem = stream.last()
+    assert problem["status"] == 503
+    assert "SIGKILL" in str(problem["detail"])
+    server.until_ready()
+    assert server.ask("Hi", max_new_tokens=4).status_code == 200
+    assert "internlm_engine_restarts_total 1.0" in server.metrics()
+
+
+def test_a_model_that_cannot_be_served_ends_the_server_with_its_reason(launch: Launch, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    for command in (GUNICORN, SERVE):
+        server = launch(command, MODEL_DIR=str(tmp_path))
+        assert server.process.wait(60) != 0
+        assert "INTERNLM_MODEL_DIR" in server.log
+        assert "config.json" in server.log
+
+
+def test_a_mistyped_setting_refuses_to_start(launch: Launch) -> None:
+    server = launch(SERVE, PROT="1")
+    assert server.process.wait(60) == 1
+    assert "unknown setting INTERNLM_PROT" in server.log

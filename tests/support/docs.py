@@ -1,0 +1,59 @@
+"""The README's generated parts, from the code. `python -m tests.support.docs` writes them; a test compares."""
+
+import re
+from pathlib import Path
+
+from pydantic_settings import BaseSettings
+
+from service.download_settings import DownloadSettings
+from service.engine.base import EngineState, EngineStatus
+from service.metrics import Metrics
+from service.settings import PREFIX, Settings
+from tests.unit.test_metrics import GPU, INFO
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def settings_table(*classes: type[BaseSettings]) -> str:
+    """One row per setting: variable, default, description."""
+    rows = {
+        f"| `{PREFIX}{name.upper()}` | {_default(field.default)} | {field.description} |": None
+        for each in classes
+        for name, field in each.model_fields.items()
+    }
+    return "\n".join(["| Variable | Default | |", "| --- | --- | --- |", *rows])
+
+
+def metrics_table() -> str:
+    """One row per series: name, type, help. Taken from a scrape of a GPU engine, so that each is really exposed."""
+    stats = EngineStatus(state=EngineState.READY).stats.__class__(gpus=[GPU])
+    status = EngineStatus(state=EngineState.READY, info=INFO, stats=stats)
+    families = Metrics(lambda: status, lambda: True).registry.collect()
+    rows = [f"| `{_exposed(f.name, f.type)}` | {f.type} | {f.documentation} |" for f in families]
+    return "\n".join(["| Series | Type | |", "| --- | --- | --- |", *sorted(rows)])
+
+
+def rendered(text: str) -> str:
+    """The README with its generated parts as they should be."""
+    text = _replace(text, "settings", settings_table(Settings, DownloadSettings))
+    return _replace(text, "metrics", metrics_table())
+
+
+def _default(value: object) -> str:
+    if value is None or value == "":
+        return "unset"
+    return f"`{value}`"
+
+
+def _exposed(name: str, kind: str) -> str:
+    return f"{name}_total" if kind == "counter" else name
+
+
+def _replace(text: str, part: str, content: str) -> str:
+    pattern = rf"<!-- {part} -->\n.*?<!-- /{part} -->"
+    block = f"<!-- {part} -->\n{content}\n<!-- /{part} -->"
+    return re.sub(pattern, lambda _: block, text, count=1, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    README.write_text(rendered(README.read_text()))

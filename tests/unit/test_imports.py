@@ -1,0 +1,106 @@
+"""The import rule: a module imports only lower rows, the web side never torch, the engine never FastAPI."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+ROWS: list[set[str]] = [
+    {"errors", "settings", "download_settings", "log"},
+    {"engine.base", "lifecycle", "metrics"},
+    {"delivery"},
+    {f"engine.{name}" for name in ("step", "wire", "scheduler", "kv_cache", "admission", "fake", "local", "client")},
+    {"engine"},  # every other module of the engine: torch is allowed from here on
+    {"chat"},
+    {"api"},
+    {"cli", "readiness", "server", "terminal", "gunicorn_conf", "gunicorn_worker", "__main__"},
+]
+
+TORCH_FREE_ENTRY_POINTS = ["service.server", "service.cli", "service.terminal", "service.engine.client"]
+ENGINE_BANS = ("fastapi", "starlette", "uvicorn", "service.api", "service.chat")
+
+
+def modules() -> dict[str, Path]:
+    files = [path for path in (ROOT / "service").rglob("*.py") if path.name != "__init__.py"]
+    return {".".join(path.relative_to(ROOT / "service").with_suffix("").parts): path for path in files}
+
+
+def row(module: str) -> int:
+    """The row whose entry names the module most closely."""
+    matches = [
+        (len(entry), index)
+        for index, entries in enumerate(ROWS)
+        for entry in entries
+        if module == entry or module.startswith(f"{entry}.")
+    ]
+    assert matches, f"service.{module} is in no row of the import rule"
+    return max(matches)[1]
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own(names: set[str]) -> set[str]:
+    inside = {name.removeprefix("service.") for name in names if name.startswith("service.")}
+    return {name for name in inside if name in modules()}
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_a_module_imports_only_lower_rows(module: str) -> None:
+    package = module.partition(".")[0]
+    for imported in own(imports(modules()[module])):
+        same_package = imported.partition(".")[0] == package and row(imported) == row(module)
+        assert row(imported) < row(module) or same_package or row(module) == len(ROWS) - 1, (
+            f"service.{module} imports service.{imported} from a higher row"
+        )
+
+
+@pytest.mark.parametrize("module", sorted(name for name in modules() if name.startswith("engine.")))
+def test_the_engine_knows_nothing_of_the_web(module: str) -> None:
+    assert not [name for name in imports(modules()[module]) if name.startswith(ENGINE_BANS)]
+
+
+@pytest.mark.parametrize("module", sorted(name for name in modules() if row(name) < 4))
+def test_torch_is_imported_only_by_the_engines_upper_row(module: str) -> None:
+    assert not [
+        name for name in imports(modules()[module]) if name.split(".")[0] in ("torch", "triton", "transformers")
+    ]
+
+
+@pytest.mark.parametrize("entry", TORCH_FREE_ENTRY_POINTS)
+def test_the_web_process_never_loads_torch(entry: str) -> None:
+    code = f"import sys, {entry}; assert not {{'torch', 'transformers'}} & set(sys.modules), 'torch was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_only_metrics_declares_series() -> None:
+    declaring = [
+        name for name, path in modules().items() if "prometheus_client" in path.read_text() and name.startswith("api")
+    ]
+    assert declaring == []
+
+
+def test_only_sse_writes_data_lines() -> None:
+    writers = [name for name, path in modules().items() if name.startswith("api") and '"data: ' in path.read_text()]
+    assert writers == ["api.sse"]
+
+
+def test_no_module_prints() -> None:
+    calls = [
+        f"{name}:{node.lineno}"
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert calls == []
