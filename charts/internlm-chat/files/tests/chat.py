@@ -1,0 +1,74 @@
+"""What `helm test` runs: readiness, the model's name, one real question, and the counter that must have moved.
+
+Standard library only. Exits 1 with one sentence that says what is wrong; prints no answer, only its length.
+"""
+
+# ruff: noqa: S310, T201 - the addresses are the chart's own, and what it prints is what `helm test --logs` shows.
+
+import json
+import os
+import socket
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+API = os.environ["API_URL"]
+TIMEOUT = float(os.environ["TIMEOUT"])
+COUNTER = 'internlm_requests_total{outcome="'
+
+
+def call(path: str, body: dict[str, object] | None = None) -> dict[str, object]:
+    """One JSON answer of the API; exits where there is none."""
+    headers = {"Content-Type": "application/json"}
+    if file := os.environ.get("API_KEYS_FILE"):
+        headers["Authorization"] = f"Bearer {first_key(Path(file))}"
+    request = urllib.request.Request(API + path, json.dumps(body).encode() if body else None, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        sys.exit(f"FAILED: {path} answered {error.code}: {error.read(500).decode(errors='replace')}")
+    except OSError as error:
+        sys.exit(f"FAILED: {path} of {API}: {error}")
+
+
+def first_key(file: Path) -> str:
+    lines = (line.strip() for line in file.read_text().splitlines())
+    return next(line for line in lines if line and not line.startswith("#"))
+
+
+def answered() -> float:
+    """Requests that ended well, over all pods: the Service may send the question to any of them."""
+    port = os.environ["METRICS_PORT"]
+    found = socket.getaddrinfo(os.environ["METRICS_HOST"], port, family=socket.AF_INET, type=socket.SOCK_STREAM)
+    return sum(answered_by(address[4][0], port) for address in found)
+
+
+def answered_by(host: str, port: str) -> float:
+    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    return sum(
+        float(line.split()[-1])
+        for outcome in ("stop", "length")
+        for line in lines
+        if line.startswith(COUNTER + outcome)
+    )
+
+
+def main() -> None:
+    print("ready:", call("/")["status"])
+    models = call("/v1/models")["data"]
+    print("models:", ", ".join(model["id"] for model in models))
+    before = answered()
+    answer = call("/v1/chat", {"prompt": "What is the capital of France?", "max_new_tokens": 32})
+    if not str(answer["response"]).strip():
+        sys.exit("FAILED: the answer is empty")
+    print("answer:", len(str(answer["response"])), "characters")
+    if answered() <= before:
+        sys.exit("FAILED: no request was counted")
+    print("counted: yes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+{{/*
+Combinations that pass the schema and still cannot work. Each fails with one sentence that names the values and the way out.
+*/}}
+{{- define "chat.checks" -}}
+{{- include "chat.checks.model" . }}
+{{- include "chat.checks.storage" . }}
+{{- include "chat.checks.times" . }}
+{{- include "chat.checks.scaling" . }}
+{{- include "chat.checks.traffic" . }}
+{{- end }}
+
+{{- define "chat.checks.model" -}}
+{{- $source := include "chat.model.source" . }}
+{{- if and (eq .Values.mode "gpu") (eq $source "builtin") }}
+{{- fail "model.source=builtin is the small model of the CPU image: set mode=cpu, or take the model from modelscope, huggingface, volume or image." }}
+{{- end }}
+{{- if and (eq .Values.mode "cpu") (include "chat.model.fromHub" .) (not .Values.model.repository) }}
+{{- fail (printf "mode=cpu with model.source=%s would load the 8B model on a CPU (35 GB of memory, seconds per token): name a small one in model.repository, or leave model.source empty for the built-in one." $source) }}
+{{- end }}
+{{- if and (eq $source "volume") (not .Values.storage.existingClaim) }}
+{{- fail "model.source=volume serves what is already on a volume: name its claim in storage.existingClaim." }}
+{{- end }}
+{{- if and (eq $source "image") (not .Values.model.image) }}
+{{- fail "model.source=image needs model.image, the OCI image that holds the model's files." }}
+{{- end }}
+{{- if and (eq $source "image") (semverCompare "<1.33-0" .Capabilities.KubeVersion.Version) }}
+{{- fail (printf "model.source=image needs image volumes, which Kubernetes has from 1.33 on; this cluster is %s. Use modelscope, huggingface or volume." .Capabilities.KubeVersion.Version) }}
+{{- end }}
+{{- if and .Values.airGap (include "chat.model.fromHub" .) }}
+{{- fail (printf "airGap=true forbids all egress, so model.source=%s cannot fetch anything: use volume with storage.existingClaim, image, or builtin." $source) }}
+{{- end }}
+{{- end }}
+
+{{- define "chat.checks.storage" -}}
+{{- $storage := .Values.storage }}
+{{- $size := include "chat.model.size" . }}
+{{- if and (include "chat.model.fromHub" .) (not $storage.existingClaim) $size }}
+{{- if lt (include "chat.bytes" $storage.size | float64) (include "chat.bytes" $size | float64) }}
+{{- fail (printf "storage.size=%s is smaller than the model, which takes %s (model.size): raise storage.size." $storage.size $size) }}
+{{- end }}
+{{- end }}
+{{- if and (include "chat.model.fromHub" .) (eq $storage.accessMode "ReadOnlyMany") }}
+{{- fail (printf "storage.accessMode=ReadOnlyMany cannot take a download: use ReadWriteOnce or ReadWriteMany, or model.source=volume instead of %s." (include "chat.model.source" .)) }}
+{{- end }}
+{{- if and $storage.perReplica $storage.existingClaim }}
+{{- fail "storage.perReplica makes a claim for each replica, so storage.existingClaim must be empty." }}
+{{- end }}
+{{- $single := and (include "chat.model.onClaim" .) (not $storage.perReplica) (hasPrefix "ReadWriteOnce" $storage.accessMode) }}
+{{- if and $single (gt (include "chat.mostReplicas" . | int) 1) }}
+{{- fail (printf "%s replicas cannot share one %s volume: set storage.accessMode=ReadWriteMany (and a storage class that has it), or storage.perReplica=true." (include "chat.mostReplicas" .) $storage.accessMode) }}
+{{- end }}
+{{- if and .Values.rollout.surge $single }}
+{{- fail (printf "rollout.surge starts the new pod beside the old one, which cannot share a %s volume: set storage.accessMode=ReadWriteMany, or rollout.surge=false." $storage.accessMode) }}
+{{- end }}
+{{- if and .Values.rollout.surge $storage.perReplica }}
+{{- fail "rollout.surge and storage.perReplica exclude each other: a StatefulSet replaces its pods one by one." }}
+{{- end }}
+{{- end }}
+
+{{- define "chat.checks.times" -}}
+{{- if le (include "chat.gracePeriod" . | int) (include "chat.drainSeconds" . | int) }}
+{{- fail (printf "rollout.gracePeriod=%v would kill running answers: draining takes %s s (rollout.preStopDelay + %s + requestTimeout). Leave it 0, or set more than that." .Values.rollout.gracePeriod (include "chat.drainSeconds" .) (include "chat.drainDelay" .)) }}
+{{- end }}
+{{- end }}
+
+{{- define "chat.checks.scaling" -}}
+{{- $scaling := .Values.autoscaling }}
+{{- if and (ne $scaling.kind "none") (gt (int $scaling.minReplicas) (int $scaling.maxReplicas)) }}
+{{- fail (printf "autoscaling.minReplicas=%v is more than autoscaling.maxReplicas=%v." $scaling.minReplicas $scaling.maxReplicas) }}
+{{- end }}
+{{- if and (eq $scaling.kind "keda") (not $scaling.prometheusAddress) }}
+{{- fail "autoscaling.kind=keda asks Prometheus how many requests wait: set autoscaling.prometheusAddress." }}
+{{- end }}
+{{- if and .Values.pdb.enabled (eq (include "chat.mostReplicas" . | int) 1) }}
+{{- fail "pdb.enabled with one replica protects nothing or blocks every node drain: a stopping pod finishes its answers without it. Set replicas or autoscaling, or pdb.enabled=false." }}
+{{- end }}
+{{- end }}
+
+{{- define "chat.checks.traffic" -}}
+{{- if and .Values.gateway.httpRoute.enabled (not .Values.gateway.httpRoute.parentRefs) }}
+{{- fail "gateway.httpRoute.enabled needs gateway.httpRoute.parentRefs, the gateways that are to serve the route." }}
+{{- end }}
+{{- if and .Values.gateway.inferencePool.enabled (not .Values.gateway.inferencePool.endpointPicker.name) }}
+{{- fail "gateway.inferencePool.enabled needs gateway.inferencePool.endpointPicker.name, the picker's Service." }}
+{{- end }}
+{{- if and .Values.monitoring.rules (not (has .Values.monitoring.scrape (list "serviceMonitor" "podMonitor"))) }}
+{{- fail "monitoring.rules needs monitoring.scrape=serviceMonitor or podMonitor: the alerts find their series by the job label that those set." }}
+{{- end }}
+{{- if and .Values.service.nodePort (ne .Values.service.type "NodePort") }}
+{{- fail (printf "service.nodePort=%v needs service.type=NodePort, not %s." .Values.service.nodePort .Values.service.type) }}
+{{- end }}
+{{- end }}
+
+{{/* As many replicas as there can ever be. */}}
+{{- define "chat.mostReplicas" -}}
+{{- ternary .Values.replicas .Values.autoscaling.maxReplicas (eq .Values.autoscaling.kind "none") }}
+{{- end }}

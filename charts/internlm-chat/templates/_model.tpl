@@ -1,0 +1,67 @@
+{{/* Where the model comes from and where it lies. */}}
+
+{{- define "chat.model.source" -}}
+{{- .Values.model.source | default (ternary "modelscope" "builtin" (eq .Values.mode "gpu")) }}
+{{- end }}
+
+{{- define "chat.model.defaultRepository" -}}
+{{- ternary "internlm/internlm3-8b-instruct" "Shanghai_AI_Laboratory/internlm3-8b-instruct" (eq (include "chat.model.source" .) "huggingface") }}
+{{- end }}
+
+{{- define "chat.model.repository" -}}
+{{- .Values.model.repository | default (include "chat.model.defaultRepository" .) }}
+{{- end }}
+
+{{- define "chat.model.revision" -}}
+{{- .Values.model.revision | default (ternary "main" "master" (eq (include "chat.model.source" .) "huggingface")) }}
+{{- end }}
+
+{{/* "true" where a hub is asked. */}}
+{{- define "chat.model.fromHub" -}}
+{{- if has (include "chat.model.source" .) (list "modelscope" "huggingface") }}true{{ end }}
+{{- end }}
+
+{{/* "true" where the model lies on a claim: the init container then fetches or verifies it. */}}
+{{- define "chat.model.onClaim" -}}
+{{- if has (include "chat.model.source" .) (list "modelscope" "huggingface" "volume") }}true{{ end }}
+{{- end }}
+
+{{- define "chat.model.mountPath" -}}/models{{- end }}
+
+{{/* The directory, "" for the model that is in the image. */}}
+{{- define "chat.model.dir" -}}
+{{- $path := .Values.model.path }}
+{{- if include "chat.model.onClaim" . }}
+{{- $path = $path | default (include "chat.model.repository" . | replace "/" "--") }}
+{{- end }}
+{{- if ne (include "chat.model.source" .) "builtin" }}
+{{- printf "%s/%s" (include "chat.model.mountPath" .) $path | trimSuffix "/" }}
+{{- end }}
+{{- end }}
+
+{{/* What clients call it, "" where the server knows best. */}}
+{{- define "chat.model.name" -}}
+{{- if .Values.model.name }}
+{{- .Values.model.name }}
+{{- else if ne (include "chat.model.source" .) "builtin" }}
+{{- .Values.model.path | default (include "chat.model.repository" .) | base }}
+{{- end }}
+{{- end }}
+
+{{/* Bytes the model takes, "" if unknown. */}}
+{{- define "chat.model.size" -}}
+{{- if .Values.model.size }}
+{{- .Values.model.size }}
+{{- else if eq (include "chat.model.repository" .) (include "chat.model.defaultRepository" .) }}17.7G{{ end }}
+{{- end }}
+
+{{- define "chat.claimName" -}}
+{{- .Values.storage.existingClaim | default (printf "%s-model" (include "chat.fullname" .)) }}
+{{- end }}
+
+{{/* A Kubernetes quantity in bytes, as a number that compares. */}}
+{{- define "chat.bytes" -}}
+{{- $units := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 }}
+{{- $unit := regexFind "[A-Za-z]*$" . }}
+{{- mulf (trimSuffix $unit . | float64) (get $units $unit | float64) | printf "%.0f" }}
+{{- end }}

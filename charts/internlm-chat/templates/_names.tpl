@@ -1,0 +1,59 @@
+{{/* Names, labels and images. Selectors hold name and instance only: they can never change. */}}
+
+{{- define "chat.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "chat.fullname" -}}
+{{- $name := include "chat.name" . }}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name }}
+{{- .Release.Name | trunc 52 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "chat.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "chat.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "chat.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "chat.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Labels of what serves, as against the test pod, which carries the release's labels too. */}}
+{{- define "chat.podSelectorLabels" -}}
+{{ include "chat.selectorLabels" . }}
+app.kubernetes.io/component: server
+{{- end }}
+
+{{- define "chat.serviceAccountName" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "chat.fullname" .) "default" .Values.serviceAccount.create) }}
+{{- end }}
+
+{{- define "chat.serverImage" -}}
+{{- $name := .Values.image.server.name | default (ternary "server" "server-cpu" (eq .Values.mode "gpu")) }}
+{{- include "chat.image" (dict "root" . "name" $name "digest" .Values.image.server.digest) }}
+{{- end }}
+
+{{- define "chat.downloaderImage" -}}
+{{- include "chat.image" (dict "root" . "name" .Values.image.downloader.name "digest" .Values.image.downloader.digest) }}
+{{- end }}
+
+{{- define "chat.image" -}}
+{{- $image := printf "%s/%s" .root.Values.image.registry .name }}
+{{- if .digest }}
+{{- printf "%s@%s" $image .digest }}
+{{- else }}
+{{- printf "%s:%s" $image (.root.Values.image.tag | default .root.Chart.AppVersion) }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,171 @@
+"""Kind of workload, rollout, GPU, images, resources and where the pod may run."""
+
+import pytest
+
+from tests.support.helm import NAME, Values, render
+
+SHARED = {"storage": {"accessMode": "ReadWriteMany"}}
+DIGEST = "sha256:" + "a" * 64
+
+
+def test_one_gpu_never_waits_for_a_second_one() -> None:
+    spec = render().one("Deployment")["spec"]
+    assert spec["replicas"] == 1
+    assert spec["strategy"] == {"type": "Recreate"}
+
+
+@pytest.mark.parametrize(
+    ("values", "surge", "unavailable"),
+    [
+        ({"replicas": 2} | SHARED, 0, 1),
+        ({"autoscaling": {"kind": "hpa"}} | SHARED, 0, 1),
+        ({"rollout": {"surge": True}} | SHARED, 1, 0),
+        ({"rollout": {"surge": True}, "mode": "cpu"}, 1, 0),
+    ],
+)
+def test_more_replicas_are_replaced_one_by_one_and_surge_only_on_demand(
+    values: Values, surge: int, unavailable: int
+) -> None:
+    strategy = render(values).one("Deployment")["spec"]["strategy"]
+    assert strategy["rollingUpdate"] == {"maxSurge": surge, "maxUnavailable": unavailable}
+
+
+def test_gpu_mode_asks_for_one_gpu_and_tolerates_its_taint() -> None:
+    manifests = render()
+    assert manifests.server["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert manifests.pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert "runtimeClassName" not in manifests.pod
+    assert manifests.settings["INTERNLM_DEVICE"] == "cuda"
+    assert "nvidia.com/gpu" not in manifests.download["resources"]["limits"]
+
+
+def test_a_mig_slice_a_runtime_class_and_node_labels_can_be_chosen() -> None:
+    gpu = {"resource": "nvidia.com/mig-3g.40gb", "runtimeClassName": "nvidia", "nodeSelector": {"gpu": "a100"}}
+    manifests = render({"gpu": gpu, "pod": {"nodeSelector": {"zone": "a"}}})
+    limits = manifests.server["resources"]["limits"]
+    assert limits["nvidia.com/mig-3g.40gb"] == 1
+    assert "nvidia.com/gpu" not in limits
+    assert manifests.pod["runtimeClassName"] == "nvidia"
+    assert manifests.pod["nodeSelector"] == {"gpu": "a100", "zone": "a"}
+
+
+def test_cpu_mode_knows_nothing_of_gpus() -> None:
+    manifests = render({"mode": "cpu", "gpu": {"runtimeClassName": "nvidia", "nodeSelector": {"gpu": "a100"}}})
+    assert "nvidia" not in str(manifests.workload)
+    assert not {"tolerations", "nodeSelector", "runtimeClassName"} & set(manifests.pod)
+    assert manifests.server["image"].endswith("/server-cpu:0.1.0")
+    assert manifests.settings["INTERNLM_DEVICE"] == "cpu"
+
+
+def test_own_resources_keep_the_gpu() -> None:
+    own = {"requests": {"cpu": 8, "memory": "20Gi"}, "limits": {"memory": "40Gi"}}
+    resources = render({"resources": own}).server["resources"]
+    assert resources["requests"] == own["requests"]
+    assert resources["limits"] == {"memory": "40Gi", "nvidia.com/gpu": 1}
+
+
+@pytest.mark.parametrize(
+    ("image", "server", "downloader"),
+    [
+        ({}, "ghcr.io/internlm-chat/server:0.1.0", "ghcr.io/internlm-chat/downloader:0.1.0"),
+        ({"registry": "r.internal/x", "tag": "1.2.3"}, "r.internal/x/server:1.2.3", "r.internal/x/downloader:1.2.3"),
+        (
+            {"tag": "1", "server": {"name": "custom", "digest": DIGEST}, "downloader": {"digest": DIGEST}},
+            f"ghcr.io/internlm-chat/custom@{DIGEST}",
+            f"ghcr.io/internlm-chat/downloader@{DIGEST}",
+        ),
+    ],
+)
+def test_images_come_from_one_registry_and_a_digest_wins(image: Values, server: str, downloader: str) -> None:
+    manifests = render({"image": image})
+    assert manifests.server["image"] == server
+    assert manifests.download["image"] == downloader
+    assert manifests.one("Pod")["spec"]["containers"][0]["image"] == downloader, "the test pod pulls the small one"
+
+
+def test_pull_policy_and_secrets_reach_every_pod() -> None:
+    manifests = render({"image": {"pullPolicy": "Never", "pullSecrets": ["one", "two"]}})
+    for pod in (manifests.pod, manifests.one("Pod")["spec"]):
+        assert pod["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
+        assert {c["imagePullPolicy"] for c in [*pod.get("initContainers", []), *pod["containers"]]} == {"Never"}
+
+
+def test_a_changed_setting_restarts_the_pod_and_an_unrelated_value_does_not() -> None:
+    def checksum(values: Values) -> str:
+        return str(render(values).workload["spec"]["template"]["metadata"]["annotations"]["checksum/config"])
+
+    before = checksum({})
+    assert checksum({"settings": {"maxQueue": 10}}) != before
+    assert checksum({"ingress": {"enabled": True}}) == before
+
+
+def test_pod_options_reach_the_pod() -> None:
+    pod = {
+        "annotations": {"a": "1"},
+        "labels": {"team": "nlp"},
+        "priorityClassName": "high",
+        "affinity": {"nodeAffinity": {}},
+        "tolerations": [{"key": "spot", "operator": "Exists"}],
+        "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}],
+    }
+    manifests = render({"pod": pod, "commonLabels": {"cost": "42"}})
+    metadata, spec = manifests.workload["spec"]["template"]["metadata"], manifests.pod
+    assert metadata["annotations"]["a"] == "1"
+    assert metadata["labels"] | {"team": "nlp", "cost": "42"} == metadata["labels"]
+    assert (spec["priorityClassName"], spec["affinity"]) == ("high", {"nodeAffinity": {}})
+    assert spec["tolerations"][-1] == {"key": "spot", "operator": "Exists"}
+    assert spec["topologySpreadConstraints"] == pod["topologySpreadConstraints"]
+
+
+def test_extra_environment_and_volumes_reach_both_containers() -> None:
+    manifests = render(
+        {
+            "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+            "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+            "extraVolumeMounts": [{"name": "ca", "mountPath": "/ca"}],
+        }
+    )
+    assert {"name": "ca", "configMap": {"name": "ca"}} in manifests.pod["volumes"]
+    for container in (manifests.server, manifests.download):
+        assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in container["env"]
+        assert {"name": "ca", "mountPath": "/ca"} in container["volumeMounts"]
+
+
+def test_selectors_hold_nothing_that_can_change() -> None:
+    manifests = render({"commonLabels": {"cost": "42"}, "pod": {"labels": {"team": "nlp"}}})
+    wanted = {
+        "app.kubernetes.io/name": "internlm-chat",
+        "app.kubernetes.io/instance": "chat",
+        "app.kubernetes.io/component": "server",
+    }
+    assert manifests.workload["spec"]["selector"]["matchLabels"] == wanted
+    assert all(service["spec"]["selector"] == wanted for service in manifests.all("Service"))
+
+
+def test_the_test_pod_is_not_behind_the_service() -> None:
+    manifests = render()
+    selector = manifests.one("Service", NAME)["spec"]["selector"]
+    assert not selector.items() <= manifests.one("Pod")["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({}, "chat-internlm-chat"),
+        ({"nameOverride": "llm"}, "chat-llm"),
+        ({"fullnameOverride": "llm"}, "llm"),
+        ({"nameOverride": "cha"}, "chat"),
+        ({"fullnameOverride": "x" * 52}, "x" * 52),
+    ],
+)
+def test_names_can_be_chosen_and_every_derived_name_still_fits(values: Values, name: str) -> None:
+    manifests = render(values | {"autoscaling": {"kind": "none"}, "monitoring": {"dashboards": {"enabled": True}}})
+    assert manifests.workload["metadata"]["name"] == name
+    assert all(len(each["metadata"]["name"]) <= 63 for each in manifests)
+
+
+def test_every_object_carries_the_common_labels() -> None:
+    for each in render({"commonLabels": {"cost": "42"}, "ingress": {"enabled": True}}):
+        labels = each["metadata"]["labels"]
+        assert labels["cost"] == "42", each["kind"]
+        assert labels["app.kubernetes.io/managed-by"] == "Helm"
