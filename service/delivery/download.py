@@ -1,0 +1,173 @@
+"""`internlm-chat download`: a complete, verified model directory, or one line that says why not and what helps.
+
+Order: the manifest first (complete: no network, no lock, under a second), then the volume's lock, then attempts until
+every file is verified and on the disk, then the manifest, last.
+"""
+
+import logging
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from service import __version__
+from service.delivery import manifest as manifests
+from service.delivery import volume
+from service.delivery.attempt import VERIFYING, Attempt
+from service.delivery.directory import examine
+from service.delivery.failures import TREATMENTS, Cause, DeliveryFailed
+from service.delivery.inspection import Damage, inspect
+from service.delivery.journal import Journal
+from service.delivery.lock import volume_lock
+from service.delivery.manifest import FileRecord, Manifest
+from service.delivery.progress import Progress
+from service.delivery.retry import keep_trying
+from service.delivery.signals import Stopped, stopping
+from service.delivery.sources import hub_client
+from service.delivery.symptoms import failure_of
+from service.delivery.termination import leave_message
+from service.delivery.transfer_progress import show_transfer
+from service.delivery.worker import CLIENT_SCRATCH
+from service.download_settings import DownloadSettings, load_download_settings
+from service.errors import ConfigurationError
+from service.log import configure
+
+log = logging.getLogger(__name__)
+
+OK, FAILED = 0, 1
+
+
+def run(verify: bool = False) -> int:
+    """Bring the model of this process's environment; with `verify`, hash every file even if nothing seems changed.
+
+    Returns the exit code: 0 complete, 1 failed, 128 + signal when told to stop. Raises ConfigurationError for an
+    environment that cannot be read.
+    """
+    settings = load_download_settings()
+    configure(settings.log_level, settings.log_format)
+    code, message = _outcome(settings, verify)
+    log.log(logging.INFO if code == OK else logging.ERROR, "%s", message)
+    leave_message(settings.termination_log, message)
+    return code
+
+
+def _outcome(settings: DownloadSettings, verify: bool) -> tuple[int, str]:
+    try:
+        with stopping(), show_transfer(settings.download_metrics_file) as progress:
+            manifest = Delivery(settings, progress).deliver(verify)
+    except ConfigurationError as error:
+        return FAILED, error.message
+    except (DeliveryFailed, OSError) as error:
+        return FAILED, f"download failed: {failure_of(error, 'the volume')}"
+    except Stopped as stop:
+        return stop.exit_code, f"{Cause.STOPPED.value}: {stop}; {TREATMENTS[Cause.STOPPED].remedy}"
+    return OK, (
+        f"complete: {manifest.repo or 'model'} {manifest.commit or manifest.revision} in {settings.model_dir}, "
+        f"{len(manifest.files)} files, {manifest.total_bytes:,} bytes, digest {manifest.digest}"
+    )
+
+
+class Delivery:
+    """One run: from whatever lies in the directory to a complete model."""
+
+    def __init__(self, settings: DownloadSettings, progress: Progress) -> None:
+        if settings.model_dir is None:
+            raise ConfigurationError("INTERNLM_MODEL_DIR is not set: say where the model is to be brought")
+        self._settings = settings
+        self._dir: Path = settings.model_dir
+        self._progress = progress
+
+    def deliver(self, verify: bool) -> Manifest:
+        """The manifest of the complete directory. Raises DeliveryFailed, ConfigurationError, OSError, Stopped."""
+        if self._settings.source == "dir":
+            return self._verified(verify) or self._adopt()
+        if manifest := self._intact(verify):
+            return manifest
+        scratch = volume.prepare(self._dir)
+        settings = self._settings
+        with volume_lock(scratch, settings.download_budget, lambda: volume.bytes_in(self._dir)) as lock:
+            # Another pod may have completed it while this one waited.
+            return self._intact(verify=False) or self._fetch(scratch, lock)
+
+    def _intact(self, verify: bool) -> Manifest | None:
+        """The manifest, if it is of the wanted model and all it lists is there; says in the log why not."""
+        settings, manifest = self._settings, manifests.read(self._dir)
+        if manifest is None:
+            return None
+        if not manifest.is_of(settings.source, settings.repo, settings.wanted_revision):
+            log.info("%s holds %s %s; another model is wanted", self._dir, manifest.repo, manifest.revision)
+            return None
+        if settings.model_digest not in (None, manifest.digest):
+            log.warning("%s holds a model with digest %s; another is wanted", self._dir, manifest.digest)
+            return None
+        damages, manifest = self._inspect(manifest, verify)
+        for damage in damages:
+            log.warning("%s %s; it is fetched again", self._dir, damage)
+        return None if damages else manifest
+
+    def _inspect(self, manifest: Manifest, thorough: bool) -> tuple[tuple[Damage, ...], Manifest]:
+        """What is damaged, and the manifest with the modification times that the files have now."""
+        inspection = inspect(
+            self._dir,
+            manifest,
+            thorough=thorough,
+            on_bytes=lambda done: self._progress(VERIFYING, done, manifest.total_bytes) if thorough else None,
+        )
+        if inspection.sound and inspection.mtimes:
+            manifest = manifest.with_times(inspection.mtimes)
+            self._write_if_possible(manifest)
+        return inspection.damages, manifest
+
+    def _verified(self, verify: bool) -> Manifest | None:
+        """The manifest of a directory that nobody can mend; raises DeliveryFailed if it needed mending."""
+        manifest = manifests.read(self._dir)
+        if manifest is None:
+            return None
+        damages, manifest = self._inspect(manifest, verify)
+        if damages:
+            raise DeliveryFailed(Cause.INCOMPLETE, f"in {self._dir} {'; '.join(map(str, damages))}")
+        self._check_digest(manifest)
+        return manifest
+
+    def _adopt(self) -> Manifest:
+        """Take what lies in the directory for the model, if it is whole."""
+        log.info("%s has no manifest; its files are examined", self._dir)
+        manifest = _manifest("dir", "", "", None, examine(self._dir, self._progress))
+        self._check_digest(manifest)
+        self._write_if_possible(manifest)
+        return manifest
+
+    def _fetch(self, scratch: Path, lock: int) -> Manifest:
+        settings, journal = self._settings, Journal(scratch)
+        client = hub_client(settings, self._dir, scratch, lock)
+        attempt = Attempt(client, settings.source, self._dir, journal, self._progress)
+        catalog, records = keep_trying(
+            attempt.run,
+            lambda: attempt.high_water,
+            budget=settings.download_budget,
+            first_delay=settings.download_retry_delay,
+        )
+        files = tuple(records[file.path] for file in catalog.files)
+        manifest = _manifest(settings.source, settings.repo, settings.wanted_revision, catalog.commit, files)
+        if manifest.unlisted:
+            log.warning("the hub lists no hash for %s; what arrived was hashed", ", ".join(manifest.unlisted))
+        self._check_digest(manifest)
+        manifest.write(self._dir)
+        journal.remove()
+        shutil.rmtree(scratch / CLIENT_SCRATCH, ignore_errors=True)
+        return manifest
+
+    def _check_digest(self, manifest: Manifest) -> None:
+        wanted = self._settings.model_digest
+        if wanted and manifest.digest != wanted:
+            raise DeliveryFailed(Cause.DIGEST, f"the model's digest is {manifest.digest}, not {wanted}")
+
+    def _write_if_possible(self, manifest: Manifest) -> None:
+        try:
+            manifest.write(self._dir)
+        except OSError as error:
+            log.warning("%s: the manifest cannot be written (%s); each start hashes anew", self._dir, error)
+
+
+def _manifest(source: str, repo: str, revision: str, commit: str | None, files: tuple[FileRecord, ...]) -> Manifest:
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    return Manifest(source, repo, revision, commit, time, f"internlm-chat {__version__}", files)

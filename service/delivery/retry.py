@@ -1,0 +1,65 @@
+"""Again, after a pause: exponential back-off with jitter, until it works, is hopeless, or the budget is spent.
+
+The budget counts seconds of failing without a new byte: a slow link that keeps getting further is never given up.
+"""
+
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TypeVar
+
+from service.delivery.failures import Cause, DeliveryFailed
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+MAX_DELAY_SECONDS = 60.0
+MAX_RETRY_AFTER_SECONDS = 600.0
+
+
+def keep_trying(
+    attempt: Callable[[], T],
+    high_water: Callable[[], int],
+    *,
+    budget: float,
+    first_delay: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    jitter: Callable[[float, float], float] = random.uniform,
+) -> T:
+    """The result of the first attempt that succeeds; raises the last DeliveryFailed otherwise.
+
+    `high_water` is the most bytes that ever lay on the volume: bytes that had to be thrown away do not count twice.
+    """
+    failed: Counter[Cause] = Counter()
+    mark, since, streak = high_water(), clock(), 0
+    while True:
+        try:
+            return attempt()
+        except DeliveryFailed as failure:
+            failed[failure.cause] += 1
+            if high_water() > mark:
+                mark, since, streak = high_water(), clock(), 0
+            streak += 1
+            delay = _delay(failure, streak, first_delay, jitter)
+            _give_up_if_hopeless(failure, failed, clock() + delay - since, budget)
+            log.warning("%s; trying again in %.1f s", failure, delay)
+            sleep(delay)
+
+
+def _delay(failure: DeliveryFailed, streak: int, first: float, jitter: Callable[[float, float], float]) -> float:
+    """Half to all of the doubled delay, so that pods that failed together do not come back together."""
+    if failure.retry_after is not None:
+        return min(failure.retry_after, MAX_RETRY_AFTER_SECONDS)
+    longest = min(first * 2.0 ** min(streak - 1, 30), MAX_DELAY_SECONDS)
+    return jitter(longest / 2, longest)
+
+
+def _give_up_if_hopeless(failure: DeliveryFailed, failed: Counter[Cause], spent: float, budget: float) -> None:
+    if failure.attempts is not None and failed[failure.cause] >= failure.attempts:
+        raise failure
+    if spent > budget:
+        log.error("no progress for the %.0f s of INTERNLM_DOWNLOAD_BUDGET", budget)
+        raise failure

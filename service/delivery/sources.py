@@ -1,0 +1,63 @@
+"""Where a model can come from, by the value of `INTERNLM_SOURCE`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from service.delivery.catalog import Catalog
+from service.delivery.client import HubClient
+from service.delivery.worker import Request
+from service.download_settings import DownloadSettings
+from service.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class HubKind:
+    """A kind of hub: the child's program, and whether files can be asked for by commit."""
+
+    module: str
+    by_commit: bool
+
+
+HUBS: dict[str, HubKind] = {
+    # ModelScope names a file's last commit, not the tree's, so files are asked for by the revision and the listing
+    # is compared again at the end.
+    "modelscope": HubKind("service.delivery.modelscope", by_commit=False),
+    "huggingface": HubKind("service.delivery.huggingface", by_commit=True),
+}
+
+
+def hub_client(settings: DownloadSettings, model_dir: Path, scratch: Path, lock: int) -> HubClient:
+    """The client for the repository of the settings; raises ConfigurationError if the token cannot be read."""
+    request = Request(
+        operation="list",
+        repo=settings.repo,
+        revision=settings.wanted_revision,
+        endpoint=settings.hub_endpoint,
+        token=read_token(settings.hub_token_file),
+        directory=str(model_dir),
+        scratch=str(scratch),
+        workers=settings.download_workers,
+        stall_timeout=settings.download_stall_timeout,
+        files=[],
+    )
+    return HubClient(HUBS[settings.source].module, request, lock)
+
+
+def pinned(client: HubClient, catalog: Catalog, source: str) -> HubClient:
+    """The client that fetches what `catalog` lists, even if the branch moves on meanwhile (where the hub can)."""
+    if not HUBS[source].by_commit or not catalog.commit:
+        return client
+    return replace(client, request=replace(client.request, revision=catalog.commit))
+
+
+def read_token(path: Path | None) -> str | None:
+    """The access token in a file (a mounted secret); read anew at every start, so that it can be rotated."""
+    if path is None:
+        return None
+    try:
+        token = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"INTERNLM_HUB_TOKEN_FILE={path}: {error}") from None
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigurationError(f"INTERNLM_HUB_TOKEN_FILE={path}: the file does not hold one token")
+    return token

@@ -1,0 +1,108 @@
+"""The child process that talks to a hub: one request on standard input, one reply on standard output.
+
+A process of its own because a client library may hang, leak, print or read its environment at import; the parent can
+end it at any moment and lose nothing but the last few bytes. Its standard input stays open as a lifeline: when the
+parent is gone, however it went, the child leaves at once instead of writing on to a volume nobody guards.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from service.delivery.catalog import MAX_ENTRIES
+from service.delivery.symptoms import Symptom, describe
+
+MEMORY_BYTES = 192 << 20
+"""Most private memory of the child (RLIMIT_DATA; threads' stacks count whole, 8 MiB each). With the parent's 50 MiB
+this keeps the download below 300 MB even where a hub answers with a listing of a million files."""
+
+CLIENT_SCRATCH = "client"
+"""Folder of the scratch directory for what the client keeps: its home, its cache. Removed at the end."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the child is to do. `operation` is list or fetch; `files` are path, size and sha256 of what to fetch."""
+
+    operation: str
+    repo: str
+    revision: str
+    endpoint: str | None
+    token: str | None
+    directory: str
+    scratch: str
+    workers: int
+    stall_timeout: float
+    files: list[dict[str, Any]]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A hub's answer, not yet judged: entries with path, size, sha256, git_oid, version; the commit if known."""
+
+    entries: list[dict[str, Any]]
+    commit: str | None
+
+
+class Hub(Protocol):
+    """What a source must be able to do."""
+
+    def list_files(self, request: Request) -> Listing:
+        """All files of the repository at the revision; raises whatever its client raises."""
+
+    def fetch(self, request: Request) -> dict[str, BaseException]:
+        """Bring `request.files` into `request.directory`; the error of each file that could not be brought.
+
+        A file grows under its name plus `.incomplete` and is resumed there; it gets its name when it is whole.
+        """
+
+
+class ListingTooLong(MemoryError):
+    """More entries than a model can have."""
+
+
+def main(connect: Callable[[Request], Hub]) -> None:
+    """Serve one request. `connect` imports the client, so that the limits and the environment are set before."""
+    reply_to, request = sys.stdout, Request(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+    with contextlib.redirect_stdout(sys.stderr):
+        reply = _serve(connect, request)
+    reply_to.write(json.dumps(reply))
+    reply_to.flush()
+    os._exit(0)  # a client's idle threads must not keep the process
+
+
+def _serve(connect: Callable[[Request], Hub], request: Request) -> dict[str, Any]:
+    try:
+        hub = connect(request)
+        if request.operation == "list":
+            return asdict(_bounded(hub.list_files(request)))
+        return {"failures": {path: describe(error).to_json() for path, error in hub.fetch(request).items()}}
+    except MemoryError:
+        return {"error": Symptom("the hub's listing is far longer than a model's", ["MemoryError"]).to_json()}
+    except Exception as error:
+        return {"error": describe(error).to_json()}
+
+
+def _bounded(listing: Listing) -> Listing:
+    if len(listing.entries) > MAX_ENTRIES:
+        raise ListingTooLong
+    return listing
+
+
+def _leave_with_parent() -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(1)
