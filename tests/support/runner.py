@@ -1,0 +1,132 @@
+"""A runner whose answers depend on every token it finds in its KV blocks, so that any block mix-up changes them.
+
+Instead of keys and values a block stores the tokens themselves. The next token is a function of the whole context,
+read back through the block table as the device knows it. Work is queued as on a GPU stream and done as late as
+possible, when somebody waits for it: host and device are as far apart as they can be.
+"""
+
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from service.engine.base import GenerationRequest
+from service.engine.kv_cache import SCRATCH_BLOCK
+from service.engine.step import Decode, Sequence, StepPlan
+
+VOCAB = 97
+
+
+def next_token(context: Iterable[int], seed: int) -> int:
+    """The model: any change of any token or of the order gives another answer."""
+    return zlib.crc32(repr((seed, *context)).encode()) % VOCAB
+
+
+def expected_output(request: GenerationRequest) -> list[int]:
+    """What the request must give in full, from the request alone."""
+    output: list[int] = []
+    while len(output) < request.max_new_tokens and not (output and output[-1] in request.stop_ids):
+        output.append(next_token([*request.prompt_ids, *output], request.sampling.seed))
+    return output
+
+
+@dataclass
+class Slot:
+    """A sequence as the device knows it."""
+
+    blocks: list[int]
+    prompt: list[int]
+    seed: int
+    last: int = -1
+
+
+@dataclass(eq=False)
+class ContentPending:
+    """A step in the stream; waiting for it runs the stream up to it."""
+
+    stream: deque[Callable[[], None]]
+    error: Exception | None
+    result: list[int] | None = None
+
+    def tokens(self) -> list[int]:
+        if self.error:
+            raise self.error
+        while self.result is None:
+            self.stream.popleft()()
+        return self.result
+
+
+@dataclass
+class ContentRunner:
+    """Implements `Runner`. `fail_launch`, `fail_tokens` and `fail_admit` break the next such call, once."""
+
+    num_blocks: int = 17
+    block_size: int = 4
+    max_running: int = 4
+    fail_launch: Exception | None = None
+    fail_tokens: Exception | None = None
+    fail_admit: Exception | None = None
+    plans: list[StepPlan] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._memory = [[-1] * self.block_size for _ in range(self.num_blocks)]
+        self._slots: dict[int, Slot] = {}
+        self._stream: deque[Callable[[], None]] = deque()
+
+    def admit(self, sequence: Sequence) -> None:
+        error, self.fail_admit = self.fail_admit, None
+        if error:
+            raise error
+        number, request = sequence.slot, sequence.request
+        assert 0 <= number < self.max_running
+        slot = Slot(list(sequence.blocks), list(request.prompt_ids), request.sampling.seed)
+        self._stream.append(lambda: self._slots.update({number: slot}))
+
+    def launch(self, plan: StepPlan) -> ContentPending:
+        error, self.fail_launch = self.fail_launch, None
+        if error:
+            raise error
+        self.plans.append(plan)
+        error, self.fail_tokens = self.fail_tokens, None
+        pending = ContentPending(self._stream, error)
+        chunks = [(c.sequence.slot, c.start, c.end, c.completes) for c in plan.chunks]
+        decodes = [(d.sequence.slot, d.position) for d in plan.decodes]
+        self._stream.append(lambda: self._compute(pending, chunks, decodes))
+        return pending
+
+    def _compute(
+        self, pending: ContentPending, chunks: list[tuple[int, int, int, bool]], decodes: list[tuple[int, int]]
+    ) -> None:
+        """All rows write before any row reads, as in a layer of the real model."""
+        ends: list[tuple[int, int]] = []
+        for number, start, end, completes in chunks:
+            slot = self._slots[number]
+            for position in range(start, end):
+                self._write(slot, position, slot.prompt[position])
+            ends += [(number, end)] * completes
+        for number, position in decodes:
+            self._write(self._slots[number], position, self._slots[number].last)
+            ends.append((number, position + 1))
+        pending.result = [self._sample(self._slots[number], length) for number, length in ends]
+
+    def _sample(self, slot: Slot, length: int) -> int:
+        slot.last = next_token((self._read(slot, position) for position in range(length)), slot.seed)
+        return slot.last
+
+    def _write(self, slot: Slot, position: int, token: int) -> None:
+        block = slot.blocks[position // self.block_size]
+        assert block != SCRATCH_BLOCK, "a sequence owns the scratch block"
+        self._memory[block][position % self.block_size] = token
+
+    def _read(self, slot: Slot, position: int) -> int:
+        return self._memory[slot.blocks[position // self.block_size]][position % self.block_size]
+
+
+def planned_tokens(plan: StepPlan) -> int:
+    """How many positions a step computes."""
+    return len(plan.decodes) + sum(chunk.end - chunk.start for chunk in plan.chunks)
+
+
+def positions_of(decodes: list[Decode]) -> dict[str, int]:
+    """Request id -> decoded position."""
+    return {decode.sequence.request.id: decode.position for decode in decodes}
