@@ -121,7 +121,7 @@ class Readiness:
     async def _probe_again(self) -> None:
         try:
             await self._probe()
-        except EngineFailed as error:  # it died again; the next look at its status says more
+        except ServiceError as error:  # it died or hangs again; the next look at its status says more
             self._lifecycle.move(State.LOADING, error.message)
 
 

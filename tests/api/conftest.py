@@ -16,13 +16,15 @@ from service.metrics import Metrics
 from service.server import build
 from service.settings import Settings
 from tests.support.server import RunningServer, client, run_server, until_ready
-from tests.support.tokenizers import bpe_model
+from tests.support.tokenizers import write_byte_level_dir
 
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory with a real, tiny tokenizer and no weights: the fake engine needs none."""
-    return bpe_model(tmp_path_factory.mktemp("model"))
+    directory = write_byte_level_dir(tmp_path_factory.mktemp("model"))
+    (directory / "config.json").write_text("{}")
+    return directory
 
 
 @dataclass
