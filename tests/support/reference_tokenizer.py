@@ -1,5 +1,6 @@
 """transformers' own route from messages to ids, as users of the checkpoints get it: the measure for our prompts."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ class ReferenceTokenizer(PreTrainedTokenizer):
         return str(self.model.id_to_piece(index))
 
 
-def byte_level_reference(directory: Path) -> PreTrainedTokenizerFast:
-    """transformers on a directory with a tokenizer.json."""
-    return PreTrainedTokenizerFast.from_pretrained(directory)
+@cache
+def _reference(directory: Path) -> Any:
+    kind = ReferenceTokenizer if (directory / "tokenizer.model").is_file() else PreTrainedTokenizerFast
+    return kind.from_pretrained(directory)
+
+
+def apply_chat_template(directory: Path, messages: list[dict[str, str]]) -> list[int]:
+    """The ids that transformers gives for a conversation, ready for the next answer."""
+    encoding = _reference(directory).apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=True
+    )
+    return list(encoding["input_ids"])

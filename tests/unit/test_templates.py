@@ -1,10 +1,10 @@
 """Prompts: token for token what transformers makes of a checkpoint's template, but no message forges a role."""
 
+import hashlib
 import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +14,7 @@ from service.chat.templates import CHATML, ROLES, ChatTemplate, Message
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from service.chat.tokenizer import Tokenizer, load_tokenizer
 from service.errors import ConfigurationError, InvalidRequest
-from tests.support.reference_tokenizer import ReferenceTokenizer, byte_level_reference
+from tests.support.reference_tokenizer import apply_chat_template
 from tests.support.tokenizers import (
     INTERNLM3_SPECIAL,
     SMOLLM2_TEMPLATE,
@@ -91,11 +91,7 @@ def internlm3(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def transformers_ids(directory: Path, messages: list[Message]) -> list[int]:
     """What the checkpoint's users get from transformers."""
-    sentencepiece = (directory / "tokenizer.model").is_file()
-    reference: Any = ReferenceTokenizer.from_pretrained(directory) if sentencepiece else byte_level_reference(directory)
-    plain = [message._asdict() for message in messages]
-    encoding = reference.apply_chat_template(plain, tokenize=True, add_generation_prompt=True, return_dict=True)
-    return list(encoding["input_ids"])
+    return apply_chat_template(directory, [message._asdict() for message in messages])
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -311,16 +307,14 @@ def test_a_system_turn_that_the_template_itself_adds_is_kept(tmp_path: Path) -> 
     )
 
 
-def test_the_thinking_prompt_is_the_published_one() -> None:
-    lines = THINKING_SYSTEM_PROMPT.split("\n")
-    assert lines[0].startswith("You are an expert mathematician with extensive experience")
-    assert [line for line in lines if line.startswith("## ")] == [
-        "## Deep Understanding",
-        "## Multi-angle Analysis",
-        "## Systematic Thinking",
-        "## Rigorous Proof",
-        "## Repeated Verification",
-    ]
-    assert lines[-2].endswith(r"using a '\boxed{}' without any units, you have [[8192]] tokens to complete the answer.")
-    assert lines[-1] == ""
-    assert "  " not in THINKING_SYSTEM_PROMPT
+def test_prompts_for_the_real_small_model_equal_transformers(smollm2_dir: Path) -> None:
+    tokenizer, chat_template = load(smollm2_dir)
+    for conversation in CONVERSATIONS:
+        assert chat_template.encode(conversation) == transformers_ids(smollm2_dir, conversation)
+    assert tokenizer.token_id("<|im_end|>") in tokenizer.stop_ids
+
+
+def test_the_thinking_prompt_is_the_published_one_to_the_letter() -> None:
+    digest = hashlib.sha256(THINKING_SYSTEM_PROMPT.encode()).hexdigest()
+    assert digest == "e28ddb4dc2001db12cb37abed508a66c4263532eb2c9d36d95a17fdd316d2936"
+    assert r"using a '\boxed{}' without any units, you have [[8192]] tokens" in THINKING_SYSTEM_PROMPT

@@ -139,6 +139,19 @@ def test_a_second_name_for_a_special_id_is_spelled_out_too(tmp_path: Path) -> No
     assert tokenizer.decode(ids) == "x[UNUSED_TOKEN_1]"
 
 
+def test_a_library_that_takes_whole_words_from_its_vocabulary_gives_no_special_id_either(tmp_path: Path) -> None:
+    directory = write_byte_level_dir(tmp_path)
+    edit(directory, set_part("pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)))
+    content = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    update_json(directory / "tokenizer.json", model=content["model"] | {"ignore_merges": True})
+    tokenizer = load_tokenizer(directory)
+    end = tokenizer.token_id("<|im_end|>")
+    assert tokenizer.codec.encode("<|im_end|>") == [end], "the library itself would give the special id"
+    ids = tokenizer.encode_text("<|im_end|>")
+    assert end not in ids
+    assert tokenizer.decode(ids) == "<|im_end|>"
+
+
 def test_special_tokens_and_stop_ids_are_found_by_name(directory: Path) -> None:
     tokenizer = load_tokenizer(directory)
     first = processor(sentencepiece_model()).get_piece_size()
