@@ -1,0 +1,96 @@
+"""What the chart says twice agrees: README with values, schema with settings, dashboard with its source."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from charts import dashboards, generate
+from service.download_settings import DownloadSettings
+from service.settings import Settings, known_variables
+from tests.support.helm import CHART, Values, render
+
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+HUB = {"source": "modelscope", "endpoint": "http://hub", "tokenSecret": {"name": "hub"}, "name": "x"}
+HOW = "run `python charts/generate.py`"
+
+
+def paths(value: object, prefix: str = "") -> list[str]:
+    """Dotted paths of every leaf."""
+    if not isinstance(value, dict) or not value:
+        return [prefix]
+    return [path for key, sub in value.items() for path in paths(sub, f"{prefix}.{key}".lstrip("."))]
+
+
+def schema_paths(schema: Values, prefix: str = "") -> list[str]:
+    definitions = json.loads((CHART / "values.schema.json").read_text())["definitions"]
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rsplit("/", 1)[1]]
+    if not schema.get("properties"):
+        return [prefix]
+    return [p for key, sub in schema["properties"].items() for p in schema_paths(sub, f"{prefix}.{key}".lstrip("."))]
+
+
+def test_readme_and_schema_are_as_generated() -> None:
+    assert (CHART / "README.md").read_text() == generate.readme_text(), HOW
+    assert (CHART / "values.schema.json").read_text() == generate.schema_text(), HOW
+
+
+def test_the_dashboard_is_as_generated() -> None:
+    assert (CHART / "files/dashboards/overview.json").read_text() == dashboards.text(), "python charts/dashboards.py"
+
+
+def test_every_value_is_explained() -> None:
+    explained = generate.comments()
+    free = ("pod.securityContext.", "gpu.tolerations")
+    assert [path for path in paths(VALUES) if path not in explained and not path.startswith(free)] == []
+
+
+def test_every_value_has_its_place_in_the_schema_and_back() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    closed = {path for path in schema_paths(schema) if not path.startswith(("settings.", "global", "resources."))}
+    open_ended = ("pod.securityContext", "resources", "settings")
+    known = {path for path in paths(VALUES) if not path.startswith(open_ended)}
+    assert known == closed - {"pod.securityContext"}
+
+
+def test_every_key_of_the_configmap_is_a_setting_of_the_service() -> None:
+    everything = {
+        "model": HUB,
+        "settings": {name: example(field) for name, field in generate.settings().items()},
+    }
+    keys = set(render(everything).settings)
+    assert keys <= set(known_variables())
+
+
+@pytest.mark.xfail(reason="the server does not know API keys yet", strict=True)
+def test_the_api_keys_file_is_a_setting_of_the_service() -> None:
+    assert set(render({"apiKeys": {"secretName": "keys"}}).settings) <= set(known_variables())
+
+
+def example(field: Values) -> object:
+    """A value that the setting's schema takes: its default, or what its type makes of 1."""
+    if field.get("default") is not None:
+        return field["default"]
+    kinds = {kind.get("type"): kind for kind in field.get("anyOf", [field])}
+    return 1 if {"integer", "number"} & set(kinds) else "a" * 64
+
+
+def test_every_setting_of_the_service_is_a_value_or_decided_by_one() -> None:
+    declared = set(Settings.model_fields) | set(DownloadSettings.model_fields)
+    offered = set(generate.settings())
+    assert {generate.camel(name) for name in declared - generate.OWNED} == offered
+
+
+def test_what_the_service_reads_is_what_the_values_said() -> None:
+    rendered = render({"settings": {"maxRunning": 64, "gpuMemoryFraction": 0.85, "logPrompts": True}}).settings
+    names = {f"INTERNLM_{name.upper()}": name for name in Settings.model_fields}
+    settings = Settings(**{names[key]: value for key, value in rendered.items() if key in names})
+    assert (settings.max_running, settings.gpu_memory_fraction, settings.log_prompts) == (64, 0.85, True)
+    assert (settings.request_timeout, settings.port, settings.device) == (300, 6006, "cuda")
+
+
+@pytest.mark.parametrize("name", ["max_running", "log_level", "gpu_memory_fraction"])
+def test_names_survive_the_way_to_the_environment(name: str) -> None:
+    assert re.sub("(?<!^)(?=[A-Z])", "_", generate.camel(name)).lower() == name

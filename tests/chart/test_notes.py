@@ -1,0 +1,60 @@
+"""What the operator reads after an install fits what was chosen."""
+
+import shlex
+
+import pytest
+
+from tests.support.helm import Values, notes
+
+CASES: dict[str, tuple[Values, list[str], list[str]]] = {
+    "one GPU": (
+        {},
+        [
+            "Shanghai_AI_Laboratory/internlm3-8b-instruct is starting on one nvidia.com/gpu.",
+            "the first start downloads the model, 17.7G",
+            "rollout status deployment/chat-internlm-chat --timeout=3600s",
+            "logs -f deployment/chat-internlm-chat -c download",
+            "port-forward service/chat-internlm-chat 6006:6006",
+            "keeps the model on claim chat-internlm-chat-model",
+            "helm -n models test chat",
+            "Insufficient nvidia.com/gpu",
+        ],
+        ["Authorization", "in each of"],
+    ),
+    "the small model on a CPU": (
+        {"mode": "cpu", "startupBudget": 120},
+        ["A small chat model is starting on the CPU", "--timeout=120s"],
+        ["download", "nvidia", "claim"],
+    ),
+    "an ingress with TLS and keys": (
+        {"ingress": {"enabled": True, "host": "a.example", "tlsSecret": "t"}, "apiKeys": {"secretName": "k"}},
+        ["URL=https://a.example\n", "Authorization: Bearer $API_KEY"],
+        ["port-forward"],
+    ),
+    "a load balancer": (
+        {"service": {"type": "LoadBalancer"}},
+        ["get service chat-internlm-chat -o jsonpath"],
+        ["forward"],
+    ),
+    "a claim each": (
+        {"storage": {"perReplica": True}, "replicas": 2},
+        ["rollout status statefulset/chat-internlm-chat", "in each of 2 pods", "keeps the model, so that"],
+        [],
+    ),
+    "an existing claim": ({"storage": {"existingClaim": "models"}}, ["is starting"], ["keeps the model"]),
+}
+
+
+@pytest.mark.parametrize(("values", "said", "unsaid"), CASES.values(), ids=CASES.keys())
+def test_the_notes_fit_the_values(values: Values, said: list[str], unsaid: list[str]) -> None:
+    text = notes(values)
+    assert [each for each in said if each not in text] == []
+    assert [each for each in unsaid if each in text] == []
+
+
+@pytest.mark.parametrize("values", [case[0] for case in CASES.values()], ids=CASES.keys())
+def test_the_curl_line_can_be_pasted(values: Values) -> None:
+    (line,) = [line for line in notes(values).splitlines() if line.strip().startswith("curl")]
+    words = shlex.split(line)
+    assert words[:2] == ["curl", "$URL/v1/chat"]
+    assert words[-1] == '{"prompt": "你好"}'

@@ -1,0 +1,113 @@
+"""Service, Ingress, HTTPRoute, InferencePool and the objects that scale: each a flag, off by default."""
+
+import pytest
+
+from tests.support.helm import NAME, Values, render
+
+FLAGS: dict[str, Values] = {
+    "Ingress": {"ingress": {"enabled": True}},
+    "HTTPRoute": {"gateway": {"httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}]}}},
+    "InferencePool": {"gateway": {"inferencePool": {"enabled": True, "endpointPicker": {"name": "epp"}}}},
+    "NetworkPolicy": {"networkPolicy": {"enabled": True}},
+    "PodDisruptionBudget": {"mode": "cpu", "replicas": 2, "pdb": {"enabled": True}},
+    "HorizontalPodAutoscaler": {"mode": "cpu", "autoscaling": {"kind": "hpa"}},
+    "ScaledObject": {"mode": "cpu", "autoscaling": {"kind": "keda", "prometheusAddress": "http://p:9090"}},
+    "ServiceMonitor": {"monitoring": {"scrape": "serviceMonitor"}},
+    "PodMonitor": {"monitoring": {"scrape": "podMonitor"}},
+    "PrometheusRule": {"monitoring": {"scrape": "podMonitor", "rules": True}},
+}
+
+
+@pytest.mark.parametrize("kind", FLAGS)
+def test_a_flag_makes_its_object_and_nothing_does_without_it(kind: str) -> None:
+    assert not render().all(kind)
+    assert render(FLAGS[kind]).one(kind)["metadata"]["name"] == NAME
+
+
+@pytest.mark.parametrize(
+    ("service", "expected"),
+    [
+        ({}, {"type": "ClusterIP", "port": {"name": "http", "port": 6006, "targetPort": "http"}}),
+        (
+            {"type": "LoadBalancer", "port": 80},
+            {"type": "LoadBalancer", "port": {"name": "http", "port": 80, "targetPort": "http"}},
+        ),
+        (
+            {"type": "NodePort", "nodePort": 30606},
+            {"type": "NodePort", "port": {"name": "http", "port": 6006, "targetPort": "http", "nodePort": 30606}},
+        ),
+    ],
+)
+def test_the_service_leads_to_the_api(service: Values, expected: Values) -> None:
+    found = render({"service": service | {"annotations": {"a": "b"}}}).one("Service", NAME)
+    assert found["spec"]["type"] == expected["type"]
+    assert found["spec"]["ports"] == [expected["port"]]
+    assert found["metadata"]["annotations"] == {"a": "b"}
+
+
+def test_the_ingress_has_host_class_path_and_certificate() -> None:
+    ingress = {"enabled": True, "host": "chat.example.com", "className": "internal", "path": "/llm", "tlsSecret": "tls"}
+    spec = render({"ingress": ingress}).one("Ingress")["spec"]
+    assert spec["ingressClassName"] == "internal"
+    assert spec["tls"] == [{"secretName": "tls", "hosts": ["chat.example.com"]}]
+    (rule,) = spec["rules"]
+    assert rule["host"] == "chat.example.com"
+    assert rule["http"]["paths"][0]["path"] == "/llm"
+
+
+def test_an_ingress_without_a_host_takes_every_host() -> None:
+    spec = render({"ingress": {"enabled": True, "tlsSecret": "tls"}}).one("Ingress")["spec"]
+    assert "host" not in spec["rules"][0]
+    assert spec["tls"] == [{"secretName": "tls"}]
+
+
+def test_a_route_leads_to_the_service_or_to_the_pool() -> None:
+    route = {"enabled": True, "parentRefs": [{"name": "public", "namespace": "gateways"}], "hostnames": ["a.example"]}
+    pool = {"enabled": True, "endpointPicker": {"name": "epp", "port": 9003, "failureMode": "FailClose"}}
+    plain = render({"gateway": {"httpRoute": route}, "service": {"port": 80}}).one("HTTPRoute")["spec"]
+    assert plain["parentRefs"] == route["parentRefs"]
+    assert plain["hostnames"] == ["a.example"]
+    assert plain["rules"][0]["backendRefs"] == [{"name": NAME, "port": 80}]
+    pooled = render({"gateway": {"httpRoute": route, "inferencePool": pool}})
+    (backend,) = pooled.one("HTTPRoute")["spec"]["rules"][0]["backendRefs"]
+    assert backend == {"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": NAME}
+    spec = pooled.one("InferencePool")["spec"]
+    assert spec["targetPorts"] == [{"number": 6006}]
+    assert spec["endpointPickerRef"] == {"name": "epp", "port": {"number": 9003}, "failureMode": "FailClose"}
+    labels = pooled.workload["spec"]["template"]["metadata"]["labels"]
+    assert spec["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_the_autoscaler_goes_by_waiting_requests_and_owns_the_replicas() -> None:
+    scaling = {"kind": "hpa", "minReplicas": 2, "maxReplicas": 6, "waitingRequests": 8, "scaleDownDelay": 60}
+    manifests = render({"autoscaling": scaling, "storage": {"accessMode": "ReadWriteMany"}, "replicas": 5})
+    spec = manifests.one("HorizontalPodAutoscaler")["spec"]
+    assert (spec["minReplicas"], spec["maxReplicas"]) == (2, 6)
+    assert spec["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": NAME}
+    (metric,) = spec["metrics"]
+    assert metric["pods"]["metric"]["name"] == "internlm_num_requests_waiting"
+    assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "8"}
+    assert spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 60
+    assert "replicas" not in manifests.one("Deployment")["spec"]
+
+
+def test_keda_asks_prometheus_for_this_releases_queue() -> None:
+    scaling = {"kind": "keda", "prometheusAddress": "http://p:9090", "maxReplicas": 3}
+    manifests = render({"autoscaling": scaling, "storage": {"perReplica": True}})
+    spec = manifests.one("ScaledObject")["spec"]
+    assert spec["scaleTargetRef"]["kind"] == "StatefulSet"
+    (trigger,) = spec["triggers"]
+    assert trigger["metadata"]["serverAddress"] == "http://p:9090"
+    assert trigger["metadata"]["query"] == (
+        'sum(internlm_num_requests_waiting{namespace="models",pod=~"chat-internlm-chat-.*"})'
+    )
+    assert "replicas" not in manifests.one("StatefulSet")["spec"]
+
+
+def test_a_disruption_budget_lets_unready_pods_go() -> None:
+    values: Values = {"mode": "cpu", "replicas": 3, "pdb": {"enabled": True}}
+    spec = render(values).one("PodDisruptionBudget")["spec"]
+    assert spec["maxUnavailable"] == 1
+    assert spec["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    old = render(values, kubernetes="1.26.0").one("PodDisruptionBudget")["spec"]
+    assert "unhealthyPodEvictionPolicy" not in old
