@@ -120,7 +120,7 @@ class EngineClient:
             complaint = link.watchdog.complaint(time.monotonic())
             return (EngineState.STUCK, complaint) if complaint else (EngineState.READY, "")
         if link is not None and not link.joined:
-            return EngineState.RESTARTING, "the engine process ended"
+            return EngineState.RESTARTING, link.why or "the engine process ended"
         phase = link.phase if link else ""
         if self._why_down:
             return EngineState.RESTARTING, f"{self._why_down}; {phase}" if phase else self._why_down
@@ -183,7 +183,7 @@ class EngineClient:
         self._settled.set()
 
     def _finish(self, state: EngineState, reason: str) -> None:
-        self._end = (state, reason)
+        self._end = self._end or (state, reason)  # a failure stays one when the engine is stopped afterwards
         self._streams.fail_all(reason)
         self._settled.set()
 

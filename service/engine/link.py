@@ -39,6 +39,7 @@ class Link:
         self.stats = EngineStats()
         self.ready_at = 0.0
         self.joined = False
+        self.why = ""  # why it ends, as far as it is known
         self.mendable = True  # False: a new engine would end the same way
         self._found = found
         self._on_ready = on_ready
@@ -46,7 +47,6 @@ class Link:
         self._on_tick = on_tick
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
-        self._why = ""
         self._kept = False
 
     @property
@@ -78,7 +78,7 @@ class Link:
     def kill(self, why: str) -> None:
         """End the process at once."""
         logger.error("killing the engine process: %s", why, extra={"fields": {"pid": self.pid}})
-        self._why = why
+        self.why = why
         self._found.process.kill()
 
     async def _follow(self) -> None:
@@ -100,7 +100,7 @@ class Link:
                 self.phase, self.stats = phase, stats
                 self._learn(info)
             case wire.Ended(reason, restart):
-                self._why, self.mendable = self._why or reason, self.mendable and restart
+                self.why, self.mendable = self.why or reason, self.mendable and restart
             case wire.Kept():
                 self._kept = True
             case wire.Hello():
@@ -123,7 +123,7 @@ class Link:
 
     async def _bury(self) -> str:
         how = await asyncio.to_thread(self._found.process.reap)
-        return self._why or how
+        return self.why or how
 
     def _disown(self) -> str:
         self._found.process.disown()
