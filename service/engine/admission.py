@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from service.engine.base import GenerationRequest
+from service.engine.base import Finish, FinishReason, GenerationRequest
 
 RATE_WINDOW = 30.0
 """Seconds of work after which a finished request counts 1/e in the measured rate: a few answers' time."""
@@ -48,6 +48,15 @@ def _too_long(prompt: int, new: int, limit: str) -> str:
         f"{prompt} prompt tokens and max_new_tokens {new} make {prompt + new}, {limit}; "
         "shorten the prompt or lower max_new_tokens"
     )
+
+
+def queue_full(request_id: str, waiting: int, limits: Limits, retry_after: int) -> Finish:
+    """The refusal of a request that came when as many waited as may; `retry_after` in seconds."""
+    message = (
+        f"{waiting} requests are waiting, as many as max_queue (INTERNLM_MAX_QUEUE) allows: "
+        f"{limits.max_queue}; come back in {retry_after} s"
+    )
+    return Finish(request_id, FinishReason.REJECTED, message, retry_after)
 
 
 class CompletionRate:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import chain
 
-from service.engine.admission import CompletionRate, Limits, refusal
+from service.engine.admission import CompletionRate, Limits, queue_full, refusal
 from service.engine.base import EngineStats, Event, Finish, FinishReason, GenerationRequest, Token
 from service.engine.kv_cache import BlockPool, Lease
 from service.engine.step import Chunk, Decode, Sequence, StepPlan
@@ -73,7 +73,8 @@ class Scheduler:
                 pass
         if len(self._waiting) > self._limits.max_queue:
             self._waiting.pop()
-            return [self._queue_full(request.id, now)]
+            waiting = len(self._waiting)
+            return [queue_full(request.id, waiting, self._limits, self._rate.retry_after(waiting, now))]
         self._open[request.id] = sequence
         return []
 
@@ -225,15 +226,6 @@ class Scheduler:
         if reason is not FinishReason.ERROR:
             self._rate.count(now)
         return Finish(sequence.request.id, reason, message)
-
-    def _queue_full(self, request_id: str, now: float) -> Finish:
-        waiting = len(self._waiting)
-        retry_after = self._rate.retry_after(waiting, now)
-        message = (
-            f"{waiting} requests are waiting, as many as max_queue (INTERNLM_MAX_QUEUE) allows: "
-            f"{self._limits.max_queue}; come back in {retry_after} s"
-        )
-        return Finish(request_id, FinishReason.REJECTED, message, retry_after)
 
 
 def _tokens(sequence: Sequence, start: int, end: int) -> list[int]:

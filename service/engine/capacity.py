@@ -1,0 +1,72 @@
+"""How many tokens the KV cache holds, how many requests run at once, how long a sequence may get."""
+
+from dataclasses import dataclass
+
+import torch
+
+from service.engine.attention import PagedCache
+from service.engine.base import EngineConfig
+from service.engine.config import ModelConfig
+from service.engine.device import available_memory
+from service.errors import ConfigurationError
+
+RUNNING_ON_GPU, RUNNING_ON_CPU = 256, 8
+CPU_CACHE_SHARE = 0.25
+"""Share of the free main memory a CPU's cache may grow to: the rest is for weights read lazily and for others."""
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """`num_blocks` counts the scratch block, which no sequence gets."""
+
+    num_blocks: int
+    max_running: int
+    max_context: int
+
+
+def plan_capacity(config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> Capacity:
+    """What fits beside the weights, which must be loaded.
+
+    Raises ConfigurationError when not even two blocks fit, with the numbers and the settings that help.
+    """
+    max_running = config.max_running or (RUNNING_ON_GPU if device.type == "cuda" else RUNNING_ON_CPU)
+    max_context = min(config.max_context, model.max_positions)
+    per_token = PagedCache.bytes_per_token(model, dtype)
+    room = _room(config, model, device, dtype) // per_token
+    # More than every running request at its longest is of use only to the prefix cache, which a GPU has room for.
+    wanted = room if device.type == "cuda" else min(room, max_running * max_context)
+    blocks = -(-config.kv_cache_tokens // config.block_size) or wanted // config.block_size
+    if blocks < 1 or blocks * config.block_size > room:
+        raise ConfigurationError(_too_small(config, room, per_token, blocks * config.block_size))
+    return Capacity(blocks + 1, max_running, min(max_context, blocks * config.block_size))
+
+
+def _room(config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> int:
+    """Bytes the cache may take."""
+    if device.type != "cuda":
+        share = 1.0 if config.kv_cache_tokens else CPU_CACHE_SHARE
+        return int(available_memory() * share)
+    free, total = torch.cuda.mem_get_info(device)
+    return int(free - total * (1 - config.gpu_memory_fraction)) - working_bytes(config, model, dtype)
+
+
+def working_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes a step needs besides weights and cache, at most: a chunk's activations, and a batch's logits.
+
+    The sampler's temporaries are counted as six fp32 copies of the logits: scores, their sort (values and indices
+    are twelve bytes a token), probabilities and sums.
+    """
+    widest = max(2 * model.intermediate_size, model.query_size + 2 * model.kv_size) + 4 * model.hidden_size
+    activations = 2 * config.step_tokens * widest * dtype.itemsize
+    logits = 6 * 4 * (config.max_running or RUNNING_ON_GPU) * model.vocab_size
+    context = 4 * config.max_context * model.query_size * dtype.itemsize
+    return activations + logits + context
+
+
+def _too_small(config: EngineConfig, room: int, per_token: int, wanted: int) -> str:
+    return (
+        f"the KV cache needs room for {max(wanted, config.block_size)} tokens of {per_token} bytes each, and there is "
+        f"room for {max(room, 0)} ({max(room, 0) * per_token // MIB} MiB); lower INTERNLM_KV_CACHE_TOKENS or "
+        "INTERNLM_STEP_TOKENS, raise INTERNLM_GPU_MEMORY_FRACTION, or give the engine more memory"
+    )

@@ -1,0 +1,106 @@
+"""One transformers `generate()` call as a stream of tokens that can be stopped. Only the reference engine uses it."""
+
+import queue
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging as transformers_logging
+
+from service.engine.base import GenerationRequest
+from service.errors import ConfigurationError
+
+
+def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """transformers' model of the checkpoint, on `device`; code that lies beside the weights is never run.
+
+    Raises ConfigurationError when transformers cannot load it.
+    """
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(f"{model_dir}: transformers cannot load it: {error}") from error
+    # A request says everything itself: what the checkpoint's own defaults would add must not leak in.
+    model.generation_config = GenerationConfig()
+    return model.to(device).eval()
+
+
+def generation_config(request: GenerationRequest) -> GenerationConfig:
+    """The request in transformers' words."""
+    p = request.sampling
+    drawn = {"do_sample": True, "temperature": p.temperature, "top_k": p.top_k, "top_p": p.top_p}
+    return GenerationConfig(
+        max_new_tokens=request.max_new_tokens,
+        repetition_penalty=p.repetition_penalty,
+        eos_token_id=request.stop_ids or None,
+        pad_token_id=0,  # one prompt at a time is never padded; unset, transformers warns
+        **(drawn if p.temperature > 0 else {"do_sample": False}),
+    )
+
+
+class Generation(BaseStreamer, StoppingCriteria):  # type: ignore[misc]  # transformers has no types
+    """One `generate()` call on its own thread, read token by token."""
+
+    def __init__(self, model: Any, request: GenerationRequest) -> None:
+        self._model = model
+        self._request = request
+        self._stop = threading.Event()
+        self._prompt_is_through = False
+        # One token ahead: the next is computed while the last is handed on, and a cancelled request costs no more.
+        self._items: queue.Queue[int | BaseException | None] = queue.Queue(maxsize=1)
+        self._has_ended = False
+        self._thread = threading.Thread(target=self._run, name="generate", daemon=True)
+        self._thread.start()
+
+    def next(self) -> int:
+        """The next token, once it is there. Raises what `generate()` raised."""
+        item = self._take()
+        if isinstance(item, BaseException):
+            raise item
+        assert item is not None, "generate() ended before the request did"
+        return item
+
+    def close(self) -> None:
+        """Stop after the token that is being computed, and wait for that."""
+        self._stop.set()
+        while not self._has_ended:
+            self._take()
+        self._thread.join()
+
+    def _take(self) -> int | BaseException | None:
+        item = self._items.get()
+        self._has_ended = not isinstance(item, int)
+        return item
+
+    def put(self, value: torch.Tensor) -> None:
+        """transformers hands over the prompt first, then each token."""
+        if self._prompt_is_through:
+            self._items.put(int(value))
+        self._prompt_is_through = True
+
+    def end(self) -> None:
+        """transformers is done; `_run` says so."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Whether each sequence is to end now."""
+        return torch.full((input_ids.shape[0],), self._stop.is_set(), dtype=torch.bool, device=input_ids.device)
+
+    def _run(self) -> None:
+        try:
+            torch.manual_seed(self._request.sampling.seed % (1 << 63))
+            ids = torch.tensor([self._request.prompt_ids], device=self._model.device)
+            self._model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=generation_config(self._request),
+                streamer=self,
+                stopping_criteria=StoppingCriteriaList([self]),
+            )
+            self._items.put(None)
+        except Exception as error:
+            self._items.put(error)
