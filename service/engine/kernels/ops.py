@@ -1,0 +1,145 @@
+"""The operations of a decode step as one replaceable set: torch everywhere, a Triton kernel where one proved itself.
+
+Shapes: T rows (tokens) of width `hidden`; a KV cache of one layer is two tensors
+[num_blocks, block_size, kv_heads, head_dim]; block 0 belongs to nobody and takes the writes of padding rows.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from service.engine.kernels import torch_ops
+
+FEW_ROWS = 16
+"""Most rows for which a weight-streaming kernel replaces cuBLAS: one tensor-core tile of rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeBatch:
+    """Where the sequences of one decode step keep their KV; made once a step and shared by all layers.
+
+    `work` is a kernel's own division of the lengths (see decode_attention), None on the torch path.
+    """
+
+    block_tables: torch.Tensor  # int32 [slots, max_blocks]
+    slots: torch.Tensor  # int64 [T], rows of block_tables
+    lengths: torch.Tensor  # int32 [T], tokens to attend to, the new one included
+    work: tuple[torch.Tensor, ...] | None = None
+
+
+class AddRmsNorm(Protocol):
+    """residual' = x + residual (x alone without one); returns (rms_norm(residual') * weight, residual')."""
+
+    def __call__(
+        self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class RotateAndCache(Protocol):
+    """Rotates q and k inside `qkv` [T, (heads + 2 * kv_heads) * head_dim], in place, and writes k and v to the cache.
+
+    cos, sin: [max_positions, head_dim], both halves alike; positions, places: int64 [T]; a place is
+    block * block_size + offset. Pairs are (i, i + head_dim / 2), as in Llama.
+    """
+
+    def __call__(
+        self,
+        qkv: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        positions: torch.Tensor,
+        places: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+    ) -> None: ...
+
+
+class PlanDecode(Protocol):
+    """Prepares the attention of one decode step. Reads nothing back to the host, so a CUDA graph may hold it."""
+
+    def __call__(
+        self, block_tables: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, k_cache: torch.Tensor
+    ) -> DecodeBatch: ...
+
+
+class DecodeAttention(Protocol):
+    """softmax(q k^T * scale) v: one query a sequence over its own blocks, for q [T, heads, head_dim]: the same shape."""
+
+    def __call__(
+        self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: DecodeBatch, scale: float
+    ) -> torch.Tensor: ...
+
+
+class SiluMul(Protocol):
+    """silu(gate) * up for gate_up [T, 2 * width], the gate first: [T, width]."""
+
+    def __call__(self, gate_up: torch.Tensor) -> torch.Tensor: ...
+
+
+class Linear(Protocol):
+    """x [T, K] times weight [N, K] transposed, plus bias [N]. `gated`: SiLU(first half) * second half: [T, N / 2]."""
+
+    def __call__(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool = False
+    ) -> torch.Tensor: ...
+
+
+class NormLinear(Protocol):
+    """AddRmsNorm, then Linear on its first result; returns the product and residual'."""
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        norm_weight: torch.Tensor,
+        eps: float,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        gated: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """What a model computes a decode step with. The last three are None where no kernel beats the plain way."""
+
+    add_rms_norm: AddRmsNorm = torch_ops.add_rms_norm
+    rotate_and_cache: RotateAndCache = torch_ops.rotate_and_cache
+    plan_decode: PlanDecode = torch_ops.plan_decode
+    decode_attention: DecodeAttention = torch_ops.decode_attention
+    silu_mul: SiluMul = torch_ops.silu_mul
+    one_row_linear: Linear | None = None
+    few_rows_linear: Linear | None = None
+    one_row_norm_linear: NormLinear | None = None
+
+    def linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gated: bool = False
+    ) -> torch.Tensor:
+        """`Linear` by whatever is fastest for this number of rows."""
+        kernel = self._linear_kernel(x.shape[0])
+        if kernel is not None:
+            return kernel(x, weight, bias, gated)
+        product = torch.nn.functional.linear(x, weight, bias)
+        return self.silu_mul(product) if gated else product
+
+    def norm_linear(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        norm_weight: torch.Tensor,
+        eps: float,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        gated: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`NormLinear`: one kernel for one row, two operations for more."""
+        if x.shape[0] == 1 and self.one_row_norm_linear is not None:
+            return self.one_row_norm_linear(x, residual, norm_weight, eps, weight, bias, gated)
+        normed, residual = self.add_rms_norm(x, residual, norm_weight, eps)
+        return self.linear(normed, weight, bias, gated), residual
+
+    def _linear_kernel(self, rows: int) -> Linear | None:
+        if rows == 1:
+            return self.one_row_linear
+        return self.few_rows_linear if rows <= FEW_ROWS else None

@@ -1,0 +1,68 @@
+"""What the sampling kernels compute per token, each the counterpart of a function of `service.engine.sampling`.
+
+Divisions are rounded as torch rounds them, so that scores which tie there tie here.
+"""
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+
+import triton
+import triton.language as tl
+
+NOTHING = tl.constexpr(-3.0e38)
+"""Below every score."""
+
+
+@triton.jit
+def row_keys(seed, position):
+    """`sampling.row_keys`: two uint32 from two int64."""
+    state = _splitmix(_splitmix(seed.to(tl.uint64, bitcast=True)) + position.to(tl.uint64) * 0x9E3779B97F4A7C15)
+    return state.to(tl.uint32), (state >> 32).to(tl.uint32)
+
+
+@triton.jit
+def gumbel(first, second, token):
+    """`sampling.gumbel` for int32 token ids of any shape."""
+    bits = _fmix(_fmix(token.to(tl.uint32) ^ first) ^ second) & 0x7FFFFFFF
+    u = tl.minimum((bits.to(tl.float32) + 0.5) * 4.656612873077393e-10, 0.99999994)
+    rest = 1.0 - u
+    # log1p(-u) by log, right to the last bits also where 1 - u rounds (Goldberg 1991, theorem 4).
+    divisor = tl.where(rest == 1.0, 1.0, 1.0 - rest)
+    log1p = tl.where(rest == 1.0, -u, tl.log(rest) * (u / divisor))
+    return -tl.log(-log1p)
+
+
+@triton.jit
+def penalized(logits, seen, penalty, token, inside):
+    """`sampling.penalize`; NOTHING outside the vocabulary."""
+    logit = tl.load(logits + token, mask=inside, other=0.0).to(tl.float32)
+    was_seen = tl.load(seen + token, mask=inside, other=0) != 0
+    factor = tl.zeros_like(logit) + penalty
+    changed = tl.where(logit < 0, logit * factor, tl.div_rn(logit, factor))
+    return tl.where(inside, tl.where(was_seen, changed, logit), NOTHING)
+
+
+@triton.jit
+def scale_down(score, best, temperature):
+    """Never above zero; minus zero, whose bits differ, becomes zero."""
+    below = tl.maximum(score - best, NOTHING)
+    return tl.div_rn(below, tl.zeros_like(below) + temperature) + 0.0
+
+
+@triton.jit
+def order_of(scaled):
+    """float32 <= 0 as int32 >= 0 of the same order: what is left of the bits below the sign."""
+    return 0x7FFFFFFF - (scaled.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _splitmix(x):
+    x = x + 0x9E3779B97F4A7C15
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return x ^ (x >> 31)
+
+
+@triton.jit
+def _fmix(x):
+    x = (x ^ (x >> 16)) * 0x85EBCA6B
+    x = (x ^ (x >> 13)) * 0xC2B2AE35
+    return x ^ (x >> 16)
