@@ -108,6 +108,7 @@ class Server:
         for process in processes:
             if process.is_running():
                 process.kill()
+        self._log.close()
 
     def _engines(self) -> list[psutil.Process]:
         return [p for p in psutil.process_iter() if self._is_engine(p)]
