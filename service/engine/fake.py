@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from service.engine.admission import CompletionRate, Limits, queue_full, refusal
 from service.engine.base import (
     EngineConfig,
     EngineInfo,
@@ -24,13 +25,9 @@ from service.engine.base import (
 from service.engine.local import LocalEngine
 
 VOCABULARY = 128_512
-"""InternLM3's; the fake itself takes any id."""
+"""InternLM3's."""
 
 DEFAULT_RUNNING = 8
-
-
-class FakeCrash(Exception):
-    """The fake broke because its script says so."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +62,24 @@ class _Sequence:
 
 def echo(request: GenerationRequest) -> list[int]:
     """The fake's answer: the prompt's ids but for stop ids, then the first stop id, if there is one."""
-    said = [token for token in request.prompt_ids if token not in request.stop_ids]
-    return (said + request.stop_ids[:1]) or [0]
+    return [token for token in request.prompt_ids if token not in request.stop_ids] + request.stop_ids[:1]
 
 
 class FakeCore:
     """A Core that echoes. One token per running request and step; first come, first served."""
 
     def __init__(self, config: EngineConfig, script: FakeScript = FakeScript()) -> None:
-        self._config = config
         self._script = script
-        self._max_running = config.max_running or DEFAULT_RUNNING
+        self._block_size = config.block_size
+        self._limits = Limits(
+            max_context=config.max_context,
+            max_running=config.max_running or DEFAULT_RUNNING,
+            max_queue=config.max_queue,
+            step_tokens=config.step_tokens,
+            cache_tokens=config.max_context,
+            vocab_size=VOCABULARY,
+        )
+        self._rate = CompletionRate()
         self._waiting: deque[_Sequence] = deque()
         self._running: dict[str, _Sequence] = {}
         self._counts = _Counts()
@@ -89,8 +93,8 @@ class FakeCore:
             kind="fake",
             device="cpu",
             dtype="none",
-            max_context=self._config.max_context,
-            max_running=self._max_running,
+            max_context=self._limits.max_context,
+            max_running=self._limits.max_running,
             vocab_size=VOCABULARY,
             startup_seconds={"load": self._script.load_seconds},
         )
@@ -101,25 +105,22 @@ class FakeCore:
         return not self._waiting and not self._running
 
     def add(self, request: GenerationRequest) -> list[Event]:
-        """Queue a request; a Finish with reason REJECTED when it is too long or the queue is full."""
-        needed, most = len(request.prompt_ids) + request.max_new_tokens, self._config.max_context
-        if needed > most:
-            message = f"prompt and max_new_tokens need {needed} tokens; the engine's context has {most}"
-            return [Finish(request.id, FinishReason.REJECTED, message)]
-        if len(self._waiting) + len(self._running) >= self._max_running + self._config.max_queue:
-            message = f"{self._config.max_queue} requests are waiting already, as many as may wait"
-            return [Finish(request.id, FinishReason.REJECTED, message, self._retry_after())]
-        self._waiting.append(_Sequence(request, time.monotonic(), echo(request)))
+        """Queue a request; a Finish with reason REJECTED when it can never fit or the queue is full."""
+        if problem := refusal(request, self._limits):
+            return [Finish(request.id, FinishReason.REJECTED, problem)]
+        now, waiting = time.monotonic(), len(self._waiting) + len(self._running) - self._limits.max_running
+        if waiting >= self._limits.max_queue:
+            return [queue_full(request.id, waiting, self._limits, self._rate.retry_after(waiting, now))]
+        if self.idle:
+            self._rate.resume(now)
+        self._waiting.append(_Sequence(request, now, echo(request)))
         return []
 
     def cancel(self, request_id: str) -> list[Event]:
         """Forget a request, running or waiting."""
-        if self._running.pop(request_id, None):
-            return [Finish(request_id, FinishReason.CANCELLED)]
-        for sequence in self._waiting:
+        for sequence in self._open():
             if sequence.request.id == request_id:
-                self._waiting.remove(sequence)
-                return [Finish(request_id, FinishReason.CANCELLED)]
+                return [self._end(sequence, FinishReason.CANCELLED)]
         return []
 
     def step(self) -> list[Event]:
@@ -135,11 +136,11 @@ class FakeCore:
 
     def stats(self) -> EngineStats:
         """Counts; a KV block is reserved as the real engine would reserve it."""
-        per_request = math.ceil(self._config.max_context / self._config.block_size)
+        per_request = math.ceil(self._limits.max_context / self._block_size)
         return EngineStats(
             running=len(self._running),
             waiting=len(self._waiting),
-            kv_blocks_total=per_request * self._max_running,
+            kv_blocks_total=per_request * self._limits.max_running,
             kv_blocks_used=sum(self._blocks(sequence.request) for sequence in self._running.values()),
             prompt_tokens=self._counts.prompt_tokens,
             generation_tokens=self._counts.generation_tokens,
@@ -154,22 +155,24 @@ class FakeCore:
         if self._counts.steps == self._script.hang_at_step:
             self._released.wait()
         if self._counts.steps == self._script.crash_at_step:
-            events: list[Event] = [
-                Finish(sequence.request.id, FinishReason.ERROR, "the fake engine crashed as its script says")
-                for sequence in [*self._running.values(), *self._waiting]
-            ]
-            self._running.clear()
-            self._waiting.clear()
-            raise StepFailed(f"the script says: crash at step {self._counts.steps}", events) from FakeCrash()
+            message = f"the script says: crash at step {self._counts.steps}"
+            raise StepFailed(message, [self._end(s, FinishReason.ERROR, message) for s in self._open()])
 
     def _expire(self, now: float) -> list[Event]:
-        late = [s.request.id for s in [*self._running.values(), *self._waiting] if s.request.deadline <= now]
-        for request_id in late:
-            self.cancel(request_id)
-        return [Finish(request_id, FinishReason.DEADLINE) for request_id in late]
+        late = [sequence for sequence in self._open() if sequence.request.deadline <= now]
+        return [self._end(s, FinishReason.DEADLINE, "the deadline of the request passed") for s in late]
+
+    def _open(self) -> list[_Sequence]:
+        return [*self._running.values(), *self._waiting]
+
+    def _end(self, sequence: _Sequence, reason: FinishReason, message: str = "") -> Finish:
+        if self._running.pop(sequence.request.id, None) is None:
+            self._waiting.remove(sequence)
+        self._rate.count(time.monotonic())
+        return Finish(sequence.request.id, reason, message)
 
     def _admit(self, now: float) -> None:
-        while self._waiting and len(self._running) < self._max_running:
+        while self._waiting and len(self._running) < self._limits.max_running:
             sequence = self._waiting.popleft()
             sequence.queue_time = now - sequence.arrival
             self._running[sequence.request.id] = sequence
@@ -180,20 +183,13 @@ class FakeCore:
         self._counts.generation_tokens += 1
         events: list[Event] = [Token(request.id, token, sequence.queue_time if sequence.said == 1 else 0.0)]
         if token in request.stop_ids:
-            events.append(Finish(request.id, FinishReason.STOP))
+            events.append(self._end(sequence, FinishReason.STOP))
         elif sequence.said >= request.max_new_tokens:
-            events.append(Finish(request.id, FinishReason.LENGTH))
-        if len(events) > 1:
-            del self._running[request.id]
+            events.append(self._end(sequence, FinishReason.LENGTH))
         return events
 
     def _blocks(self, request: GenerationRequest) -> int:
-        return math.ceil((len(request.prompt_ids) + request.max_new_tokens) / self._config.block_size)
-
-    def _retry_after(self) -> int:
-        """Seconds until the first running request must have ended."""
-        steps = min((s.request.max_new_tokens - s.said for s in self._running.values()), default=0)
-        return max(1, math.ceil(steps * self._script.step_seconds))
+        return math.ceil((len(request.prompt_ids) + request.max_new_tokens) / self._block_size)
 
 
 @dataclass(slots=True)

@@ -138,7 +138,7 @@ async def test_an_engine_that_breaks_says_why_and_comes_back(tmp_path: Path) -> 
     async with running(tmp_path / "run", command=scripted(crash_at_step=3)) as engine:
         events = await events_of(engine, a_request(new=ENDLESS))
         assert len(tokens_of(events)) == 2
-        assert "as its script says" in finish_of(events).message
+        assert "crash at step 3" in finish_of(events).message
         await until(lambda: engine.status.state is EngineState.RESTARTING)
         assert "crash at step 3" in engine.status.reason
         await until(lambda: engine.status.state is EngineState.READY)

@@ -24,7 +24,6 @@ def run_to_end(core: FakeCore) -> list[Event]:
         ([5, 2, 7, 9], [2, 9], [5, 7, 2]),
         ([2], [2], [2]),
         ([5, 6], [], [5, 6]),
-        ([], [], [0]),
     ],
 )
 def test_the_answer_is_the_prompt_without_stop_ids_and_then_the_first_stop_id(
@@ -81,16 +80,6 @@ def test_as_many_requests_wait_as_may_wait_and_one_more_is_rejected_with_a_time_
     assert str(max_queue) in rejected.message
 
 
-def test_the_time_to_retry_grows_with_the_work_ahead() -> None:
-    core = FakeCore(fake_config(max_running=1, max_queue=1), FakeScript(step_seconds=0.01))
-    core.add(a_request(new=1001))
-    core.add(a_request())
-    core.step()
-    (rejected,) = core.add(a_request())
-    assert isinstance(rejected, Finish)
-    assert rejected.retry_after == 10
-
-
 def test_a_request_that_can_never_fit_is_rejected_with_both_numbers() -> None:
     core = FakeCore(fake_config(max_context=16))
     (rejected,) = core.add(a_request([1] * 10, new=7))
@@ -118,7 +107,13 @@ def test_a_deadline_ends_a_request_that_runs_and_one_that_waits() -> None:
     core = FakeCore(fake_config(max_running=1))
     core.add(a_request(new=100, id_="running", seconds=0))
     core.add(a_request(new=100, id_="waiting", seconds=0))
-    assert run_to_end(core) == [Finish("running", FinishReason.DEADLINE), Finish("waiting", FinishReason.DEADLINE)]
+    core.add(a_request(new=1, id_="in time"))
+    late, later, token, finish = run_to_end(core)
+    assert [(event.id, event.reason) for event in (late, later) if isinstance(event, Finish)] == [
+        ("running", FinishReason.DEADLINE),
+        ("waiting", FinishReason.DEADLINE),
+    ]
+    assert token.id == finish.id == "in time"
 
 
 def test_a_scripted_crash_ends_every_open_request() -> None:

@@ -21,7 +21,7 @@ from service.engine.base import (
 )
 
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
-PATIENCE = 15.0
+PATIENCE = 60.0
 """Seconds after which a test that waits for something gives up; no test depends on it being short."""
 
 SUPPORT = Path(__file__).parent
