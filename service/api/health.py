@@ -30,9 +30,10 @@ def router(lifecycle: Lifecycle, status: Callable[[], EngineStatus], identity: I
 
     @routes.get("/", response_model=Health, summary="Does the model answer?")
     async def readiness() -> JSONResponse:
-        ready = lifecycle.ready
+        body = health(lifecycle, status(), identity)
+        ready = body.status == "healthy"
         headers = None if ready else {"Retry-After": str(RETRY_AFTER_SECONDS)}
-        return JSONResponse(health(lifecycle, status(), identity).model_dump(), 200 if ready else 503, headers)
+        return JSONResponse(body.model_dump(), 200 if ready else 503, headers)
 
     @routes.get("/healthz", summary="Is the process worth keeping?")
     async def liveness() -> JSONResponse:
@@ -44,16 +45,22 @@ def router(lifecycle: Lifecycle, status: Callable[[], EngineStatus], identity: I
 
 
 def health(lifecycle: Lifecycle, engine: EngineStatus, identity: Identity) -> Health:
-    """The readiness answer, the same shape before, while and after the model answers."""
-    info = engine.info
+    """The readiness answer, the same shape before, while and after the model answers.
+
+    The engine is asked too: the lifecycle follows its death a moment later, and that moment must not be a lie.
+    """
+    state, reason = lifecycle.state, lifecycle.reason
+    if state is State.READY and engine.state is not EngineState.READY:
+        state, reason = State.LOADING, f"engine {engine.state.value}: {engine.reason}"
+    ready = state is State.READY
     return Health(
-        message="InternLM chat service is running" if lifecycle.ready else f"not serving: {lifecycle.reason}",
-        status="healthy" if lifecycle.state is State.READY else lifecycle.state.value,
+        message="InternLM chat service is running" if ready else f"not serving: {reason}",
+        status="healthy" if state is State.READY else state.value,
         timestamp=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
-        reason="" if lifecycle.ready else lifecycle.reason,
+        reason="" if ready else reason,
         model=identity.model,
         revision=identity.revision,
         manifest=identity.manifest,
-        versions=identity.versions | (info.versions if info else {}),
-        degraded=info.degraded if info else [],
+        versions=identity.versions | (engine.info.versions if engine.info else {}),
+        degraded=engine.info.degraded if engine.info else [],
     )

@@ -87,3 +87,13 @@ async def test_liveness_by_engine_state(service: Service, monkeypatch: pytest.Mo
     monkeypatch.setattr(type(service.engine), "status", property(lambda _: EngineStatus(state=state, reason="why")))
     response = await service.http.get("/healthz")
     assert response.status_code == (503 if state in (EngineState.STUCK, EngineState.FAILED) else 200)
+
+
+@pytest.mark.parametrize("state", [EngineState.RESTARTING, EngineState.STUCK, EngineState.FAILED, EngineState.STOPPED])
+async def test_readiness_falls_with_the_engine_at_once(
+    service: Service, monkeypatch: pytest.MonkeyPatch, state: EngineState
+) -> None:
+    monkeypatch.setattr(type(service.engine), "status", property(lambda _: EngineStatus(state=state, reason="why")))
+    body = (await service.http.get("/")).json()
+    assert body["status"] != "healthy"
+    assert state.value in body["reason"] or body["status"] == "failed"
