@@ -102,15 +102,15 @@ class _Progress:
         if self.stop[length] == character:
             length += 1
         complete = length == len(self.stop)
-        self.length = self._fallback[length] if complete else length
+        self.length = 0 if complete else length  # a second match of the same string begins later and does not count
         return complete
 
 
 def _borders(stop: str) -> list[int]:
-    """For every prefix length, the longest shorter prefix that the prefix also ends with."""
+    """For the length of every proper prefix, the longest shorter prefix that it also ends with."""
     borders = [0, 0]
     length = 0
-    for character in stop[1:]:
+    for character in stop[1:-1]:
         while length and stop[length] != character:
             length = borders[length]
         if stop[length] == character:

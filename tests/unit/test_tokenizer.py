@@ -277,6 +277,17 @@ def test_files_that_number_special_tokens_differently_stop_the_start(directory: 
         load_tokenizer(directory)
 
 
+def test_a_translation_that_lacks_a_special_token_of_the_model_stops_the_start(tmp_path: Path) -> None:
+    directory = write_sentencepiece_dir(tmp_path, user_defined=("<|im_start|>", "<|im_end|>"))
+    (directory / "tokenizer_config.json").unlink()
+    update_json(directory / "special_tokens_map.json", additional_special_tokens=["<|im_start|>", "<|im_end|>"])
+    write_translation(directory)
+    data = (directory / "tokenizer.json").read_text(encoding="utf-8")
+    (directory / "tokenizer.json").write_text(data.replace("<|im_start|>", "<|other|>"), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"differ in the special token <\|im_start\|>"):
+        load_tokenizer(directory)
+
+
 @pytest.mark.parametrize(
     ("build", "change", "sentence"),
     [
@@ -322,6 +333,13 @@ def test_a_broken_table_is_found_by_the_self_check(directory: Path) -> None:
     token = tokenizer.encode_text("Hello")[-1]
     tokenizer.codec.table[token] = b"?"
     with pytest.raises(ConfigurationError, match=r"tokenizer\.model decodes 'Hello, world!' in an unknown way"):
+        self_check(tokenizer)
+
+
+def test_special_ids_in_plain_text_are_found_by_the_self_check(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_sentencepiece_dir(tmp_path, user_defined=("<|im_end|>",)))
+    tokenizer._control_ids = frozenset()
+    with pytest.raises(ConfigurationError, match=r"the text <\|im_end\|> in a message would become the special token"):
         self_check(tokenizer)
 
 
