@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 def serve(_: argparse.Namespace) -> int:
     from service import log, server
-    from service.settings import load_settings
+    from service.environment import load_settings
 
     settings = load_settings()
     log.configure(settings.log_level, settings.log_format)

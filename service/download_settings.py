@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.settings import PREFIX, load
+from service.settings import PREFIX
 
 Source = Literal["modelscope", "huggingface", "dir"]
 
@@ -52,7 +52,7 @@ class DownloadSettings(BaseSettings):
 
     download_workers: int = Field(4, ge=1, le=16, description="Files that are fetched at once.")
     download_budget: float = Field(
-        1800, gt=0, description="Seconds of failing without a new byte after which the download gives up."
+        1800, gt=0, description="Seconds of failing without progress after which the download gives up."
     )
     download_stall_timeout: float = Field(
         120, gt=0, description="Seconds without progress after which a transfer is cut and started again where it was."
@@ -80,8 +80,3 @@ class DownloadSettings(BaseSettings):
     def wanted_revision(self) -> str:
         """`revision`, or the source's main branch."""
         return self.revision or DEFAULT_REVISIONS[self.source]
-
-
-def load_download_settings() -> DownloadSettings:
-    """The download's settings from this process's environment; raises ConfigurationError naming the variable."""
-    return load(DownloadSettings)

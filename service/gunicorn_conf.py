@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from service.settings import PREFIX, load_settings, private_run_dir
+from service.environment import load_settings
+from service.settings import PREFIX, private_run_dir
 
 _settings = load_settings()
 

@@ -28,7 +28,7 @@ class Metrics:
     """The service's series in a registry of their own. `status` gives the engine's latest snapshot."""
 
     def __init__(self, status: Callable[[], EngineStatus], ready: Callable[[], bool]) -> None:
-        disable_created_metrics()  # a second series per series, which nobody reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per series, which nobody reads
         self.registry = registry = CollectorRegistry()
         self.http_requests = Counter(
             "internlm_http_requests",

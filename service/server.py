@@ -23,9 +23,10 @@ from service.api.app import create_app
 from service.api.health import Identity
 from service.engine.base import Engine, EngineConfig
 from service.engine.client import EngineClient
+from service.environment import load_settings
 from service.lifecycle import Lifecycle, State
 from service.readiness import MakeEngine, Readiness
-from service.settings import Settings, load_settings, private_run_dir
+from service.settings import Settings, private_run_dir
 
 logger = logging.getLogger(__name__)
 

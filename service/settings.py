@@ -4,23 +4,17 @@ The command line has subcommands, no per-setting flags. A name that starts with 
 refuses to start: a typo must not serve with a default.
 """
 
-import os
 import tempfile
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
-
-from service.errors import ConfigurationError
 
 PREFIX = "INTERNLM_"
 CONTEXT_CAP = 32_768
 """Beyond 32,768 positions InternLM3's dynamic-NTK RoPE depends on the longest sequence seen, so that one
 request would change another's answer. Up to it the frequencies are constant (transformers, `rope_type` dynamic)."""
-
-
-AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
 
 class Settings(BaseSettings):
@@ -82,41 +76,6 @@ class Settings(BaseSettings):
         return self.cache_dir.expanduser()
 
 
-def load_settings() -> Settings:
-    """The server's settings from this process's environment; raises ConfigurationError naming the variable."""
-    return load(Settings)
-
-
-def load(kind: type[AnySettings]) -> AnySettings:
-    """Settings of one kind from this process's environment.
-
-    Raises ConfigurationError for an unknown `INTERNLM_*` name or a value out of bounds, naming the variable.
-    """
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known_variables())
-    if unknown:
-        raise ConfigurationError(f"unknown setting {', '.join(unknown)}; known: {', '.join(known_variables())}")
-    try:
-        return kind()
-    except ValidationError as error:
-        raise ConfigurationError("; ".join(_complaint(e) for e in error.errors())) from None  # type: ignore[arg-type]
-
-
-def known_variables() -> list[str]:
-    """Every environment variable that is a setting: the server's, then those only the download has.
-
-    Both live in one environment (the chart gives it to both containers), so each ignores the other's.
-    """
-    from service.download_settings import DownloadSettings  # it imports this module
-
-    return [PREFIX + name.upper() for name in dict.fromkeys([*Settings.model_fields, *DownloadSettings.model_fields])]
-
-
 def private_run_dir() -> Path:
     """A new directory only this user can enter, for the engine's socket."""
     return Path(tempfile.mkdtemp(prefix="internlm-chat-"))
-
-
-def _complaint(error: dict[str, object]) -> str:
-    location = error["loc"]
-    assert isinstance(location, tuple)
-    return f"{PREFIX}{str(location[0]).upper()}={error['input']!r}: {error['msg']}"

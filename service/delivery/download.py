@@ -27,7 +27,8 @@ from service.delivery.symptoms import failure_of
 from service.delivery.termination import leave_message
 from service.delivery.transfer_progress import show_transfer
 from service.delivery.worker import CLIENT_SCRATCH
-from service.download_settings import DownloadSettings, load_download_settings
+from service.download_settings import DownloadSettings
+from service.environment import load_download_settings
 from service.errors import ConfigurationError
 from service.log import configure
 

@@ -8,7 +8,8 @@ import yaml
 
 from charts import dashboards, generate
 from service.download_settings import DownloadSettings
-from service.settings import Settings, known_variables
+from service.environment import known_variables
+from service.settings import Settings
 from tests.support.helm import CHART, Values, render
 
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())

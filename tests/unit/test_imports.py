@@ -16,7 +16,7 @@ TORCH_MODULES = (
 )
 
 ROWS: list[set[str]] = [
-    {"errors", "settings", "download_settings", "log"},
+    {"errors", "settings", "download_settings", "environment", "log"},
     {"engine.base", "lifecycle", "metrics"},
     {"delivery"},
     {"engine"},  # every module of the engine that is not named in another row

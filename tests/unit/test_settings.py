@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from service.environment import known_variables, load_settings
 from service.errors import ConfigurationError
-from service.settings import PREFIX, Settings, known_variables, load_settings
+from service.settings import PREFIX, Settings
 
 
 def test_defaults_are_the_tutorials_ports_and_the_native_engine() -> None:
