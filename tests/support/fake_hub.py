@@ -87,8 +87,7 @@ class FakeHub:
         self.closing = threading.Event()
         self._hashes: dict[tuple[str, int, int], tuple[str, str]] = {}
         self.lock = threading.Lock()
-        self._server = ThreadingHTTPServer((address, port), _handler_for(self))
-        self._server.daemon_threads = True
+        self._server = _Server((address, port), _handler_for(self))
 
     @property
     def endpoint(self) -> str:
@@ -126,6 +125,14 @@ class FakeHub:
         if key not in self._hashes:
             self._hashes[key] = _digests(path, state.st_size)
         return self._hashes[key]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that go away are what this hub is for."""
 
 
 def _digests(path: Path, size: int) -> tuple[str, str]:
