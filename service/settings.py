@@ -59,7 +59,9 @@ class Settings(BaseSettings):
     body_timeout: float = Field(20, gt=0, description="Seconds in which a request body must have arrived.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
-    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto: console on a terminal, json elsewhere."
+    )
     log_prompts: bool = Field(False, description="Log prompts and answers. Off: no log line ever holds either.")
     run_dir: Path | None = Field(
         None, description="Directory of the engine's socket; unset: a new private one. Set by the gunicorn master."

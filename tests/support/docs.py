@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic_settings import BaseSettings
 
 from service.download_settings import DownloadSettings
-from service.engine.base import EngineState, EngineStatus
+from service.engine.base import EngineState, EngineStats, EngineStatus
 from service.metrics import Metrics
 from service.settings import PREFIX, Settings
 from tests.unit.test_metrics import GPU, INFO
@@ -16,18 +16,18 @@ README = Path(__file__).parents[2] / "README.md"
 
 def settings_table(*classes: type[BaseSettings]) -> str:
     """One row per setting: variable, default, description."""
-    rows = {
-        f"| `{PREFIX}{name.upper()}` | {_default(field.default)} | {field.description} |": None
-        for each in classes
-        for name, field in each.model_fields.items()
-    }
+    fields = {name: field for each in reversed(classes) for name, field in each.model_fields.items()}
+    names = dict.fromkeys(name for each in classes for name in each.model_fields)
+    rows = [
+        f"| `{PREFIX}{name.upper()}` | {_default(fields[name].default)} | {fields[name].description} |"
+        for name in names
+    ]
     return "\n".join(["| Variable | Default | |", "| --- | --- | --- |", *rows])
 
 
 def metrics_table() -> str:
     """One row per series: name, type, help. Taken from a scrape of a GPU engine, so that each is really exposed."""
-    stats = EngineStatus(state=EngineState.READY).stats.__class__(gpus=[GPU])
-    status = EngineStatus(state=EngineState.READY, info=INFO, stats=stats)
+    status = EngineStatus(state=EngineState.READY, info=INFO, stats=EngineStats(gpus=[GPU]))
     families = Metrics(lambda: status, lambda: True).registry.collect()
     rows = [f"| `{_exposed(f.name, f.type)}` | {f.type} | {f.documentation} |" for f in families]
     return "\n".join(["| Series | Type | |", "| --- | --- | --- |", *sorted(rows)])
