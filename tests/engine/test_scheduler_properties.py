@@ -48,9 +48,9 @@ class Serving(RuleBasedStateMachine):
         self.first_tokens: list[str] = []
 
     @initialize(
-        blocks=st.integers(3, 24),
-        block_size=st.integers(1, 5),
-        running=st.integers(1, 4),
+        blocks=st.integers(6, 40),
+        block_size=st.integers(1, 4),
+        running=st.sampled_from([1, 2, 4, 4]),
         queue=st.integers(0, 6),
         step_tokens=st.integers(1, 24),
         prefix_cache=st.booleans(),
@@ -86,6 +86,11 @@ class Serving(RuleBasedStateMachine):
         rejected = self.ends.get(request.id)
         assert rejected is None or bool(rejected.retry_after) == fits, "only a full queue asks to come back"
         assert fits or rejected
+
+    @rule(prompts=st.lists(prompts, min_size=2, max_size=4), new=st.integers(1, 12))
+    def arrive_together(self, prompts: list[list[int]], new: int) -> None:
+        for prompt in prompts:
+            self.arrive(prompt, new, 1000, False)
 
     @rule(answered=st.integers(0, 50), tail=st.lists(st.integers(0, 3), min_size=1, max_size=3))
     def next_turn(self, answered: int, tail: list[int]) -> None:
@@ -175,6 +180,7 @@ class Serving(RuleBasedStateMachine):
         """One step; True when it broke, which only an injected error may do, perhaps one of an earlier launch."""
         try:
             self.take(self.core.step())
+            assert all(self.requests[name].deadline > self.now for name in self.open)
         except StepFailed as failure:
             self.take(failure.events)
             cause = str(failure.__cause__)
@@ -219,7 +225,7 @@ class Serving(RuleBasedStateMachine):
 
 TestServing = Serving.TestCase
 TestServing.settings = settings(
-    max_examples=1500,
+    max_examples=700,
     stateful_step_count=40,
     deadline=None,
     database=None,

@@ -1,7 +1,8 @@
 """A runner whose answers depend on every token it finds in its KV blocks, so that any block mix-up changes them.
 
-Instead of keys and values a block stores the tokens themselves. The next token is a function of the whole context,
-read back through the block table as the device knows it. Work is queued as on a GPU stream and done as late as
+Instead of keys and values a block stores a digest per position: of the token and, as keys and values do, of all that
+is before it. The next token is a function of the whole context's digests, read back through the block table as the
+device knows it. Work is queued as on a GPU stream and done as late as
 possible, when somebody waits for it: host and device are as far apart as they can be.
 """
 
@@ -9,6 +10,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from service.engine.base import GenerationRequest
 from service.engine.kv_cache import SCRATCH_BLOCK
@@ -17,16 +19,23 @@ from service.engine.step import Decode, Sequence, StepPlan
 VOCAB = 97
 
 
+def digest(before: int, token: int) -> int:
+    """What a position holds, given what the position before holds."""
+    return zlib.crc32(b"%d,%d" % (before, token))
+
+
 def next_token(context: Iterable[int], seed: int) -> int:
-    """The model: any change of any token or of the order gives another answer."""
+    """The model's head, over the digests of all positions."""
     return zlib.crc32(repr((seed, *context)).encode()) % VOCAB
 
 
 def expected_output(request: GenerationRequest) -> list[int]:
     """What the request must give in full, from the request alone."""
+    context = list(accumulate(request.prompt_ids, digest, initial=0))[1:]
     output: list[int] = []
     while len(output) < request.max_new_tokens and not (output and output[-1] in request.stop_ids):
-        output.append(next_token([*request.prompt_ids, *output], request.sampling.seed))
+        output.append(next_token(context, request.sampling.seed))
+        context.append(digest(context[-1], output[-1]))
     return output
 
 
@@ -116,7 +125,8 @@ class ContentRunner:
     def _write(self, slot: Slot, position: int, token: int) -> None:
         block = slot.blocks[position // self.block_size]
         assert block != SCRATCH_BLOCK, "a sequence owns the scratch block"
-        self._memory[block][position % self.block_size] = token
+        before = self._read(slot, position - 1) if position else 0
+        self._memory[block][position % self.block_size] = digest(before, token)
 
     def _read(self, slot: Slot, position: int) -> int:
         return self._memory[slot.blocks[position // self.block_size]][position % self.block_size]
