@@ -1,0 +1,84 @@
+"""The script of `helm test`, run against the real server: it passes when all is well and says what is not."""
+
+import asyncio
+import os
+import socket
+import sys
+from pathlib import Path
+
+from service.engine.fake import FakeScript
+from tests.api.conftest import Start
+from tests.api.conftest import model_dir as model_dir
+from tests.api.conftest import start as start
+from tests.support.helm import CHART
+
+SCRIPT = CHART / "files" / "tests" / "chat.py"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+async def helm_test(url: str, metrics_port: int, **environment: str) -> tuple[int, str]:
+    """Exit status and output of the script, as the test pod runs it."""
+    told = {"API_URL": url, "METRICS_HOST": "127.0.0.1", "METRICS_PORT": str(metrics_port), "TIMEOUT": "20"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(SCRIPT),
+        env={"PATH": os.environ["PATH"]} | told | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
+async def test_a_service_that_answers_passes(start: Start) -> None:
+    port = free_port()
+    service = await start(metrics_port=port, model_id="small")
+    status, output = await helm_test(service.running.url, port)
+    assert status == 0, output
+    assert [line.split(":")[0] for line in output.splitlines()] == ["ready", "model", "answer", "counted"]
+    assert "model: small" in output
+    assert "capital" not in output, "the fake engine echoes the question: answers must not be printed"
+
+
+async def test_a_service_that_is_not_ready_fails_with_its_reason(start: Start) -> None:
+    service = await start(script=FakeScript(load_seconds=4), wait=False)
+    status, output = await helm_test(service.running.url, 1)
+    assert status == 1
+    assert "FAILED: / answered 503" in output
+    assert "loading the model" in output
+
+
+async def test_a_counter_that_does_not_move_fails(start: Start) -> None:
+    port = free_port()
+    await start(metrics_port=port)
+    silent = await start()
+    status, output = await helm_test(silent.running.url, port)
+    assert status == 1
+    assert "FAILED: no request was counted" in output
+
+
+async def test_an_address_nobody_listens_on_fails_in_one_sentence() -> None:
+    status, output = await helm_test(f"http://127.0.0.1:{free_port()}", 1)
+    assert status == 1
+    assert output.startswith("FAILED: / of http://127.0.0.1")
+    assert "Traceback" not in output
+
+
+async def test_the_first_key_of_the_list_is_sent(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# rotated in May\n\n  sk-first \nsk-second\n")
+    heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.set_result(await reader.readuntil(b"\r\n\r\n"))
+        writer.close()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        await helm_test(f"http://127.0.0.1:{port}", 1, API_KEYS_FILE=str(keys))
+    assert b"Authorization: Bearer sk-first\r\n" in await heard
