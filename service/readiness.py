@@ -7,8 +7,9 @@ from collections.abc import Callable
 from service.api.health import Identity
 from service.api.schema import DEFAULT_NEW_TOKENS
 from service.chat.generation import Chat, Generation, Limits
+from service.chat.loading import load_tokenizer
 from service.chat.templates import ChatTemplate, Message
-from service.chat.tokenizer import Tokenizer, load_tokenizer
+from service.chat.tokenizer import Tokenizer
 from service.delivery.local import LocalModel, find_model
 from service.delivery.progress import show_progress
 from service.engine.base import Engine, EngineConfig, EngineState, EngineStatus, SamplingParams

@@ -25,6 +25,11 @@ class TokenBytes(Protocol):
         """The codec error handler for bytes that are no UTF-8."""
         ...
 
+    @property
+    def trims_start(self) -> bool:
+        """True if all spaces at the start of a text are the tokenizer's own, not just one."""
+        ...
+
     def token_bytes(self, token: int, *, first: bool = False) -> bytes:
         """The UTF-8 bytes a token stands for, b"" if it has no text; `first` drops what a text's beginning adds."""
         ...
@@ -53,6 +58,6 @@ class Detokenizer:
     def _bytes(self, token: int) -> bytes:
         data = self._tokenizer.token_bytes(token)
         if self._at_start and data:
-            self._at_start = False
-            return self._tokenizer.token_bytes(token, first=True)
+            data = self._tokenizer.token_bytes(token, first=True)
+            self._at_start = not data and self._tokenizer.trims_start
         return data

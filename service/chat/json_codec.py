@@ -30,6 +30,7 @@ class JsonCodec:
         byte_level = _is_byte_level(decoder, file)
         self.decode_errors = "replace" if byte_level else REPLACE_EACH_BYTE
         self.dummy_prefix = not byte_level and any(step["type"] == "Strip" for step in decoder["decoders"])
+        self.trims_start = False
         # The Strip decoder takes any first space, that of a byte token too.
         self.byte_ids: frozenset[int] = frozenset()
         self.table = self._table(byte_level)

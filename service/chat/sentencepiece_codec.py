@@ -20,7 +20,9 @@ class SentencePieceCodec:
     def __init__(self, file: Path, checkpoint: Checkpoint) -> None:
         self.file = file
         self._model = _load_sentencepiece(file)
-        self.dummy_prefix = self._model.encode("a", out_type=str)[0].startswith(SPACE)
+        # A model that removes extra white space reads any number of spaces at the start as none.
+        self.trims_start = self._model.decode([self._model.piece_to_id(SPACE)] * 2) == ""
+        self.dummy_prefix = self.trims_start or self._model.encode("a", out_type=str)[0].startswith(SPACE)
         self.byte_ids = frozenset(i for i in range(len(self._model)) if self._model.is_byte(i))
         self.added = {token.content: token for token in self._added_tokens(checkpoint)}
         self._plain = {token.content: token.id for token in self.added.values() if not token.special}

@@ -1,19 +1,10 @@
-"""Text to token ids and back, for checkpoints with a SentencePiece model or a tokenizer.json."""
+"""Text to token ids and back. Made by `load_tokenizer`, whichever library does the work."""
 
-import logging
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
-from service.chat.checkpoint import Checkpoint, read_checkpoint
+from service.chat.checkpoint import Checkpoint
 from service.chat.codec import Codec, alternatives
 from service.chat.detokenizer import Detokenizer
-from service.chat.json_codec import JsonCodec
-from service.chat.self_check import self_check
-from service.chat.sentencepiece_codec import SentencePieceCodec
-from service.errors import ConfigurationError
-
-logger = logging.getLogger(__name__)
 
 
 class Tokenizer:
@@ -68,6 +59,11 @@ class Tokenizer:
         detokenizer = Detokenizer(self)
         return detokenizer.push(ids) + detokenizer.flush()
 
+    @property
+    def trims_start(self) -> bool:
+        """True if all spaces at the start of a text are the tokenizer's own, not just one."""
+        return self.codec.trims_start
+
     def token_bytes(self, token: int, *, first: bool = False) -> bytes:
         """The UTF-8 bytes a token stands for; `first` drops the space the tokenizer puts before any text."""
         data = self.codec.table[token] if 0 <= token < len(self.codec.table) else b""
@@ -77,27 +73,3 @@ class Tokenizer:
 
     def _spell(self, token: int) -> list[int]:
         return [piece for piece in self.codec.spell(token) if piece not in self._control_ids]
-
-
-def load_tokenizer(model_dir: Path) -> Tokenizer:
-    """Load and check the tokenizer of a model directory.
-
-    Raises ConfigurationError if files are missing or broken, or the tokenizer does not do what it must (`self_check`).
-    """
-    start = time.perf_counter()
-    checkpoint = read_checkpoint(model_dir)
-    codecs = list(_codecs(model_dir, checkpoint))
-    if not codecs:
-        raise ConfigurationError(f"{model_dir} has neither tokenizer.model nor tokenizer.json")
-    tokenizer = Tokenizer(codecs[0], checkpoint)
-    self_check(tokenizer, *codecs[1:])
-    logger.info("tokenizer %s loaded and checked in %.2f s", codecs[0].file.name, time.perf_counter() - start)
-    return tokenizer
-
-
-def _codecs(model_dir: Path, checkpoint: Checkpoint) -> Iterator[Codec]:
-    """The sentencepiece one first: it is the original, a tokenizer.json beside it a translation."""
-    if (file := model_dir / "tokenizer.model").is_file():
-        yield SentencePieceCodec(file, checkpoint)
-    if (file := model_dir / "tokenizer.json").is_file():
-        yield JsonCodec(file, checkpoint)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tokenizers as library
@@ -11,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, normalizers, pre_tokenizers
 
+from service.chat.loading import load_tokenizer
 from service.chat.self_check import SAMPLES, self_check
-from service.chat.tokenizer import Tokenizer, load_tokenizer
+from service.chat.tokenizer import Tokenizer
 from service.errors import ConfigurationError
 from tests.support.tokenizers import (
     INTERNLM3_SPECIAL,
@@ -321,11 +321,18 @@ def test_a_vocabulary_without_bytes_may_use_its_unknown_token(tmp_path: Path) ->
     assert tokenizer.encode_text("😀")[-1] == tokenizer.token_id("<unk>")
 
 
+@pytest.mark.parametrize("rule", ["identity", "nfkc", "nmt_nfkc"])
 @pytest.mark.parametrize("remove_extra_whitespaces", [True, False])
-def test_a_model_that_normalizes_text_is_served_as_it_is(tmp_path: Path, remove_extra_whitespaces: bool) -> None:
-    options: dict[str, Any] = {"rule": "nmt_nfkc", "remove_extra_whitespaces": remove_extra_whitespaces}
-    tokenizer = load_tokenizer(write_sentencepiece_dir(tmp_path, **options))
-    assert tokenizer.decode(tokenizer.encode_text("ｆｕｌｌ")) == "full"
+@pytest.mark.parametrize("dummy_prefix", [True, False])
+def test_a_model_that_normalizes_text_is_served_as_it_is(
+    tmp_path: Path, rule: str, remove_extra_whitespaces: bool, dummy_prefix: bool
+) -> None:
+    options = {"remove_extra_whitespaces": remove_extra_whitespaces, "dummy_prefix": dummy_prefix}
+    tokenizer = load_tokenizer(write_sentencepiece_dir(tmp_path, rule=rule, **options))
+    reference = processor(sentencepiece_model(rule=rule, **options))
+    space, word = reference.piece_to_id("▁"), reference.encode(" the")[-1]
+    for ids in ([space], [space, space, word], [word, space, word], [space, word, space]):
+        assert tokenizer.decode(ids) == reference.decode(ids)
 
 
 def test_a_broken_table_is_found_by_the_self_check(directory: Path) -> None:
