@@ -1,0 +1,107 @@
+"""Checks of the GPU: driver, CUDA, generation, and whether the model fits."""
+
+from pathlib import Path
+
+from service.delivery.failures import DeliveryFailed
+from service.delivery.finding import Finding, State, fail, ok, skip, warn
+from service.delivery.fit import BLOCK_TOKENS, Demand, Fit, compute_fit, count_elements, read_shape
+from service.delivery.gpu import LEAST_CAPABILITY, Gpu, NoGpu, read_gpu, torch_cuda
+from service.delivery.symptoms import failure_of
+from service.settings import Settings
+
+NAMES = ("NVIDIA driver", "CUDA", "compute capability", "GPU memory")
+RUNNING_ON_GPU = 256
+NUMBER_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
+
+
+def check_gpu(settings: Settings, model_dir: Path | None) -> list[Finding]:
+    """All that can be said of the GPU; skipped where none is to be used."""
+    if settings.device == "cpu" or settings.engine == "fake":
+        return [skip(name, f"INTERNLM_{'DEVICE=cpu' if settings.device == 'cpu' else 'ENGINE=fake'}") for name in NAMES]
+    try:
+        gpu = read_gpu()
+    except NoGpu as reason:
+        return [_without_gpu(settings, str(reason)), *(skip(name, "no GPU") for name in NAMES[1:])]
+    return [
+        ok(NAMES[0], f"{gpu.driver}, {gpu.name}"),
+        _cuda(gpu),
+        _capability(gpu, settings),
+        _memory(gpu, settings, model_dir),
+    ]
+
+
+def _without_gpu(settings: Settings, reason: str) -> Finding:
+    remedy = "give the pod a GPU (nvidia.com/gpu: 1) and the node a driver, or set INTERNLM_DEVICE=cpu"
+    if settings.device == "cuda":
+        return fail(NAMES[0], reason, remedy, "INTERNLM_DEVICE")
+    return warn(NAMES[0], f"{reason}; the CPU will be used", remedy)
+
+
+def _cuda(gpu: Gpu) -> Finding:
+    built = torch_cuda()
+    found = f"driver up to {gpu.cuda[0]}.{gpu.cuda[1]}"
+    if built is None:
+        return warn(NAMES[1], f"{found}; the installed torch is built without CUDA", "use the GPU image")
+    found += f", torch built with {built[0]}.{built[1]}"
+    # Minor versions are compatible within a major one (CUDA Compatibility, "minor version compatibility").
+    if gpu.cuda[0] < built[0]:
+        return fail(NAMES[1], found, f"install a driver for CUDA {built[0]} on the node")
+    return ok(NAMES[1], found)
+
+
+def _capability(gpu: Gpu, settings: Settings) -> Finding:
+    major, minor = gpu.capability
+    found = f"{major}.{minor}; bfloat16: {_yes(gpu.has_bfloat16)}, fp8: {_yes(gpu.has_fp8)}"
+    if gpu.capability < LEAST_CAPABILITY:
+        return fail(NAMES[2], found, "use a GPU of the Turing generation or later")
+    if settings.dtype == "bfloat16" and not gpu.has_bfloat16:
+        return fail(NAMES[2], found, "set INTERNLM_DTYPE=float16", "INTERNLM_DTYPE")
+    return ok(NAMES[2], found)
+
+
+def _memory(gpu: Gpu, settings: Settings, model_dir: Path | None) -> Finding:
+    if model_dir is None:
+        return skip(NAMES[3], "no model directory")
+    try:
+        fit = fit_on(gpu, settings, model_dir)
+    except (DeliveryFailed, OSError) as error:
+        return skip(NAMES[3], failure_of(error, f"reading {model_dir}").what)
+    return judge_fit(fit, settings)
+
+
+def fit_on(gpu: Gpu, settings: Settings, model_dir: Path) -> Fit:
+    """The fit of a directory's model with these settings; raises DeliveryFailed, OSError."""
+    demand = Demand(
+        max_context=settings.max_context,
+        running=settings.max_running or RUNNING_ON_GPU,
+        step_tokens=settings.step_tokens,
+        memory_fraction=settings.gpu_memory_fraction,
+        number_bytes=NUMBER_BYTES[settings.dtype],
+    )
+    return compute_fit(read_shape(model_dir), count_elements(model_dir), demand, gpu.free, gpu.total)
+
+
+def judge_fit(fit: Fit, settings: Settings) -> Finding:
+    """A context that was asked for must fit; the default is "at most" and may shrink."""
+    if fit.tokens < BLOCK_TOKENS:
+        short = fit.shortfall / (1 << 30)
+        return fail(
+            NAMES[3],
+            f"{fit.summary}: {short:.1f} GiB short",
+            "free the GPU, raise INTERNLM_GPU_MEMORY_FRACTION, lower INTERNLM_MAX_RUNNING, or use a larger GPU",
+            "INTERNLM_GPU_MEMORY_FRACTION",
+        )
+    if fit.shortfall:
+        remedy = f"set INTERNLM_MAX_CONTEXT={fit.tokens}"
+        asked = "max_context" in settings.model_fields_set
+        state = State.FAIL if asked else State.WARN
+        return Finding(NAMES[3], state, f"{fit.summary}: does not fit", remedy, "INTERNLM_MAX_CONTEXT")
+    if settings.kv_cache_tokens > fit.tokens:
+        remedy = f"set INTERNLM_KV_CACHE_TOKENS={fit.tokens} or 0 (all there is room for)"
+        found = f"INTERNLM_KV_CACHE_TOKENS={settings.kv_cache_tokens:,}, room for {fit.tokens:,}"
+        return fail(NAMES[3], found, remedy, "INTERNLM_KV_CACHE_TOKENS")
+    return ok(NAMES[3], f"{fit.summary}; {fit.capacity}")
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

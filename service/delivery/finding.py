@@ -1,0 +1,40 @@
+"""One line of the doctor's table."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """How a check ended. Only FAIL keeps the server from starting."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was checked, how it ended, what was found, and the setting or action that helps."""
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+    setting: str | None = None
+
+
+def ok(name: str, found: str) -> Finding:
+    return Finding(name, State.OK, found)
+
+
+def warn(name: str, found: str, remedy: str) -> Finding:
+    return Finding(name, State.WARN, found, remedy)
+
+
+def fail(name: str, found: str, remedy: str, setting: str | None = None) -> Finding:
+    return Finding(name, State.FAIL, found, remedy, setting)
+
+
+def skip(name: str, found: str) -> Finding:
+    return Finding(name, State.SKIP, found)

@@ -1,0 +1,153 @@
+"""Will it fit? Weights, KV cache and working memory of a model directory against a GPU, in pure arithmetic.
+
+From config.json and the safetensors headers alone, so that it is known before 17.6 GB are read.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.delivery.directory import load_json, shard_names
+from service.delivery.failures import Cause, DeliveryFailed
+from service.delivery.safetensors_header import BadHeader, read_header
+
+CUDA_BYTES = 1 << 30
+"""CUDA context, library workspaces and the decode graphs of all batch sizes, as measured on an H100, rounded up."""
+
+BLOCK_TOKENS = 64
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What of config.json decides about memory."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    positions: int
+
+    def kv_bytes_per_token(self, number_bytes: int) -> int:
+        """Key and value of every layer: 48 KiB for InternLM3-8B in bfloat16."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * number_bytes
+
+    def working_bytes(self, number_bytes: int, step_tokens: int, running: int, context: int) -> int:
+        """What a step needs beside weights and cache: a chunk's activations, a batch's logits, a context's queries.
+
+        The sampler's temporaries count as six fp32 copies of the logits.
+        """
+        projection = (self.heads + 2 * self.kv_heads) * self.head_dim
+        widest = max(2 * self.intermediate, projection) + 4 * self.hidden
+        activations = 2 * step_tokens * widest * number_bytes
+        logits = 6 * 4 * running * self.vocabulary
+        queries = 4 * context * self.heads * self.head_dim * number_bytes
+        return activations + logits + queries
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the engine is asked to hold, and the share of the GPU it may take."""
+
+    max_context: int
+    running: int
+    step_tokens: int
+    memory_fraction: float
+    number_bytes: int = 2
+
+
+@dataclass(frozen=True)
+class Fit:
+    """All in bytes; `room` is what the KV cache may take, negative if not even the rest fits."""
+
+    weights: int
+    working: int
+    kv_per_token: int
+    usable: int
+    context: int
+    running: int
+
+    @property
+    def room(self) -> int:
+        return self.usable - self.weights - self.working
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the KV cache can hold."""
+        return max(0, self.room) // self.kv_per_token // BLOCK_TOKENS * BLOCK_TOKENS
+
+    @property
+    def shortfall(self) -> int:
+        """Bytes that are missing for one request of the whole context; 0 if it fits."""
+        return max(0, self.context * self.kv_per_token - self.room)
+
+    @property
+    def summary(self) -> str:
+        """`16.4 GiB weights + 2.9 GiB working memory + 1.5 GiB KV (one request of 32,768 tokens) of 21.6 GiB`."""
+        kv = self.context * self.kv_per_token
+        return (
+            f"{_gib(self.weights)} weights + {_gib(self.working)} working memory + {_gib(kv)} KV "
+            f"(one request of {self.context:,} tokens) of {_gib(self.usable)} usable"
+        )
+
+    @property
+    def capacity(self) -> str:
+        """How the cache divides among requests."""
+        return (
+            f"KV cache of {self.tokens:,} tokens: {self.tokens // self.context:,} requests of {self.context:,} tokens, "
+            f"or {self.running:,} of {self.tokens // self.running:,}"
+        )
+
+
+def compute_fit(shape: ModelShape, elements: int, demand: Demand, free: int, total: int) -> Fit:
+    """The fit of a model of `elements` numbers on a GPU with `free` of `total` bytes."""
+    context = min(demand.max_context, shape.positions)
+    working = shape.working_bytes(demand.number_bytes, demand.step_tokens, demand.running, demand.max_context)
+    return Fit(
+        weights=elements * demand.number_bytes,
+        working=working + CUDA_BYTES,
+        kv_per_token=shape.kv_bytes_per_token(demand.number_bytes),
+        usable=int(free - total * (1 - demand.memory_fraction)),
+        context=context,
+        running=demand.running,
+    )
+
+
+def read_shape(model_dir: Path) -> ModelShape:
+    """The shape in config.json; raises DeliveryFailed naming what is missing, OSError."""
+    config = load_json(model_dir / "config.json")
+    heads, hidden = _positive(config, "num_attention_heads"), _positive(config, "hidden_size")
+    return ModelShape(
+        layers=_positive(config, "num_hidden_layers"),
+        hidden=hidden,
+        intermediate=_positive(config, "intermediate_size"),
+        heads=heads,
+        kv_heads=_positive(config, "num_key_value_heads", heads),
+        head_dim=_positive(config, "head_dim", hidden // heads),
+        vocabulary=_positive(config, "vocab_size"),
+        positions=_positive(config, "max_position_embeddings"),
+    )
+
+
+def count_elements(model_dir: Path) -> int:
+    """How many numbers the weights have; raises DeliveryFailed, OSError."""
+    shards = shard_names(model_dir, [path.name for path in model_dir.iterdir()])
+    try:
+        return sum(read_header(model_dir / shard).elements for shard in shards)
+    except BadHeader as error:
+        raise DeliveryFailed(Cause.INTEGRITY, f"the weights in {model_dir}: {error}") from None
+
+
+def _positive(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise DeliveryFailed(Cause.INTEGRITY, f"config.json has {name}={value!r}")
+    return value
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.1f} GiB"
