@@ -165,16 +165,11 @@ def merge_kernel(
 
 
 class PagedDecodeAttention:
-    """Plan, attend, merge for one KV layout. `supports` says which layouts the kernels can take."""
+    """Plan, attend, merge. head_dim and block size are powers of two of at least 16; anything else fails to compile."""
 
     def __init__(self, tuning: AttentionTuning, multiprocessors: int) -> None:
         self._tuning = tuning
         self._programs = tuning.programs_per_multiprocessor * multiprocessors
-
-    @staticmethod
-    def supports(head_dim: int, block_size: int) -> bool:
-        """Both are powers of two of at least 16, a tensor-core tile's side."""
-        return all(n >= MIN_DOT and n & (n - 1) == 0 for n in (head_dim, block_size))
 
     def plan(
         self, block_tables: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, k_cache: torch.Tensor

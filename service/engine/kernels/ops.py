@@ -9,10 +9,8 @@ from typing import Protocol
 
 import torch
 
+from service.engine import sampling
 from service.engine.kernels import torch_ops
-
-FEW_ROWS = 16
-"""Most rows for which a weight-streaming kernel replaces cuBLAS: one tensor-core tile of rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class PlanDecode(Protocol):
 
 
 class DecodeAttention(Protocol):
-    """softmax(q k^T * scale) v: one query a sequence over its own blocks, for q [T, heads, head_dim]: the same shape."""
+    """softmax(q k^T * scale) v of one query a sequence, over its own blocks: q and result [T, heads, head_dim]."""
 
     def __call__(
         self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: DecodeBatch, scale: float
@@ -100,18 +98,32 @@ class NormLinear(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
+class Sample(Protocol):
+    """One token per row [T] of logits [T, vocab], for the `positions` [T] they will take; see `sampling.sample`."""
+
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        rows: sampling.Rows,
+        positions: torch.Tensor,
+        methods: set[sampling.Method],
+    ) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """What a model computes a decode step with. The last three are None where no kernel beats the plain way."""
+    """What a model computes a decode step with. The last ones are None where no kernel beats the plain way."""
 
     add_rms_norm: AddRmsNorm = torch_ops.add_rms_norm
     rotate_and_cache: RotateAndCache = torch_ops.rotate_and_cache
     plan_decode: PlanDecode = torch_ops.plan_decode
     decode_attention: DecodeAttention = torch_ops.decode_attention
     silu_mul: SiluMul = torch_ops.silu_mul
+    sample: Sample = sampling.sample
     one_row_linear: Linear | None = None
     few_rows_linear: Linear | None = None
     one_row_norm_linear: NormLinear | None = None
+    few_rows: int = 16  # most rows that few_rows_linear takes
 
     def linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gated: bool = False
@@ -142,4 +154,4 @@ class Ops:
     def _linear_kernel(self, rows: int) -> Linear | None:
         if rows == 1:
             return self.one_row_linear
-        return self.few_rows_linear if rows <= FEW_ROWS else None
+        return self.few_rows_linear if rows <= self.few_rows else None

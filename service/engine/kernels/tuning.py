@@ -35,6 +35,8 @@ class Tuning:
     attention: AttentionTuning = AttentionTuning()
     one_row: LinearTuning = LinearTuning(block_n=4, block_k=512, warps=4, stages=1)
     few_rows: LinearTuning = LinearTuning(block_n=32, block_k=128, warps=4, stages=3)
+    few_rows_limit: int = 16
+    skip: frozenset[str] = frozenset()  # kernels that lost to torch on this generation
 
 
 DEFAULT = Tuning(source="default; not measured on this card")

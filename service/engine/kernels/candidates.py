@@ -1,0 +1,34 @@
+"""Every Triton kernel as a candidate for serving. Importing this needs Triton; nothing is compiled by it."""
+
+from functools import partial
+
+from service.engine.kernels import checks
+from service.engine.kernels.decode_attention import PagedDecodeAttention
+from service.engine.kernels.gemv import FewRowsLinear, OneRowLinear
+from service.engine.kernels.norm import add_rms_norm
+from service.engine.kernels.rope import rotate_and_cache
+from service.engine.kernels.sampling import sample
+from service.engine.kernels.selfcheck import Candidate
+from service.engine.kernels.silu import silu_mul
+from service.engine.kernels.tuning import Tuning
+
+
+def candidates(tuning: Tuning, multiprocessors: int) -> list[Candidate]:
+    """The kernels with the launch choices of `tuning`, for a GPU of so many multiprocessors."""
+    attention = PagedDecodeAttention(tuning.attention, multiprocessors)
+    one_row, few_rows = OneRowLinear(tuning.one_row), FewRowsLinear(tuning.few_rows)
+    rows = sorted({2, 3, tuning.few_rows_limit})
+    return [
+        Candidate("add_rms_norm", {"add_rms_norm": add_rms_norm}, checks.check_add_rms_norm),
+        Candidate("rotate_and_cache", {"rotate_and_cache": rotate_and_cache}, checks.check_rotate_and_cache),
+        Candidate(
+            "decode_attention",
+            {"plan_decode": attention.plan, "decode_attention": attention.attend},
+            checks.check_decode_attention,
+        ),
+        Candidate("silu_mul", {"silu_mul": silu_mul}, checks.check_silu_mul),
+        Candidate("one_row_linear", {"one_row_linear": one_row.linear}, partial(checks.check_linear, rows=(1,))),
+        Candidate("few_rows_linear", {"few_rows_linear": few_rows.linear}, partial(checks.check_linear, rows=rows)),
+        Candidate("one_row_norm_linear", {"one_row_norm_linear": one_row.norm_linear}, checks.check_norm_linear),
+        Candidate("sample", {"sample": sample}, checks.check_sample),
+    ]

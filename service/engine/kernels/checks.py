@@ -1,0 +1,211 @@
+"""What a kernel is held against: random data of the served shapes through it and through torch in fp32.
+
+The measure is the worst row's ||result - reference|| / ||reference||; NaN never passes. Caches hold NaN wherever no
+sequence of the batch has written, so that a stray read shows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from service.engine import sampling
+from service.engine.base import SamplingParams
+from service.engine.config import ModelConfig
+from service.engine.kernels import torch_ops
+from service.engine.kernels.ops import DecodeBatch, Ops
+
+TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-5}
+"""Some units of each type's rounding (2^-9, 2^-12, 2^-24), which sums of thousands of products do not exceed."""
+MOST_WEIGHT_ROWS = 32_768
+"""The vocabulary's matrix is checked on its first rows: the others are handled alike and cost memory."""
+EPS = 1e-5
+
+
+class Disagreement(Exception):
+    """A kernel's result is not torch's."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedShapes:
+    """The model, cache layout, type and device that the kernels will meet."""
+
+    config: ModelConfig
+    block_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def random(self, *shape: int, spread: float = 1.0) -> torch.Tensor:
+        """Normal numbers of the served type; a fixed seed per shape, so that a verdict is repeatable."""
+        generator = torch.Generator(self.device).manual_seed(sum(shape))
+        return torch.randn(*shape, generator=generator, device=self.device).mul_(spread).to(self.dtype)
+
+    def whole(self, values: Sequence[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        """Integers on the device."""
+        return torch.tensor(values, dtype=dtype, device=self.device)
+
+
+def require_close(name: str, result: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raises Disagreement when a row of `result` [T, ...] is farther from `reference` than `dtype` explains."""
+    difference = (result.double() - reference.double()).flatten(1).norm(dim=1)
+    error = (difference / reference.double().flatten(1).norm(dim=1).clamp_min(1e-30)).nan_to_num(torch.inf).max().item()
+    if not error <= TOLERANCE[dtype]:
+        raise Disagreement(f"{name} is off by {error:.1e} (at most {TOLERANCE[dtype]:.0e})")
+
+
+def check_add_rms_norm(ops: Ops, shapes: ServedShapes) -> None:
+    """Few and many rows, with and without a residual."""
+    weight = shapes.random(shapes.config.hidden_size) + 1
+    for rows, has_residual in ((1, True), (5, False), (64, True)):
+        x = shapes.random(rows, shapes.config.hidden_size)
+        residual = shapes.random(rows + 1, shapes.config.hidden_size)[1:] if has_residual else None
+        normed, total = ops.add_rms_norm(x, residual, weight, EPS)
+        wide = None if residual is None else residual.float()
+        expected, expected_total = torch_ops.add_rms_norm(x.float(), wide, weight.float(), EPS)
+        require_close("add_rms_norm", normed, expected, shapes.dtype)
+        require_close("add_rms_norm's residual", total, expected_total, shapes.dtype)
+
+
+def check_silu_mul(ops: Ops, shapes: ServedShapes) -> None:
+    """Few and many rows."""
+    for rows in (1, 37):
+        gate_up = shapes.random(rows, 2 * shapes.config.intermediate_size)
+        require_close("silu_mul", ops.silu_mul(gate_up), torch_ops.silu_mul(gate_up.float()), shapes.dtype)
+
+
+def check_rotate_and_cache(ops: Ops, shapes: ServedShapes) -> None:
+    """Rotated heads and both caches, padding rows that share block 0 included; nothing else may be written."""
+    c = shapes.config
+    positions = shapes.whole([0, 1, 77, 500, 0, 0])
+    places = shapes.whole([shapes.block_size * 3, shapes.block_size * 2 - 1, shapes.block_size + 2, 7, 0, 0])
+    angles = torch.outer(torch.arange(512.0), 1.0 / 10_000 ** torch.linspace(0, 1, c.head_dim // 2)).to(shapes.device)
+    cos, sin = (torch.cat((t, t), dim=-1) for t in (angles.cos(), angles.sin()))
+    qkv = shapes.random(4, c.query_size + 2 * c.kv_size)
+    qkv = torch.cat((qkv, qkv[:1], qkv[:1]))  # rows 4 and 5 are padding: the same values to the same place
+    cache = torch.full((2, 4, shapes.block_size, c.num_kv_heads, c.head_dim), 3.0, device=shapes.device)
+    expected, expected_cache = qkv.float().clone(), cache.clone()
+    torch_ops.rotate_and_cache(expected, cos, sin, positions, places, *expected_cache)
+    cache = cache.to(shapes.dtype)
+    ops.rotate_and_cache(qkv, cos, sin, positions, places, *cache)
+    require_close("rotate_and_cache", qkv, expected, shapes.dtype)
+    require_close("rotate_and_cache's cache", cache.flatten(0, 2), expected_cache.flatten(0, 2), shapes.dtype)
+
+
+def check_decode_attention(ops: Ops, shapes: ServedShapes) -> None:
+    """One sequence, and several of very unequal lengths beside a padding row."""
+    size = shapes.block_size
+    for lengths in ([900], [1, 17, size, size + 1, 2 * size - 1, 1500, 1, 300]):
+        keep_in_model = [min(n, shapes.config.max_positions) for n in lengths]
+        q, k_cache, v_cache, batch = decode_problem(shapes, keep_in_model)
+        planned = ops.plan_decode(batch.block_tables, batch.slots, batch.lengths, k_cache)
+        scale = shapes.config.head_dim**-0.5
+        result = ops.decode_attention(q, k_cache, v_cache, planned, scale)
+        expected = torch_ops.decode_attention(q.float(), k_cache.float(), v_cache.float(), batch, scale)
+        require_close("decode_attention", result, expected, shapes.dtype)
+
+
+def decode_problem(
+    shapes: ServedShapes, lengths: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, DecodeBatch]:
+    """q (a view of a fused projection), both caches and the batch of sequences of `lengths` in shuffled blocks."""
+    c, size = shapes.config, shapes.block_size
+    rows, width = len(lengths), -(-max(lengths) // size)
+    order = torch.randperm(rows * width, generator=torch.Generator().manual_seed(0)).view(rows, width) + 1
+    slots = torch.arange(rows - 1, -1, -1)
+    tables = torch.zeros(rows + 1, width, dtype=torch.int32)
+    cache = torch.full((2, rows * width + 1, size, c.num_kv_heads, c.head_dim), torch.nan)
+    cache = cache.to(shapes.device, shapes.dtype)
+    for row, length in enumerate(lengths):
+        used = -(-length // size)
+        tables[slots[row], :used] = order[row, :used].int()
+        held = shapes.random(2, length, c.num_kv_heads, c.head_dim)
+        places = (order[row, :used, None] * size + torch.arange(size)).flatten()[:length].to(shapes.device)
+        cache.flatten(1, 2).index_copy_(1, places, held)
+    fused = shapes.random(rows, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
+    batch = DecodeBatch(tables.to(shapes.device), slots.to(shapes.device), shapes.whole(lengths, torch.int32))
+    return fused[:, : c.num_heads], cache[0], cache[1], batch
+
+
+def check_linear(ops: Ops, shapes: ServedShapes, rows: Sequence[int]) -> None:
+    """Every matrix of the model, with a bias and without, gated where the model gates."""
+    for width, depth, gated in _matrices(shapes.config):
+        weight = shapes.random(width, depth, spread=depth**-0.5)
+        for count, bias in ((n, b) for n in rows for b in (None, shapes.random(width))):
+            x = shapes.random(count, depth)
+            result = ops.linear(x, weight, bias, gated)
+            expected = _linear(x.float(), weight, bias, gated)
+            require_close(f"a {width} x {depth} product of {count} rows", result, expected, shapes.dtype)
+
+
+def check_norm_linear(ops: Ops, shapes: ServedShapes) -> None:
+    """One row of the matrices that a norm precedes, with a residual and without."""
+    hidden = shapes.config.hidden_size
+    norm_weight = shapes.random(hidden) + 1
+    for width, depth, gated in _matrices(shapes.config):
+        if depth != hidden:
+            continue
+        weight = shapes.random(width, depth, spread=depth**-0.5)
+        x = shapes.random(1, hidden)
+        for residual in (None, shapes.random(2, hidden)[1:]):
+            result, total = ops.norm_linear(x, residual, norm_weight, EPS, weight, None, gated)
+            wide = None if residual is None else residual.float()
+            normed, expected_total = torch_ops.add_rms_norm(x.float(), wide, norm_weight.float(), EPS)
+            require_close("norm_linear", result, _linear(normed, weight, None, gated), shapes.dtype)
+            require_close("norm_linear's residual", total, expected_total, shapes.dtype)
+
+
+def _matrices(c: ModelConfig) -> list[tuple[int, int, bool]]:
+    """(rows, columns, gated) of each weight matrix: QKV, output, gate and up, down, head."""
+    return [
+        (c.query_size + 2 * c.kv_size, c.hidden_size, False),
+        (c.hidden_size, c.query_size, False),
+        (2 * c.intermediate_size, c.hidden_size, True),
+        (c.hidden_size, c.intermediate_size, False),
+        (min(c.vocab_size, MOST_WEIGHT_ROWS), c.hidden_size, False),
+    ]
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool) -> torch.Tensor:
+    product = torch.nn.functional.linear(x, weight.float(), None if bias is None else bias.float())
+    return torch_ops.silu_mul(product) if gated else product
+
+
+SAMPLED = (
+    SamplingParams(temperature=0.0),
+    SamplingParams(seed=1),
+    SamplingParams(top_k=0, top_p=0.9, seed=2),
+    SamplingParams(top_k=0, top_p=1.0, seed=3),
+    SamplingParams(top_k=500, top_p=0.95, repetition_penalty=1.2, seed=4),
+    SamplingParams(top_k=0, top_p=0.9, temperature=20.0, seed=-5),
+)
+"""One row for every method and for both ways through the kernel that filters."""
+
+
+def check_sample(ops: Ops, shapes: ServedShapes) -> None:
+    """The very tokens that torch draws."""
+    vocab = shapes.config.vocab_size
+    logits = shapes.random(len(SAMPLED), vocab, spread=3.0).float()
+    rows = sampling_rows(SAMPLED, logits > 1.0)
+    positions = torch.arange(len(SAMPLED), device=shapes.device) + 100
+    methods = {sampling.Method(m) for m in rows.method.tolist()}
+    drawn = ops.sample(logits, rows, positions, methods).tolist()
+    expected = sampling.sample(logits, rows, positions, methods).tolist()
+    if drawn != expected:
+        raise Disagreement(f"sample drew {drawn}, torch {expected}")
+
+
+def sampling_rows(params: Sequence[SamplingParams], seen: torch.Tensor) -> sampling.Rows:
+    """A batch's parameters on the device of `seen` [T, vocab]."""
+
+    def column(values: list[int] | list[float], dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=seen.device)
+
+    return sampling.Rows(
+        method=column([int(sampling.method_of(p, seen.shape[1])) for p in params], torch.int64),
+        temperature=column([p.temperature for p in params], torch.float32),
+        top_k=column([p.top_k for p in params], torch.int64),
+        top_p=column([p.top_p for p in params], torch.float32),
+        penalty=column([p.repetition_penalty for p in params], torch.float32),
+        seed=column([p.seed for p in params], torch.int64),
+        seen=seen,
+    )

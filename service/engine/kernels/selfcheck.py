@@ -1,0 +1,97 @@
+"""Which kernels serve on this GPU: each is compiled for it and compared with torch on data of the served shapes.
+
+A kernel that fails to compile, or to agree, is left out and named: an untested card serves slower, never wrong.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from service.engine.kernels.checks import Disagreement, ServedShapes
+from service.engine.kernels.ops import Ops
+from service.engine.kernels.tuning import tuning_for
+from service.errors import EngineFailed
+
+logger = logging.getLogger(__name__)
+
+REASON_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A kernel that wants to replace fields of `Ops`. `check` gets the torch set with this kernel in it alone.
+
+    `check` raises Disagreement when results differ, and may raise anything else a broken kernel makes it raise.
+    """
+
+    name: str
+    fields: dict[str, Any]
+    check: Callable[[Ops, ServedShapes], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The operations to serve with; `degraded` names each kernel that is not among them, with its reason."""
+
+    ops: Ops
+    degraded: list[str]
+    seconds: float
+
+
+def prove(shapes: ServedShapes) -> Proof:
+    """The fastest operations that proved right on `shapes.device`; on a CPU the plain ones, which need no proof.
+
+    Takes a few seconds with a cold compile cache (TRITON_CACHE_DIR), well under one with a warm one, and about 0.5 GB
+    of device memory for an 8B model. Raises EngineFailed when a kernel left the device unusable.
+    """
+    if shapes.device.type != "cuda":
+        return Proof(Ops(), [], 0.0)
+    try:
+        from service.engine.kernels.candidates import candidates
+    except ImportError as error:
+        return Proof(Ops(), [_degraded("triton", error)], 0.0)
+    tuning = tuning_for(torch.cuda.get_device_capability(shapes.device))
+    multiprocessors = torch.cuda.get_device_properties(shapes.device).multi_processor_count
+    wanted = [c for c in candidates(tuning, multiprocessors) if c.name not in tuning.skip]
+    return prove_candidates(wanted, shapes, replace(Ops(), few_rows=tuning.few_rows_limit))
+
+
+@torch.inference_mode()
+def prove_candidates(wanted: Sequence[Candidate], shapes: ServedShapes, plain: Ops) -> Proof:
+    """`plain` with every one of `wanted` that passes its check."""
+    began = time.monotonic()
+    ops, degraded = plain, []
+    for candidate in wanted:
+        try:
+            candidate.check(replace(plain, **candidate.fields), shapes)
+        # Compilers, drivers and launchers raise what they like; whatever it is, torch can do without this kernel.
+        except Exception as error:
+            degraded.append(_degraded(candidate.name, error))
+            _require_usable(shapes.device, candidate.name)
+        else:
+            ops = replace(ops, **candidate.fields)
+    seconds = time.monotonic() - began
+    logger.info("%d of %d kernels proved themselves in %.1f s", len(wanted) - len(degraded), len(wanted), seconds)
+    return Proof(ops, degraded, seconds)
+
+
+def _degraded(name: str, error: Exception) -> str:
+    kind = "" if isinstance(error, Disagreement) else f"{type(error).__name__}: "
+    lines = str(error).strip().splitlines() or [""]
+    reason = f"{name}: {kind}{lines[0]}"[:REASON_LENGTH]
+    logger.warning("serving without a kernel: %s", reason, exc_info=not isinstance(error, Disagreement))
+    return reason
+
+
+def _require_usable(device: torch.device, name: str) -> None:
+    """An illegal access poisons the process's CUDA context for good."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        raise EngineFailed(f"the kernel {name} left {device} unusable: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,78 @@
+"""Three ways to run every kernel test: torch's own operations, Triton's interpreter on a CPU, compiled on a GPU.
+
+Whether Triton interprets is settled when it is imported, so it is said here, before that. On a GPU host the compiled
+kernels are tested; `TRITON_INTERPRET=1` tests the interpreted ones there.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from service.engine.kernels.ops import Ops
+from service.engine.kernels.tuning import AttentionTuning, LinearTuning, Tuning, tuning_for
+
+HAS_GPU = Path("/dev/nvidia0").exists() and torch.cuda.is_available()
+if not HAS_GPU:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETS and "triton" in sys.modules:
+    assert sys.modules["triton"].knobs.runtime.interpret, "Triton was imported before it was told to interpret"
+
+INTERPRETED = Tuning(
+    source="large tiles: the interpreter pays per operation, not per element",
+    attention=AttentionTuning(tile=64, programs_per_multiprocessor=3),
+    one_row=LinearTuning(block_n=64, block_k=256, warps=1, stages=1),
+    few_rows=LinearTuning(block_n=64, block_k=256, warps=1, stages=1),
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A set of operations to test. bf16 products are beyond the interpreter, which keeps bf16 as bare integers."""
+
+    ops: Ops
+    device: torch.device
+    multiplies_bf16: bool = True
+
+    def skip_unless_it_multiplies(self, dtype: torch.dtype) -> None:
+        if dtype == torch.bfloat16 and not self.multiplies_bf16:
+            pytest.skip("the interpreter has no bf16 product")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["torch", "interpreter", pytest.param("compiled", marks=pytest.mark.gpu)])
+def subject(request: pytest.FixtureRequest) -> Subject:
+    if request.param == "torch":
+        return Subject(Ops(), torch.device("cpu"))
+    return kernels(request.param)
+
+
+@pytest.fixture(params=["interpreter", pytest.param("compiled", marks=pytest.mark.gpu)])
+def kernel_subject(request: pytest.FixtureRequest) -> Subject:
+    """The kernels alone, for what torch's operations have no part in."""
+    return kernels(request.param)
+
+
+def kernels(how: str) -> Subject:
+    if how == "compiled" and (INTERPRETS or not HAS_GPU):
+        pytest.skip("needs an NVIDIA GPU and TRITON_INTERPRET unset")
+    if how == "interpreter" and not INTERPRETS:
+        pytest.skip("interpreted kernels are tested with TRITON_INTERPRET=1")
+    pytest.importorskip("triton")
+    from service.engine.kernels.candidates import candidates
+
+    tuning = tuning_for(torch.cuda.get_device_capability()) if how == "compiled" else INTERPRETED
+    fields = {name: kernel for c in candidates(tuning, 4) for name, kernel in c.fields.items()}
+    return Subject(Ops(**fields), torch.device("cuda" if how == "compiled" else "cpu"), how == "compiled")
