@@ -1,6 +1,7 @@
 """The script of `helm test`, run against the real server: it passes when all is well and says what is not."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -11,6 +12,7 @@ from tests.api.conftest import Start
 from tests.api.conftest import model_dir as model_dir
 from tests.api.conftest import start as start
 from tests.support.helm import CHART
+from tests.support.server import PATIENCE
 
 SCRIPT = CHART / "files" / "tests" / "chat.py"
 
@@ -18,6 +20,16 @@ SCRIPT = CHART / "files" / "tests" / "chat.py"
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+async def until_open(port: int) -> None:
+    """Metrics are served beside readiness, not before it."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                return writer.close()
+            await asyncio.sleep(0.01)
 
 
 async def helm_test(url: str, metrics_port: int, **environment: str) -> tuple[int, str]:
@@ -38,6 +50,7 @@ async def helm_test(url: str, metrics_port: int, **environment: str) -> tuple[in
 async def test_a_service_that_answers_passes(start: Start) -> None:
     port = free_port()
     service = await start(metrics_port=port, model_id="small")
+    await until_open(port)
     status, output = await helm_test(service.running.url, port)
     assert status == 0, output
     assert [line.split(":")[0] for line in output.splitlines()] == ["ready", "model", "answer", "counted"]
@@ -56,6 +69,7 @@ async def test_a_service_that_is_not_ready_fails_with_its_reason(start: Start) -
 async def test_a_counter_that_does_not_move_fails(start: Start) -> None:
     port = free_port()
     await start(metrics_port=port)
+    await until_open(port)
     silent = await start()
     status, output = await helm_test(silent.running.url, port)
     assert status == 1
