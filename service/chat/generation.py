@@ -97,7 +97,7 @@ class Generation:
         watch = _Stopwatch(self._metrics)
         answer = _Answer(Detokenizer(self._tokenizer), StopMatcher(chat.stop))
         try:
-            async with aclosing(self._engine.submit(request)) as events:  # type: ignore[type-var]
+            async with aclosing(self._engine.submit(request)) as events:
                 async for event in events:
                     if isinstance(event, Finish):
                         watch.finish = event

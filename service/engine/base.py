@@ -3,7 +3,7 @@
 Everything that crosses the socket between web worker and engine process is a `msgspec.Struct` of this file.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from enum import StrEnum
 from typing import Protocol
 
@@ -164,7 +164,7 @@ class Engine(Protocol):
         """Bring the engine up and return once it can generate. Raises EngineFailed when it cannot."""
         ...
 
-    def submit(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    def submit(self, request: GenerationRequest) -> AsyncGenerator[Event]:
         """Events of one request: tokens, then exactly one Finish. Closing the iterator early cancels the request.
 
         Never raises for what the engine decides (a full queue is a Finish with reason REJECTED).

@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -63,16 +63,15 @@ async def failure_of(run_dir: Path, command: Sequence[str]) -> EngineClient:
     return engine
 
 
-@asynccontextmanager
-async def web_worker(run_dir: Path, config: EngineConfig, orphan: float) -> AsyncIterator[int]:
+@contextmanager
+def web_worker(run_dir: Path, config: EngineConfig, orphan: float) -> Iterator[int]:
     """Another web worker with an endless request, killed at the end; yields the pid of its engine."""
     arguments = [str(run_dir), msgspec.json.encode(config).decode(), str(orphan)]
     command = [sys.executable, str(SUPPORT / "web_worker.py"), *arguments]
-    # Not asyncio's: that would wait for the end of the standard output, which the engine inherits.
     with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
         assert worker.stdout is not None
         try:
-            yield int(await asyncio.to_thread(worker.stdout.readline))
+            yield int(worker.stdout.readline())
         finally:
             worker.kill()
 
@@ -263,7 +262,7 @@ async def test_ctrl_c_in_the_servers_terminal_does_not_reach_the_engine(tmp_path
 
 
 async def test_the_engine_of_a_dead_web_worker_is_taken_over_without_loading_again(tmp_path: Path) -> None:
-    async with web_worker(tmp_path / "run", fake_config(), orphan=60) as pid:
+    with web_worker(tmp_path / "run", fake_config(), orphan=60) as pid:
         pass
     async with running(tmp_path / "run") as engine:
         assert recorded_pid(tmp_path / "run") == pid
@@ -274,7 +273,7 @@ async def test_the_engine_of_a_dead_web_worker_is_taken_over_without_loading_aga
 
 
 async def test_an_engine_with_other_settings_is_ended_before_a_new_one_starts(tmp_path: Path) -> None:
-    async with web_worker(tmp_path / "run", fake_config(max_running=3), orphan=60) as old:
+    with web_worker(tmp_path / "run", fake_config(max_running=3), orphan=60) as old:
         pass
     async with running(tmp_path / "run") as engine:
         assert not is_alive(old)
@@ -295,7 +294,7 @@ async def test_a_web_worker_whose_engine_was_replaced_does_not_take_it_back(tmp_
 
 async def test_a_silent_engine_found_is_killed_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "HELLO_TIMEOUT", 0.2)
-    async with web_worker(tmp_path / "run", fake_config(), orphan=60) as old:
+    with web_worker(tmp_path / "run", fake_config(), orphan=60) as old:
         os.kill(old, signal.SIGSTOP)
     async with running(tmp_path / "run"):
         assert not is_alive(old)
@@ -303,7 +302,7 @@ async def test_a_silent_engine_found_is_killed_and_replaced(tmp_path: Path, monk
 
 
 async def test_an_engine_nobody_comes_back_for_ends_and_leaves_no_trace(tmp_path: Path) -> None:
-    async with web_worker(tmp_path / "run", fake_config(), orphan=0.5) as pid:
+    with web_worker(tmp_path / "run", fake_config(), orphan=0.5) as pid:
         pass
     await until(lambda: no_trace_of(pid, tmp_path / "run"))
 
@@ -319,6 +318,20 @@ async def test_two_web_workers_share_one_engine_and_the_last_one_ends_it(tmp_pat
         assert is_alive(pid)
         assert new.status.state is EngineState.READY
         assert reason_of(await events_of(new, a_request())) is FinishReason.LENGTH
+    await until(lambda: no_trace_of(pid, tmp_path / "run"))
+
+
+async def test_two_web_workers_that_start_at_once_load_the_model_once(tmp_path: Path) -> None:
+    command = scripted(load_seconds=0.5)
+    both = [EngineClient(fake_config(), tmp_path / "run", patience=HASTY, command=command) for _ in range(2)]
+    starting = [asyncio.create_task(engine.start()) for engine in both]
+    await until(lambda: all(engine.status.reason == "pretending to load" for engine in both))
+    pid = recorded_pid(tmp_path / "run")
+    await asyncio.gather(*starting)
+    assert recorded_pid(tmp_path / "run") == pid
+    assert [engine.status.restarts for engine in both] == [0, 0]
+    for engine in both:
+        await engine.stop()
     await until(lambda: no_trace_of(pid, tmp_path / "run"))
 
 

@@ -63,7 +63,7 @@ async def events_of(engine: Engine, request: GenerationRequest) -> list[Event]:
 async def leave_after(engine: Engine, request: GenerationRequest, tokens: int) -> list[Event]:
     """Read some tokens, then close the iterator."""
     read: list[Event] = []
-    async with asyncio.timeout(PATIENCE), aclosing(engine.submit(request)) as events:  # type: ignore[type-var]
+    async with asyncio.timeout(PATIENCE), aclosing(engine.submit(request)) as events:
         async for event in events:
             read.append(event)
             if isinstance(event, Finish) or len(read) == tokens:
