@@ -89,7 +89,8 @@ class ContentRunner:
         number, request = sequence.slot, sequence.request
         assert 0 <= number < self.max_running
         slot = Slot(list(sequence.blocks), list(request.prompt_ids), request.sampling.seed)
-        self._stream.append(lambda: self._slots.update({number: slot}))
+        fresh = slot.blocks[sequence.cached // self.block_size :]
+        self._stream.append(lambda: self._fill_slot(number, slot, fresh))
 
     def launch(self, plan: StepPlan) -> ContentPending:
         error, self.fail_launch = self.fail_launch, None
@@ -102,6 +103,12 @@ class ContentRunner:
         decodes = [(d.sequence.slot, d.position) for d in plan.decodes]
         self._stream.append(lambda: self._compute(pending, chunks, decodes))
         return pending
+
+    def _fill_slot(self, number: int, slot: Slot, fresh: list[int]) -> None:
+        """Blocks that were not shared are spoilt first: what a former owner left there must not happen to fit."""
+        self._slots[number] = slot
+        for block in fresh:
+            self._memory[block] = [-1] * self.block_size
 
     def _compute(
         self, pending: ContentPending, chunks: list[tuple[int, int, int, bool]], decodes: list[tuple[int, int]]
