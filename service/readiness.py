@@ -68,7 +68,7 @@ class Readiness:
     async def _load(self) -> Engine:
         self._lifecycle.move(State.LOADING, "finding the model")
         model = await asyncio.to_thread(self._find_model, asyncio.get_running_loop())
-        self._identity.model = model.id
+        self._identity.learn(model.id, model.manifest)
         self._engine = engine = self._make_engine(engine_config(self._settings, model))
         self._lifecycle.move(State.LOADING, "loading the model")
         async with asyncio.TaskGroup() as group:

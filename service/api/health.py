@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 
 from service import __version__
 from service.api.schema import Health
+from service.delivery.manifest import Manifest
 from service.engine.base import EngineState, EngineStatus
 from service.lifecycle import RETRY_AFTER_SECONDS, Lifecycle, State
 
@@ -23,6 +24,12 @@ class Identity:
     revision: str | None = None
     manifest: str | None = None
     versions: dict[str, str] = field(default_factory=lambda: {"internlm-chat": __version__})
+
+    def learn(self, model: str, manifest: Manifest | None) -> None:
+        """Take in what was found on the disk."""
+        self.model = model
+        if manifest is not None:
+            self.revision, self.manifest = manifest.commit or manifest.revision, manifest.digest
 
 
 def router(lifecycle: Lifecycle, status: Callable[[], EngineStatus], identity: Identity) -> APIRouter:

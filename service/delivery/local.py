@@ -1,9 +1,10 @@
 """Which model directory this server loads, and what is known of it before a byte of weights is read."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.delivery.check import before_loading
+from service.delivery.manifest import Manifest
 from service.delivery.progress import Progress
 from service.delivery.smollm2 import ensure_small_model
 from service.errors import ConfigurationError
@@ -14,10 +15,11 @@ SMALL_MODEL_ID = "SmolLM2-135M-Instruct"
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A directory to load, and the name under which its model is served."""
+    """A directory to load, the name under which its model is served, and its manifest if a download left one."""
 
     directory: Path
     id: str
+    manifest: Manifest | None = None
 
 
 def has_gpu() -> bool:
@@ -28,10 +30,10 @@ def has_gpu() -> bool:
 def find_model(settings: Settings, progress: Progress) -> LocalModel:
     """The configured model, or on a machine without a GPU the small real one (fetched once).
 
-    Raises ConfigurationError when there is nothing that can be loaded.
+    Raises ConfigurationError, naming the setting that would mend it, when there is nothing that can be loaded.
     """
     if settings.model_dir is not None:
-        return LocalModel(_checked(settings.model_dir.expanduser()), settings.model_id or settings.model_dir.name)
+        return _configured(settings, settings.model_dir.expanduser())
     if settings.device == "cuda" or (settings.device == "auto" and has_gpu()):
         raise ConfigurationError(
             "INTERNLM_MODEL_DIR is not set: it names the directory of the model to serve. `internlm-chat download` "
@@ -41,15 +43,8 @@ def find_model(settings: Settings, progress: Progress) -> LocalModel:
     return LocalModel(ensure_small_model(settings.cache, progress), settings.model_id or SMALL_MODEL_ID)
 
 
-def _checked(directory: Path) -> Path:
-    config = directory / "config.json"
-    try:
-        json.loads(config.read_bytes())
-    except FileNotFoundError:
-        raise ConfigurationError(
-            f"INTERNLM_MODEL_DIR={directory}: there is no config.json in it. `internlm-chat download` fills it.",
-            field="INTERNLM_MODEL_DIR",
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{config} cannot be read: {error}", field="INTERNLM_MODEL_DIR") from None
-    return directory
+def _configured(settings: Settings, directory: Path) -> LocalModel:
+    # The fake engine reads a tokenizer and no weights, so there is nothing to check for it.
+    manifest = None if settings.engine == "fake" else before_loading(settings, directory)
+    served_as = settings.model_id or (manifest.repo if manifest else "") or directory.name
+    return LocalModel(directory, served_as, manifest)

@@ -84,7 +84,7 @@ def test_a_model_that_cannot_be_served_ends_the_server_with_its_reason(launch: L
     for command in (GUNICORN, SERVE):
         server = launch(command, MODEL_DIR=str(tmp_path))
         assert server.process.wait(60) != 0
-        assert "INTERNLM_MODEL_DIR" in server.log
+        assert "cannot serve: model files: " in server.log
         assert "config.json" in server.log
 
 
