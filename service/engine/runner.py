@@ -1,6 +1,5 @@
 """Computes the steps a scheduler plans: prefill of prompt chunks, one decode of the whole batch, sampling."""
 
-import gc
 from collections.abc import Iterator
 
 import torch
@@ -59,7 +58,6 @@ class TorchRunner:
         try:
             return self._launch(plan)
         except torch.OutOfMemoryError:
-            gc.collect()
             torch.cuda.empty_cache()
         try:
             return self._launch(plan)

@@ -1,0 +1,228 @@
+"""The runner under hand-made plans: whatever the chunks, batch, blocks or leftovers, a sequence gets its own tokens."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from service.engine.base import SamplingParams
+from service.engine.model import Attention, Model
+from service.engine.runner import TorchRunner
+from service.engine.step import Chunk, Decode, OutOfMemory, Sequence, StepPlan
+from tests.support.checkpoints import Shape, write_checkpoint
+from tests.support.plans import BLOCK_SIZE, decode, generate, load_native, prefill, runner_of, sequence_of
+
+PROMPTS = [
+    [5],
+    [7, 8, 9, 10, 11, 12, 13],
+    list(range(20, 20 + BLOCK_SIZE)),
+    list(range(100, 100 + 2 * BLOCK_SIZE + 1)),
+    [(i * 37) % 320 for i in range(60)],
+]
+COUNT = 20
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    torch.set_num_threads(1)
+    shape = Shape(heads=9, kv_heads=3, hidden=72, tied=True)
+    return load_native(write_checkpoint(tmp_path_factory.mktemp("model"), shape))
+
+
+@pytest.fixture(scope="module")
+def alone(model: Model) -> list[list[int]]:
+    """Each prompt's tokens, alone on a fresh runner in one chunk."""
+    return [
+        generate(runner_of(model), sequence_of(prompt, slot=0, blocks=blocks_for(1, prompt)), COUNT)
+        for prompt in PROMPTS
+    ]
+
+
+def blocks_for(first: int, prompt: list[int]) -> list[int]:
+    return list(range(first, first + -(-(len(prompt) + COUNT) // BLOCK_SIZE)))
+
+
+def all_sequences(sampling: SamplingParams | None = None) -> list[Sequence]:
+    """One sequence per prompt, each with a slot and blocks of its own, blocks in no particular order."""
+    sequences, first = [], 1
+    for slot, prompt in enumerate(PROMPTS):
+        blocks = blocks_for(first, prompt)
+        first += len(blocks)
+        shuffled = blocks[1::2] + blocks[::2]
+        extra = {} if sampling is None else {"sampling": sampling}
+        sequences.append(sequence_of(prompt, slot=len(PROMPTS) - slot, blocks=shuffled, new=COUNT, **extra))
+    return sequences
+
+
+@pytest.mark.parametrize("chunk", [1, 3, BLOCK_SIZE, BLOCK_SIZE + 1, 16])
+def test_tokens_do_not_depend_on_the_chunk_size(model: Model, alone: list[list[int]], chunk: int) -> None:
+    for prompt, expected in zip(PROMPTS, alone, strict=True):
+        sequence = sequence_of(prompt, slot=2, blocks=blocks_for(5, prompt))
+        assert generate(runner_of(model), sequence, COUNT, chunk) == expected
+
+
+def test_a_batch_of_unequal_lengths_gives_each_its_own_tokens(model: Model, alone: list[list[int]]) -> None:
+    runner, sequences = runner_of(model), all_sequences()
+    first = [prefill(runner, sequence) for sequence in sequences]
+    rest = decode(runner, sequences, COUNT - 1)
+    assert [[token, *tokens] for token, tokens in zip(first, rest, strict=True)] == alone
+
+
+def test_the_order_of_a_batch_is_the_plans(model: Model, alone: list[list[int]]) -> None:
+    runner, sequences = runner_of(model), all_sequences()
+    first = [prefill(runner, sequence) for sequence in sequences]
+    rest = decode(runner, sequences[::-1], COUNT - 1)[::-1]
+    assert [[token, *tokens] for token, tokens in zip(first, rest, strict=True)] == alone
+
+
+def test_prompts_prefilled_in_one_step_get_their_first_tokens_in_order(model: Model, alone: list[list[int]]) -> None:
+    runner, sequences = runner_of(model), all_sequences()
+    for sequence in sequences:
+        runner.admit(sequence)
+    chunks = [Chunk(sequence, 0, sequence.prompt_length) for sequence in sequences]
+    assert runner.launch(StepPlan(chunks, [])).tokens() == [tokens[0] for tokens in alone]
+
+
+def test_a_step_mixes_unfinished_chunks_finished_ones_and_decodes(model: Model, alone: list[list[int]]) -> None:
+    runner, sequences = runner_of(model), all_sequences()
+    running, finishing, unfinished = sequences[1], sequences[3], sequences[4]
+    first = prefill(runner, running)
+    runner.admit(finishing)
+    runner.admit(unfinished)
+    plan = StepPlan(
+        [Chunk(finishing, 0, finishing.prompt_length), Chunk(unfinished, 0, 21)],
+        [Decode(running, running.prompt_length)],
+    )
+    tokens = runner.launch(plan).tokens()
+    assert [first, tokens[1]] == alone[1][:2]
+    assert tokens[0] == alone[3][0]
+    plan = StepPlan([Chunk(unfinished, 21, 60)], [Decode(finishing, finishing.prompt_length)])
+    assert runner.launch(plan).tokens() == [alone[4][0], alone[3][1]]
+
+
+def test_a_step_without_a_finished_chunk_yields_no_token(model: Model) -> None:
+    runner, sequence = runner_of(model), all_sequences()[4]
+    runner.admit(sequence)
+    assert runner.launch(StepPlan([Chunk(sequence, 0, 10)], [])).tokens() == []
+
+
+def test_a_cached_prefix_is_read_and_not_computed_again(model: Model, alone: list[list[int]]) -> None:
+    runner = runner_of(model)
+    owner = sequence_of(PROMPTS[4], slot=0, blocks=blocks_for(1, PROMPTS[4]))
+    prefill(runner, owner)
+    follower = sequence_of(PROMPTS[4], slot=1, blocks=owner.blocks[:7] + list(range(40, 44)))
+    follower.cached = 7 * BLOCK_SIZE
+    assert generate(runner, follower, COUNT, chunk=3) == alone[4]
+
+
+def test_a_slot_and_its_blocks_can_be_used_again(model: Model, alone: list[list[int]]) -> None:
+    runner = runner_of(model)
+    for prompt, expected in [*zip(PROMPTS, alone, strict=True)] * 2:
+        sampled = SamplingParams(temperature=3.0, top_k=0, top_p=1.0, repetition_penalty=2.0, seed=5)
+        generate(runner, sequence_of(PROMPTS[4], slot=3, blocks=blocks_for(2, PROMPTS[4]), sampling=sampled), 5)
+        assert generate(runner, sequence_of(prompt, slot=3, blocks=blocks_for(2, prompt)), COUNT) == expected
+
+
+def test_what_a_former_owner_left_in_a_block_cannot_spoil_its_next(model: Model, alone: list[list[int]]) -> None:
+    """`runner_of` fills the cache with NaN, which no masked score and no weight of zero would take away."""
+    runner, sequences = runner_of(model), all_sequences()
+    prefill(runner, sequences[4], chunk=7)
+    assert prefill(runner, sequences[0]) == alone[0][0]
+    decode(runner, [sequences[4]], 1)
+    both = decode(runner, [sequences[0], sequences[4]], COUNT - 2)
+    assert both[0] == alone[0][1 : COUNT - 1]
+    assert both[1] == alone[4][2:COUNT]
+
+
+def test_the_same_seed_gives_the_same_tokens_alone_batched_and_chunked(model: Model) -> None:
+    sampling = SamplingParams(temperature=1.5, top_k=40, top_p=0.9, repetition_penalty=1.2, seed=77)
+    singles = []
+    for sequence in all_sequences(sampling):
+        sequence.slot = 0
+        singles.append(generate(runner_of(model), sequence, COUNT, chunk=4))
+    runner, sequences = runner_of(model), all_sequences(sampling)
+    first = [prefill(runner, sequence) for sequence in sequences]
+    rest = decode(runner, sequences, COUNT - 1)
+    assert [[token, *tokens] for token, tokens in zip(first, rest, strict=True)] == singles
+
+
+def test_a_seed_may_be_any_64_bit_number(model: Model) -> None:
+    answers = set()
+    for seed in (0, 1, -1, 2**63 - 1, 2**63, 2**64 - 2, -(2**63)):
+        sampling = SamplingParams(temperature=2.0, top_k=0, top_p=1.0, seed=seed)
+        sequence = sequence_of(PROMPTS[1], slot=0, blocks=blocks_for(1, PROMPTS[1]), sampling=sampling)
+        answers.add(tuple(generate(runner_of(model), sequence, 6)))
+    assert len(answers) == 6, "2**63 and -(2**63) are the same 64 bits, all others differ"
+
+
+def test_the_penalty_counts_prompt_and_answer(model: Model) -> None:
+    strong = SamplingParams(temperature=0.0, repetition_penalty=1e6)
+    sequence = sequence_of(PROMPTS[4], slot=0, blocks=blocks_for(1, PROMPTS[4]), sampling=strong)
+    tokens = generate(runner_of(model), sequence, COUNT)
+    assert len(set(tokens)) == COUNT
+    assert not set(tokens) & set(PROMPTS[4])
+
+
+class ExhaustedModel(Model):
+    """A model whose device is out of memory for some forward passes."""
+
+    failures = 0
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
+        hidden = super().forward(tokens, positions, attention)
+        if self.failures:
+            self.failures -= 1
+            raise torch.OutOfMemoryError("tried to allocate 1 GiB")
+        return hidden
+
+
+@pytest.fixture
+def exhausted(model: Model) -> ExhaustedModel:
+    copy = ExhaustedModel.__new__(ExhaustedModel)
+    copy.__dict__.update(model.__dict__)
+    return copy
+
+
+def test_a_step_out_of_memory_is_run_again_with_the_same_result(
+    exhausted: ExhaustedModel, alone: list[list[int]]
+) -> None:
+    runner, sequence = runner_of(exhausted), all_sequences()[3]
+    runner.admit(sequence)
+    tokens = []
+    for plan in _plans(sequence):
+        exhausted.failures = 1
+        tokens += runner.launch(plan).tokens()
+    assert tokens == alone[3][: len(tokens)]
+
+
+def test_a_step_out_of_memory_twice_is_given_up_and_changes_nothing(
+    exhausted: ExhaustedModel, alone: list[list[int]]
+) -> None:
+    runner, sequence = runner_of(exhausted), all_sequences()[3]
+    runner.admit(sequence)
+    tokens = []
+    for plan in _plans(sequence):
+        exhausted.failures = 2
+        with pytest.raises(OutOfMemory, match="1 GiB"):
+            runner.launch(plan)
+        tokens += runner.launch(plan).tokens()
+    assert tokens == alone[3][: len(tokens)]
+
+
+def _plans(sequence: Sequence) -> list[StepPlan]:
+    length = sequence.prompt_length
+    chunks = [StepPlan([Chunk(sequence, 0, 9)], []), StepPlan([Chunk(sequence, 9, length)], [])]
+    return chunks + [StepPlan([], [Decode(sequence, length + i)]) for i in range(10)]
+
+
+def test_a_runner_says_what_it_has(model: Model) -> None:
+    runner: TorchRunner = runner_of(model, num_blocks=10, max_running=3)
+    assert (runner.num_blocks, runner.block_size, runner.max_running) == (10, BLOCK_SIZE, 3)
+
+
+def test_a_sequence_may_fill_the_model_to_its_last_position(tmp_path: Path) -> None:
+    model = load_native(write_checkpoint(tmp_path, Shape(max_positions=3 * BLOCK_SIZE)))
+    prompt = list(range(1, 3 * BLOCK_SIZE - 2))
+    sequence = sequence_of(prompt, slot=0, blocks=[1, 2, 3], new=3)
+    tokens = generate(runner_of(model), sequence, 3)
+    assert len(tokens) == 3
