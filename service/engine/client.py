@@ -19,8 +19,9 @@ from service.engine.base import (
     GenerationRequest,
 )
 from service.engine.link import Link
-from service.engine.process import EXIT_TIMEOUT, WORKER, find_or_start, forget
+from service.engine.process import EXIT_TIMEOUT, WORKER, find_or_start
 from service.engine.restarts import RestartPolicy
+from service.engine.run_dir import forget
 from service.engine.streams import Streams, refusal
 from service.engine.watchdog import Watchdog
 from service.errors import EngineFailed

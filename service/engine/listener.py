@@ -15,7 +15,8 @@ import msgspec
 from service.engine import wire
 from service.engine.base import EngineInfo, EngineStats, Event, Finish, FinishReason, GenerationRequest
 from service.engine.loop import StepLoop
-from service.engine.process import EXIT_TIMEOUT, Orders, forget
+from service.engine.process import EXIT_TIMEOUT, Orders
+from service.engine.run_dir import forget
 from service.engine.watchdog import HEARTBEAT_INTERVAL
 
 logger = logging.getLogger(__name__)

@@ -1,13 +1,11 @@
 """Finds the engine process of a run directory, or starts one; ends it, and leaves no trace of it.
 
-The run directory is private and holds `engine.sock` and `engine.pid`; a lock on the directory itself makes sure
-that two web workers never start two engines. The starter opens the listening socket and hands it to the child, so
-that connecting never has to be retried, and a child that dies is noticed as the end of the connection. The engine
-outlives the web worker that started it: the next worker finds it, and need not load the model again.
+The starter opens the listening socket and hands it to the child, so that connecting never has to be retried, and a
+child that dies is noticed as the end of the connection. The engine outlives the web worker that started it: the next
+worker finds it, and need not load the model again.
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -15,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +21,7 @@ import msgspec
 
 from service.engine import wire
 from service.engine.base import EngineConfig
-from service.errors import ConfigurationError
+from service.engine.run_dir import locked, pid_path, prepare, recorded_pid, remove_traces, socket_path
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +34,6 @@ SPIN_COUNT = "1000"
 """Turns for which an idle OpenMP thread spins before it sleeps. By default it spins for milliseconds, and on a machine
 or in a container whose cores are shared the threads then wait for each other's time slices: ten times slower steps
 were measured on two busy cores (SmolLM2-135M, 1320 against 128 ms)."""
-LONGEST_SOCKET_PATH = 100
-"""Bytes. sockaddr_un holds 108 on Linux and 104 on macOS."""
 
 
 class Orders(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,56 +102,14 @@ def find_or_start(config: EngineConfig, run_dir: Path, command: Sequence[str], o
         if found is not None:
             logger.info("found a running engine process", extra={"fields": {"pid": found.process.pid}})
             return found
-        _remove_traces(run_dir)
+        remove_traces(run_dir)
         try:
             found = _start(config, run_dir, command, orphan_seconds)
         except OSError:
-            _remove_traces(run_dir)
+            remove_traces(run_dir)
             raise
         logger.info("started an engine process", extra={"fields": {"pid": found.process.pid}})
         return found
-
-
-def prepare(run_dir: Path) -> None:
-    """Make the run directory; raises ConfigurationError if others may enter it or its name is too long."""
-    if len(os.fsencode(_socket_path(run_dir))) > LONGEST_SOCKET_PATH:
-        raise ConfigurationError(f"the run directory's name is too long for a socket: {run_dir}", field="run_dir")
-    try:
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = run_dir.stat()
-    except OSError as error:
-        raise ConfigurationError(f"the run directory cannot be used: {error}", field="run_dir") from error
-    if status.st_mode & 0o077 or status.st_uid != os.getuid():
-        raise ConfigurationError(
-            f"the run directory {run_dir} must belong to this user and be closed to others (chmod 700)", field="run_dir"
-        )
-
-
-@contextlib.contextmanager
-def locked(run_dir: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the run directory's lock; raises BlockingIOError if someone else does and `wait` is False."""
-    directory = os.open(run_dir, os.O_RDONLY)
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(directory)
-
-
-def forget(run_dir: Path, pid: int, *, wait: bool = True) -> bool:
-    """Remove the traces of the engine process `pid`, which has ended or is about to; those of a successor stay.
-
-    False if `wait` is False and someone holds the lock: someone is about to connect.
-    """
-    try:
-        with locked(run_dir, wait=wait):
-            if _recorded_pid(run_dir) == pid:
-                _remove_traces(run_dir)
-    except BlockingIOError:
-        return False
-    except FileNotFoundError:
-        pass  # the whole directory is gone
-    return True
 
 
 def _find(config: EngineConfig, run_dir: Path) -> Found | None:
@@ -168,7 +122,7 @@ def _find(config: EngineConfig, run_dir: Path) -> Found | None:
         connection.settimeout(None)
         return Found(EngineProcess(hello.pid), connection)
     with connection:
-        _end(connection, hello.pid if hello else _recorded_pid(run_dir), asked=hello is not None)
+        _end(connection, hello.pid if hello else recorded_pid(run_dir), asked=hello is not None)
     return None
 
 
@@ -176,7 +130,7 @@ def _connect(run_dir: Path) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(HELLO_TIMEOUT)
     try:
-        connection.connect(str(_socket_path(run_dir)))
+        connection.connect(str(socket_path(run_dir)))
     except OSError:
         connection.close()
         return None
@@ -222,7 +176,7 @@ def _gone(connection: socket.socket) -> bool:
 
 def _start(config: EngineConfig, run_dir: Path, command: Sequence[str], orphan_seconds: float) -> Found:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(_socket_path(run_dir)))
+        listener.bind(str(socket_path(run_dir)))
         listener.listen()
         orders = Orders(config=config, run_dir=str(run_dir), listener=listener.fileno(), orphan_seconds=orphan_seconds)
         child = subprocess.Popen(  # noqa: S603 - the command is ours
@@ -232,31 +186,11 @@ def _start(config: EngineConfig, run_dir: Path, command: Sequence[str], orphan_s
             env={"GOMP_SPINCOUNT": SPIN_COUNT} | os.environ,
             start_new_session=True,  # Ctrl-C in a terminal is for the server, which then stops the engine in order
         )
-        _pid_path(run_dir).write_text(str(child.pid))
+        pid_path(run_dir).write_text(str(child.pid))
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.connect(str(_socket_path(run_dir)))
+        connection.connect(str(socket_path(run_dir)))
     assert child.stdin is not None
     # A child that has died already is found out by the end of its connection.
     with contextlib.suppress(BrokenPipeError), child.stdin:
         child.stdin.write(msgspec.json.encode(orders))
     return Found(EngineProcess(child.pid, child), connection)
-
-
-def _remove_traces(run_dir: Path) -> None:
-    _socket_path(run_dir).unlink(missing_ok=True)
-    _pid_path(run_dir).unlink(missing_ok=True)
-
-
-def _recorded_pid(run_dir: Path) -> int | None:
-    try:
-        return int(_pid_path(run_dir).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _socket_path(run_dir: Path) -> Path:
-    return run_dir / "engine.sock"
-
-
-def _pid_path(run_dir: Path) -> Path:
-    return run_dir / "engine.pid"

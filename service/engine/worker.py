@@ -18,7 +18,8 @@ from service import log
 from service.engine.base import Core, EngineConfig, StepFailed
 from service.engine.listener import Listener
 from service.engine.loop import StepLoop
-from service.engine.process import Orders, forget
+from service.engine.process import Orders
+from service.engine.run_dir import forget
 from service.errors import ConfigurationError
 
 logger = logging.getLogger("service.engine.worker")  # __name__ is "__main__" here
