@@ -1,0 +1,149 @@
+"""The sampling kernels draw the very tokens that `service.engine.sampling` draws."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from service.engine import sampling
+from service.engine.base import SamplingParams
+from service.engine.kernels.checks import sampling_rows
+from tests.engine.kernels.conftest import Subject
+
+pytestmark = [
+    # Excluded tokens become minus infinity, and a row of nothing but NaN is one of the cases: as on a GPU.
+    pytest.mark.filterwarnings("ignore:overflow encountered in divide:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning"),
+]
+
+PARAMS = [
+    SamplingParams(temperature=0.0),
+    SamplingParams(temperature=0.0, repetition_penalty=1.5),
+    SamplingParams(),
+    SamplingParams(top_k=1),
+    SamplingParams(top_k=64, top_p=1.0, seed=-7, repetition_penalty=1.3),
+    SamplingParams(top_k=0, top_p=0.8, seed=1 << 62),
+    SamplingParams(top_k=0, top_p=1e-9),
+    SamplingParams(top_k=0, top_p=1.0, seed=9),
+    SamplingParams(top_k=100, top_p=0.9),
+    SamplingParams(top_k=10_000_000, top_p=0.5),
+    SamplingParams(temperature=0.01, seed=5),
+    SamplingParams(temperature=30.0, top_k=0, top_p=0.9),
+    SamplingParams(temperature=5.0, top_k=700, top_p=0.9, repetition_penalty=0.8),
+]
+# fewer tokens than a group, than the best groups, more; off every border
+VOCABULARIES = [(5, torch.float32), (300, torch.bfloat16), (8193, torch.bfloat16), (12_001, torch.float32)]
+
+
+def draw_both(
+    subject: Subject, logits: torch.Tensor, seen: torch.Tensor, params: Sequence[SamplingParams], position: int = 100
+) -> tuple[list[int], list[int]]:
+    """Tokens of the subject, and those of torch on the CPU."""
+    positions = torch.arange(len(params)) + position
+    methods = {sampling.method_of(p, logits.shape[1]) for p in params}
+    expected = sampling.sample(logits.float(), sampling_rows(params, seen), positions, methods)
+    device = subject.device
+    rows = sampling_rows(params, seen.to(device))
+    drawn = subject.ops.sample(logits.to(device), rows, positions.to(device), methods)
+    return drawn.tolist(), expected.tolist()
+
+
+@pytest.mark.parametrize(("vocab", "dtype"), VOCABULARIES)
+def test_every_method_draws_torchs_tokens(kernel_subject: Subject, vocab: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(vocab)
+    logits = (torch.randn(len(PARAMS), vocab) * 3).to(dtype)
+    drawn, expected = draw_both(kernel_subject, logits, torch.rand(len(PARAMS), vocab) < 0.1, PARAMS)
+    assert drawn == expected
+
+
+@pytest.mark.slow
+def test_the_served_vocabulary(kernel_subject: Subject) -> None:
+    torch.manual_seed(3)
+    params = [SamplingParams(seed=8), SamplingParams(temperature=0.0)]
+    logits = torch.randn(len(params), 128_512) * 2
+    drawn, expected = draw_both(kernel_subject, logits, torch.rand(len(params), 128_512) < 0.01, params)
+    assert drawn == expected
+
+
+def test_flat_logits_are_searched_to_the_last_token(kernel_subject: Subject) -> None:
+    """Everything ties: no group is better than another, so nothing may be decided from the best groups alone."""
+    params = [
+        SamplingParams(temperature=0.0),
+        SamplingParams(top_k=0, top_p=0.5, seed=1),
+        SamplingParams(top_k=500, top_p=1.0, seed=2),
+        SamplingParams(top_k=0, top_p=1.0, seed=3),
+    ]
+    vocab = 9000
+    drawn, expected = draw_both(
+        kernel_subject, torch.full((4, vocab), 2.5), torch.zeros(4, vocab, dtype=torch.bool), params
+    )
+    assert drawn == expected
+    assert drawn[0] == 0
+
+
+def test_a_tie_at_the_kth_place_keeps_all_that_tie(kernel_subject: Subject) -> None:
+    """30 tokens, spread over the vocabulary, share the second place of a top_k of 2: each of them can be drawn."""
+    vocab = 9000
+    logits = torch.full((1, vocab), -5.0)
+    tied = torch.arange(30) * 299 + 7
+    logits[0, tied] = 3.0
+    logits[0, 4500] = 3.5
+    rows = 12
+    params = [SamplingParams(top_k=2, top_p=1.0, seed=seed, repetition_penalty=1.0) for seed in range(rows)]
+    seen = torch.zeros(rows, vocab, dtype=torch.bool)
+    drawn, expected = draw_both(kernel_subject, logits.repeat(rows, 1), seen, params)
+    assert drawn == expected
+    assert set(drawn) <= {4500, *tied.tolist()}
+    assert len(set(drawn)) > 3
+
+
+def test_a_banned_token_and_a_spoiled_row_yield_a_token_of_the_vocabulary(kernel_subject: Subject) -> None:
+    logits = torch.randn(3, 300)
+    logits[0, 10:] = -torch.inf
+    logits[1] = torch.nan
+    logits[2] = -torch.inf
+    device = kernel_subject.device
+    rows = sampling_rows([SamplingParams()] * 3, torch.zeros(3, 300, dtype=torch.bool, device=device))
+    drawn = kernel_subject.ops.sample(logits.to(device), rows, torch.arange(3, device=device), set()).tolist()
+    assert drawn[0] < 10
+    assert all(0 <= token < 300 for token in drawn)
+
+
+def test_a_row_draws_the_same_alone_and_in_a_batch(kernel_subject: Subject) -> None:
+    torch.manual_seed(1)
+    vocab, device = 1000, kernel_subject.device
+    logits = torch.randn(len(PARAMS), vocab)
+    seen = torch.rand(len(PARAMS), vocab) < 0.1
+    together, _ = draw_both(kernel_subject, logits, seen, PARAMS)
+    for row, params in enumerate(PARAMS):
+        rows = sampling_rows([params], seen[row : row + 1].to(device))
+        position = torch.tensor([100 + row], device=device)
+        alone = kernel_subject.ops.sample(logits[row : row + 1].to(device), rows, position, set())
+        assert alone.tolist() == together[row : row + 1]
+
+
+def test_the_noise_is_bit_for_bit_that_of_torch_but_for_the_logarithm(kernel_subject: Subject) -> None:
+    import triton
+
+    from tests.engine.kernels.noise_kernel import noise_kernel
+
+    device = kernel_subject.device
+    seeds = torch.tensor([0, 1, -1, 1 << 62, -(1 << 63), 123_456_789], device=device)
+    positions = torch.tensor([0, 1, 5, 32_767, 77, 4096], device=device)
+    tokens = torch.arange(0, 128_512, 53, dtype=torch.int64, device=device)
+    keys = sampling.row_keys(seeds, positions)
+    expected = sampling.gumbel(keys, tokens)
+    noise = torch.empty(len(seeds), len(tokens), device=device)
+    found = torch.empty(2, len(seeds), dtype=torch.int32, device=device)
+    noise_kernel[(len(seeds),)](
+        seeds,
+        positions,
+        tokens.to(torch.int32),
+        noise,
+        *found,
+        len(tokens),
+        BLOCK=triton.next_power_of_2(len(tokens)),
+    )
+    assert torch.equal(found[0], keys[0])
+    assert torch.equal(found[1], keys[1])
+    torch.testing.assert_close(noise, expected, rtol=2e-6, atol=1e-6)

@@ -1,0 +1,179 @@
+"""What serves: kernels that agree. What does not: those that lie, raise, leave places unwritten, or cannot be had."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from service.engine.config import ModelConfig
+from service.engine.kernels import checks, torch_ops
+from service.engine.kernels.checks import Disagreement, ServedShapes, require_close
+from service.engine.kernels.ops import DecodeBatch, Ops
+from service.engine.kernels.selfcheck import REASON_LENGTH, Candidate, prove, prove_candidates
+from tests.engine.kernels.conftest import HAS_GPU, INTERPRETED, INTERPRETS, Subject
+
+CONFIG = ModelConfig(
+    vocab_size=300,
+    hidden_size=64,
+    intermediate_size=96,
+    num_layers=1,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=16,
+    max_positions=200,
+    rms_norm_eps=1e-5,
+    rope_theta=1e4,
+    qkv_bias=True,
+    o_bias=False,
+    mlp_bias=False,
+    tied_head=True,
+)
+CPU = ServedShapes(CONFIG, 16, torch.float32, torch.device("cpu"))
+
+
+def off_by_one_percent(x: torch.Tensor) -> torch.Tensor:
+    return torch_ops.silu_mul(x) * 1.01
+
+
+def last_row_forgotten(x: torch.Tensor) -> torch.Tensor:
+    result = torch_ops.silu_mul(x)
+    result[-1] = torch.nan
+    return result
+
+
+def does_not_compile(x: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("ptxas fatal: out of registers\nand a long listing")
+
+
+def takes_the_newest_token_for_granted(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: DecodeBatch, scale: float
+) -> torch.Tensor:
+    shorter = replace(batch, lengths=(batch.lengths - 1).clamp_min(1))
+    return torch_ops.decode_attention(q, k_cache, v_cache, shorter, scale)
+
+
+def ignores_the_block_table(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: DecodeBatch, scale: float
+) -> torch.Tensor:
+    straight = torch.arange(batch.block_tables.numel(), dtype=torch.int32).view_as(batch.block_tables)
+    straight = straight.clamp_max(k_cache.shape[0] - 1)
+    return torch_ops.decode_attention(q, k_cache, v_cache, replace(batch, block_tables=straight), scale)
+
+
+def forgets_the_bias(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool = False
+) -> torch.Tensor:
+    return Ops().linear(x, weight, None, gated)
+
+
+def forgets_the_residual(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    normed, _ = torch_ops.add_rms_norm(x, residual, weight, eps)
+    return normed, x
+
+
+def does_not_write_the_cache(
+    qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor, places: torch.Tensor, *_: Any
+) -> None:
+    spare = torch.zeros(2, 4, 16, CONFIG.num_kv_heads, CONFIG.head_dim)
+    torch_ops.rotate_and_cache(qkv, cos, sin, positions, places, spare[0], spare[1])
+
+
+def draws_the_best(logits: torch.Tensor, *_: Any) -> torch.Tensor:
+    return logits.argmax(dim=-1)
+
+
+LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
+    ("silu_mul", off_by_one_percent, checks.check_silu_mul),
+    ("silu_mul", last_row_forgotten, checks.check_silu_mul),
+    ("silu_mul", does_not_compile, checks.check_silu_mul),
+    ("add_rms_norm", forgets_the_residual, checks.check_add_rms_norm),
+    ("rotate_and_cache", does_not_write_the_cache, checks.check_rotate_and_cache),
+    ("decode_attention", takes_the_newest_token_for_granted, checks.check_decode_attention),
+    ("decode_attention", ignores_the_block_table, checks.check_decode_attention),
+    ("one_row_linear", forgets_the_bias, lambda ops, shapes: checks.check_linear(ops, shapes, (1,))),
+    ("sample", draws_the_best, checks.check_sample),
+]
+
+
+@pytest.mark.parametrize(("field", "kernel", "check"), LIARS, ids=[kernel.__name__ for _, kernel, _ in LIARS])
+def test_a_kernel_that_is_wrong_is_left_out_and_named(
+    field: str, kernel: Any, check: Callable[[Ops, ServedShapes], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = Ops()
+    proof = prove_candidates([Candidate("suspect", {field: kernel}, check)], CPU, plain)
+    assert proof.ops == plain
+    (reason,) = proof.degraded
+    assert reason.startswith("suspect: ")
+    assert "\n" not in reason
+    assert len(reason) <= REASON_LENGTH
+    assert "suspect" in caplog.text
+
+
+def test_one_liar_does_not_cost_the_others_their_place() -> None:
+    honest = Candidate("honest", {"silu_mul": lambda x: torch_ops.silu_mul(x)}, checks.check_silu_mul)
+    liar = Candidate("liar", {"sample": draws_the_best}, checks.check_sample)
+    proof = prove_candidates([liar, honest], CPU, Ops())
+    assert proof.ops.silu_mul is honest.fields["silu_mul"]
+    assert proof.ops.sample is Ops().sample
+    assert [reason.split(":")[0] for reason in proof.degraded] == ["liar"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.skipif(not INTERPRETS, reason="the compiled ones are proved below")
+def test_every_kernel_of_ours_proves_itself(dtype: torch.dtype) -> None:
+    pytest.importorskip("triton")
+    from service.engine.kernels.candidates import candidates
+
+    proof = prove_candidates(candidates(INTERPRETED, 4), replace(CPU, dtype=dtype), Ops())
+    assert proof.degraded == []
+    assert proof.ops.one_row_norm_linear is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU or INTERPRETS, reason="needs an NVIDIA GPU and TRITON_INTERPRET unset")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_kernel_of_ours_proves_itself_on_this_gpu(dtype: torch.dtype) -> None:
+    served = replace(CONFIG, vocab_size=128_512, hidden_size=4096, intermediate_size=10_240, num_heads=32, head_dim=128)
+    proof = prove(ServedShapes(served, 64, dtype, torch.device("cuda")))
+    assert proof.degraded == []
+
+
+def test_a_cpu_serves_with_torch_and_calls_that_no_degradation() -> None:
+    proof = prove(CPU)
+    assert proof.ops == Ops()
+    assert proof.degraded == []
+
+
+def test_a_gpu_without_triton_serves_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "service.engine.kernels.candidates", None)
+    proof = prove(replace(CPU, device=torch.device("cuda")))
+    assert proof.ops == Ops()
+    assert proof.degraded[0].startswith("triton: ")
+
+
+def test_a_layout_that_a_kernel_cannot_take_falls_to_torch(kernel_subject: Subject) -> None:
+    """head_dim 24 is no power of two: the tiles have no such side."""
+    odd = replace(CPU, config=replace(CONFIG, head_dim=24), device=kernel_subject.device)
+    fields = {"rotate_and_cache": kernel_subject.ops.rotate_and_cache}
+    proof = prove_candidates([Candidate("rope", fields, checks.check_rotate_and_cache)], odd, Ops())
+    assert proof.ops.rotate_and_cache is torch_ops.rotate_and_cache
+    assert len(proof.degraded) == 1
+
+
+@pytest.mark.parametrize(
+    ("result", "passes"), [(1.0, True), (1.0 + 1e-6, True), (1.001, False), (float("nan"), False), (0.0, False)]
+)
+def test_closeness_is_judged_row_by_row(result: float, passes: bool) -> None:
+    reference = torch.ones(100, 8)
+    candidate = reference.clone()
+    candidate[42] = result
+    if passes:
+        require_close("it", candidate, reference, torch.float32)
+    else:
+        with pytest.raises(Disagreement, match="it is off by"):
+            require_close("it", candidate, reference, torch.float32)
