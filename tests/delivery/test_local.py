@@ -37,7 +37,7 @@ def test_a_gpu_can_be_left_alone(monkeypatch: pytest.MonkeyPatch, smollm2_dir: P
 
 
 def test_a_directory_without_a_model_is_refused_before_anything_is_read(tmp_path: Path, no_gpu: None) -> None:
-    with pytest.raises(ConfigurationError, match="config.json"):
+    with pytest.raises(ConfigurationError, match=r"config\.json"):
         find_model(Settings(model_dir=tmp_path), silent)
 
 
