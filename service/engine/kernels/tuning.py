@@ -51,7 +51,11 @@ BY_CAPABILITY = {
     ),
     # Cards of 8.6 and 8.9 have 99 KiB of shared memory a block, 7.5 has 64: two stages leave room for both.
     8: Tuning(source="estimated from shared memory", attention=AttentionTuning(stages=2)),
-    7: Tuning(source="estimated from shared memory", attention=AttentionTuning(tile=32, stages=1)),
+    7: Tuning(
+        source="estimated from shared memory and registers",
+        attention=AttentionTuning(tile=32, stages=1),
+        few_rows=LinearTuning(block_n=32, block_k=64, warps=4, stages=1),
+    ),
 }
 
 

@@ -1,0 +1,117 @@
+"""Compiles every kernel for the given GPUs, as served with an 8B model, on a machine that needs none of them.
+
+`python -m tests.engine.kernels.compile_for 80 90` prints one JSON line a kernel: shared memory and local-memory stack
+in bytes, registers, and the widest global load in bytes. Needs TRITON_INTERPRET unset.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from service.engine.kernels import decode_attention, gemv, norm, rope, sampling, silu
+from service.engine.kernels.tuning import Tuning, tuning_for
+
+POINTERS = {
+    **dict.fromkeys(("positions", "places", "slots", "seed", "method", "top_k"), "*i64"),
+    **dict.fromkeys(("block_tables", "lengths", "item_row", "item_start", "first_item", "tiles_per_item"), "*i32"),
+    **dict.fromkeys(("cos", "sin", "partial", "partial_lse", "temperature", "top_p", "penalty"), "*fp32"),
+    **dict.fromkeys(("group_best", "chunk_sum"), "*fp32"),
+    "chunk_winner": "*i32",
+    "seen": "*i1",
+}
+SCALARS = {"int": "i32", "i32": "i32", "float": "fp32", "fp32": "fp32"}
+ALIGNED = {"width", "N", "vocab", "q_stride", "table_stride"}
+
+
+def launches(tuning: Tuning) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """Every kernel with its constants and launch options."""
+    attention, one, few = tuning.attention, tuning.one_row, tuning.few_rows
+    shape = {"KV_HEADS": 2, "GROUP": 16, "GROUP_PAD": 16, "HEAD_DIM": 128, "BLOCK_SIZE": 64, "TILE": attention.tile}
+    plain = {"K": 4096, "HAS_BIAS": False, "GATED": False}
+    fused = {"HAS_RESIDUAL": True, "HAS_NORM": True, "BLOCK_K": one.block_k}
+    tile = {"BLOCK_M": gemv.ROW_TILE, "BLOCK_K": few.block_k}
+    one_options = {"num_warps": one.warps, "num_stages": one.stages}
+    few_options = {"num_warps": few.warps, "num_stages": few.stages}
+    groups = {"BLOCK_GROUPS": 1024, "BLOCK_CHUNKS": 64, "CHUNK_GROUPS": sampling.CHUNK_GROUPS}
+    return [
+        (silu.silu_mul_kernel, {"BLOCK": silu.BLOCK}, {"num_warps": 4}),
+        (norm.add_rms_norm_kernel, {"HAS_RESIDUAL": True, "BLOCK": 4096}, {"num_warps": 8}),
+        (
+            rope.rotate_and_cache_kernel,
+            {"HEADS": 32, "KV_HEADS": 2, "HALF": 64, "BLOCK_HEADS": rope.BLOCK_HEADS},
+            {"num_warps": 2},
+        ),
+        (
+            decode_attention.plan_kernel,
+            {"SPARE": 264, "TILE": attention.tile, "BLOCK_ROWS": 64, "BLOCK_ITEMS": 512},
+            {"num_warps": 4},
+        ),
+        (decode_attention.attend_kernel, shape, {"num_warps": attention.warps, "num_stages": attention.stages}),
+        (decode_attention.merge_kernel, {"HEADS": 32, "HEAD_DIM": 128, "BLOCK_ITEMS": 16}, {"num_warps": 1}),
+        (gemv.one_row_kernel, {**plain, **fused, "BLOCK_N": one.block_n}, one_options),
+        (gemv.one_row_kernel, {**plain, **fused, "GATED": True, "BLOCK_N": one.block_n // 2}, one_options),
+        (gemv.few_rows_kernel, {**plain, **tile, "BLOCK_N": few.block_n}, few_options),
+        (gemv.few_rows_kernel, {**plain, **tile, "GATED": True, "BLOCK_N": few.block_n // 2}, few_options),
+        (sampling.scan_kernel, {"CHUNK_GROUPS": sampling.CHUNK_GROUPS}, {"num_warps": 4}),
+        (sampling.draw_kernel, groups, {"num_warps": 16}),
+    ]
+
+
+def compile_kernel(
+    kernel: Any, constants: dict[str, Any], options: dict[str, Any], capability: int
+) -> dict[str, int | str]:
+    """The report on one kernel for one GPU; pointers and the model's sizes are multiples of 16, as when serving."""
+    signature: dict[str, str] = {}
+    attributes: dict[tuple[int, ...], list[list[object]]] = {}
+    # Half-precision cards before Ampere have no bf16.
+    weights = "*bf16" if capability >= 80 else "*fp16"
+    for index, parameter in enumerate(kernel.params):
+        if parameter.name in constants:
+            signature[parameter.name] = "constexpr"
+            continue
+        signature[parameter.name] = SCALARS.get(parameter.annotation) or POINTERS.get(parameter.name, weights)
+        if signature[parameter.name].startswith("*") or parameter.name in ALIGNED:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    widths = re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b(\d+)", compiled.asm["ptx"])
+    async_copies = "cp.async" in compiled.asm["ptx"]
+    return {
+        "kernel": kernel.__name__,
+        "capability": capability,
+        "shared": compiled.metadata.shared,
+        "widest_load": max([int(n or 1) * int(bits) // 8 for n, bits in widths] + [16 * async_copies]),
+        **resources(compiled.asm["cubin"]),
+    }
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers a thread and bytes of stack, which lie in slow local memory."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        printed = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", printed)
+    assert found, printed
+    return {"registers": int(found[1]), "stack": int(found[2])}
+
+
+def main() -> None:
+    for capability in map(int, sys.argv[1:]):
+        for kernel, constants, options in launches(tuning_for((capability // 10, capability % 10))):
+            print(json.dumps(compile_kernel(kernel, constants, options, capability)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
