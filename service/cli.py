@@ -6,6 +6,7 @@ Imports are inside the commands: `download` must run where the server's librarie
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from service import __version__
 from service.errors import ServiceError
@@ -40,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     chat_.add_argument("--url", default="http://127.0.0.1:6006", help="where the service is (default: %(default)s)")
     chat_.add_argument("--system", help="system prompt")
     chat_.add_argument("--thinking", action="store_true", help="let the model think step by step")
+    chat_.add_argument("--api-key-file", type=Path, help="file whose first line is the service's API key")
     chat_.set_defaults(command=chat)
     return top
 
@@ -68,4 +70,4 @@ def check(_: argparse.Namespace) -> int:
 def chat(options: argparse.Namespace) -> int:
     from service.terminal import chat as run
 
-    return run(options.url, options.question, options.system, options.thinking)
+    return run(options.url, options.question, options.system, options.thinking, options.api_key_file)

@@ -6,6 +6,7 @@ ServiceError                  500  what all have in common: status, code, field,
 │   ├── BodyTooLarge          413  more bytes than a request may have
 │   ├── BodyTimeout           408  the body did not arrive in time
 │   └── UnsupportedMediaType  415  not application/json
+├── Unauthorized             401  no API key, or none that is known
 ├── QueueFull                 429  as many requests wait as may wait
 ├── NotReady                  503  starting, loading, draining or failed
 ├── DeadlineExceeded          504  the answer took longer than a request may take
@@ -59,6 +60,13 @@ class UnsupportedMediaType(InvalidRequest):
 
     status = 415
     code = "unsupported_media_type"
+
+
+class Unauthorized(ServiceError):
+    """No API key, or none that is known."""
+
+    status = 401
+    code = "unauthorized"
 
 
 class QueueFull(ServiceError):

@@ -58,6 +58,10 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(4_194_304, ge=1024, description="Most bytes of a request body; more is answered 413.")
     body_timeout: float = Field(20, gt=0, description="Seconds in which a request body must have arrived.")
 
+    api_keys_file: Path | None = Field(
+        None, description="File of API keys, one a line, that /v1 asks for (Authorization: Bearer); unset: none."
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto: console on a terminal, json elsewhere."

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from service import __version__
-from service.api import chat, health, problems
+from service.api import chat, health, models, problems
+from service.api.auth import ApiKeys, guard
 from service.api.health import Identity
 from service.api.middleware import RequestContext
 from service.chat.generation import Generation
@@ -34,7 +35,9 @@ def create_app(
         redoc_url=None,
     )
     app.include_router(health.router(lifecycle, status, identity))
-    app.include_router(chat.router(generation, settings))
+    keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file else None
+    for router in (chat.router(generation, settings), models.router(identity)):
+        app.include_router(router, dependencies=[Depends(guard(keys))])
     app.add_middleware(RequestContext, lifecycle=lifecycle, metrics=metrics)
     problems.install(app)
     return app

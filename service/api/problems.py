@@ -30,8 +30,10 @@ def document(error: ServiceError) -> dict[str, object]:
 
 
 def response(error: ServiceError) -> JSONResponse:
-    """The problem as a response, with Retry-After where waiting helps."""
-    headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
+    """The problem as a response, with Retry-After where waiting helps and the scheme where a key is asked for."""
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(document(error), error.status, headers, MEDIA_TYPE)
 
 

@@ -86,8 +86,8 @@ class Delivery:
         scratch = volume.prepare(self._dir)
         settings = self._settings
         with volume_lock(scratch, settings.download_budget, lambda: volume.bytes_in(self._dir)) as lock:
-            # Another pod may have completed it while this one waited.
-            return self._intact(verify=False) or self._fetch(scratch, lock)
+            # Another pod may have completed or mended it while this one waited.
+            return self._intact(verify) or self._fetch(scratch, lock)
 
     def _intact(self, verify: bool) -> Manifest | None:
         """The manifest, if it is of the wanted model and all it lists is there; says in the log why not."""

@@ -38,6 +38,7 @@ CAUSE_OF_NAME: tuple[tuple[str, Cause], ...] = (
     ("SSLCertVerificationError", Cause.TLS),
     ("NameResolutionError", Cause.DNS),
     ("gaierror", Cause.DNS),
+    ("NewConnectionError", Cause.UNREACHABLE),  # a refusal; urllib3 derives it from its time-outs
     ("MemoryError", Cause.BAD_LISTING),
     ("FileSizeMismatchError", Cause.INTEGRITY),
     ("FileIntegrityError", Cause.INTEGRITY),

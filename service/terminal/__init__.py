@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from pathlib import Path
 
 from service.terminal.client import ChatClient, ChatFailed
 from service.terminal.conversation import Conversation
@@ -12,7 +13,7 @@ INTERRUPTED = 130
 """A shell's status for a program that Ctrl-C ended: 128 + SIGINT."""
 
 
-def chat(url: str, question: str | None, system: str | None, thinking: bool) -> int:
+def chat(url: str, question: str | None, system: str | None, thinking: bool, api_key_file: Path | None = None) -> int:
     """Chat with the service at `url` and return the exit status.
 
     A `question`, or one piped to standard input, is answered once; otherwise a conversation runs until Ctrl-D.
@@ -21,7 +22,7 @@ def chat(url: str, question: str | None, system: str | None, thinking: bool) -> 
     try:
         if question is None and not sys.stdin.isatty():
             question = sys.stdin.read()
-        with ChatClient(url) as client:
+        with ChatClient(url, _first_line(api_key_file) if api_key_file else None) as client:
             conversation = Conversation(client, screen, system, thinking)
             return conversation.run() if question is None else conversation.answer_once(question)
     except ChatFailed as failure:
@@ -32,6 +33,13 @@ def chat(url: str, question: str | None, system: str | None, thinking: bool) -> 
     except BrokenPipeError:
         _forget_stdout()
         return 1
+
+
+def _first_line(file: Path) -> str:
+    try:
+        return file.read_text().partition("\n")[0].strip()
+    except OSError as error:
+        raise ChatFailed(f"--api-key-file {file}: {error.strerror}") from None
 
 
 def _forget_stdout() -> None:

@@ -41,7 +41,7 @@ class Finish:
 class ChatClient:
     """One service. Every method raises ChatFailed when it cannot be reached or refuses, TryLater when it cannot yet."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None = None) -> None:
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
         try:
             parsed = httpx.URL(url)
@@ -51,6 +51,8 @@ class ChatClient:
             raise ChatFailed(f"--url {url}: not an address like http://127.0.0.1:6006")
         # A proxy of the environment leads elsewhere than to this machine.
         self._http = httpx.Client(base_url=parsed, timeout=timeout, trust_env=not _is_local(parsed.host))
+        if api_key:
+            self._http.headers["Authorization"] = f"Bearer {api_key}"
         self._url = url
 
     def __enter__(self) -> Self:

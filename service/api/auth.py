@@ -1,0 +1,75 @@
+"""API keys: with a key file set, everything under /v1 asks for one of its keys as a bearer token."""
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from fastapi import Request
+
+from service.errors import ConfigurationError, NotReady, Unauthorized
+
+logger = logging.getLogger(__name__)
+
+Guard = Callable[[Request], Awaitable[None]]
+
+
+class ApiKeys:
+    """The keys of a file, one a line; empty lines and lines that begin with # are none.
+
+    The file is read again when it has changed: a Secret can be rotated without a restart. A file that becomes
+    unreadable or empty lets nobody in. Raises ConfigurationError when it is so from the start.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._stamp: tuple[int, int, int] | None = None
+        self._digests: list[bytes] = []
+        if not self.current():
+            raise ConfigurationError(
+                f"INTERNLM_API_KEYS_FILE={file}: there is no key in it, or it cannot be read. "
+                "It holds one key a line; unset it to ask for none.",
+                field="INTERNLM_API_KEYS_FILE",
+            )
+
+    def current(self) -> list[bytes]:
+        """Digests of the keys that are valid now."""
+        try:
+            stat = self._file.stat()
+            stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if stamp != self._stamp:
+                self._digests, self._stamp = read_keys(self._file), stamp
+        except OSError as error:
+            logger.error("the API keys cannot be read, so nobody is let in: %s", error)
+            self._digests, self._stamp = [], None
+        return self._digests
+
+    def accepts(self, key: str) -> bool:
+        """Whether `key` is one of them; how nearly a wrong one is cannot be timed."""
+        offered = _digest(key)
+        return any(hmac.compare_digest(offered, known) for known in self.current())
+
+
+def read_keys(file: Path) -> list[bytes]:
+    lines = (line.strip() for line in file.read_text("utf-8", "replace").splitlines())
+    return [_digest(line) for line in lines if line and not line.startswith("#")]
+
+
+def guard(keys: ApiKeys | None) -> Guard:
+    """A FastAPI dependency that lets only holders of a key pass; without keys, everybody."""
+
+    async def check(request: Request) -> None:
+        if keys is None:
+            return
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if not keys.current():
+            raise NotReady("the service has no API keys at the moment", retry_after=30)
+        if scheme.lower() != "bearer" or not keys.accepts(key.strip()):
+            raise Unauthorized("send one of the service's API keys: Authorization: Bearer KEY", field="Authorization")
+
+    return check
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
