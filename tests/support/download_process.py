@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,24 +47,25 @@ class Download:
 
     def __init__(self, model_dir: Path, hub: FakeHub | None, *arguments: str, **environment: str | None) -> None:
         self.model_dir = model_dir
-        self._log = model_dir.parent / f"{model_dir.name}.{time.monotonic_ns()}.log"
+        # In memory: the volume beside it may be full or read-only.
+        self._log = os.memfd_create("download.log")
+        weakref.finalize(self, os.close, self._log)
         variables: dict[str, str | None] = {**os.environ, **QUICK, "INTERNLM_MODEL_DIR": str(model_dir)}
         if hub:
             variables |= {"INTERNLM_HUB_ENDPOINT": hub.endpoint, "INTERNLM_MODEL_REPO": hub.repo}
         variables |= environment
         self._began = time.monotonic()
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "service", "download", *arguments],
-                env={name: value for name, value in variables.items() if value is not None},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "service", "download", *arguments],
+            env={name: value for name, value in variables.items() if value is not None},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
 
     @property
     def log(self) -> str:
-        return self._log.read_text()
+        return os.pread(self._log, os.fstat(self._log).st_size, 0).decode()
 
     def wait(self) -> Outcome:
         """The outcome, within a minute or the test fails."""
