@@ -116,7 +116,7 @@ def _filter(values: torch.Tensor, descending: torch.Tensor, rows: Rows) -> torch
     top_k keeps what is not below the k-th value; top_p what has less than top_p of the probability strictly above
     it. Both are thresholds on the value: equal ones stay or go together, in whatever order a sort left them.
     """
-    last = values.new_tensor(descending.shape[1], dtype=torch.int64)
+    last = values.new_full((), descending.shape[1], dtype=torch.int64)
     k = torch.where(rows.top_k > 0, rows.top_k, last).clamp(max=last)
     kth = descending.gather(1, k[:, None] - 1)
     ranked = descending.masked_fill(descending < kth, float("-inf"))

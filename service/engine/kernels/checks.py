@@ -4,6 +4,7 @@ The measure is the worst row's ||result - reference|| / ||reference||; NaN never
 sequence of the batch has written, so that a stray read shows.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -127,10 +128,13 @@ def decode_problem(
 
 
 def check_linear(ops: Ops, shapes: ServedShapes, rows: Sequence[int]) -> None:
-    """Every matrix of the model, with a bias and without, gated where the model gates."""
-    for width, depth, gated in _matrices(shapes.config):
+    """Every matrix of the model, gated where the model gates, and with a bias if any of them has one."""
+    c = shapes.config
+    has_bias = c.qkv_bias or c.o_bias or c.mlp_bias
+    for width, depth, gated in _matrices(c):
         weight = shapes.random(width, depth, spread=depth**-0.5)
-        for count, bias in ((n, b) for n in rows for b in (None, shapes.random(width))):
+        biases = [None, shapes.random(width)] if has_bias else [None]
+        for count, bias in itertools.product(rows, biases):
             x = shapes.random(count, depth)
             result = ops.linear(x, weight, bias, gated)
             expected = _linear(x.float(), weight, bias, gated)
