@@ -8,7 +8,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.conftest import GUNICORN, SERVE, Launch, Server
+from tests.system.conftest import GUNICORN, SERVE, Launch, Server
 
 
 class Stream(threading.Thread):

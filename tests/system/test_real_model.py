@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
-from tests.e2e.conftest import Server
+from tests.system.conftest import Server
 
 FRANCE = "What is the capital of France?"
 
