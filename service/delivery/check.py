@@ -21,7 +21,7 @@ from service.environment import load_download_settings, load_settings
 from service.errors import ConfigurationError
 from service.settings import Settings
 
-WIDTH_IN_LOGS = 200
+WIDTH_IN_LOGS = 1000
 STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "bold red", State.SKIP: "dim"}
 
 

@@ -5,6 +5,7 @@ Clients wrap errors in errors; the innermost ones say most, so a symptom keeps t
 
 import errno
 import re
+import ssl
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -85,7 +86,7 @@ def describe(error: BaseException) -> Symptom:
         message=_one_line(str(error) or type(error).__name__),
         names=list(dict.fromkeys(name for e in errors for name in _names(e))),
         status=next((s for e in errors if (s := _status(e)) is not None), None),
-        errno=next((e.errno for e in errors if isinstance(e, OSError) and e.errno in CAUSE_OF_ERRNO), None),
+        errno=next((number for e in errors if (number := _disk_errno(e)) is not None), None),
         retry_after=next((float(r) for e in errors if (r := getattr(e, "retry_after", None))), None),
     )
 
@@ -123,6 +124,15 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         yield current
         inner = (current.__cause__, current.__context__, getattr(current, "reason", None), *current.args)
         queue.extend(e for e in inner if isinstance(e, BaseException))
+
+
+def _disk_errno(error: BaseException) -> int | None:
+    """The error number of a file operation. TLS errors have small numbers of another kind; a refused connection
+    (a NetworkPolicy can answer EPERM) has no file name."""
+    if not isinstance(error, OSError) or isinstance(error, ssl.SSLError) or error.errno not in CAUSE_OF_ERRNO:
+        return None
+    refused = error.errno in (errno.EACCES, errno.EPERM)
+    return None if refused and error.filename is None else error.errno
 
 
 def _names(error: BaseException) -> list[str]:

@@ -61,5 +61,6 @@ def sha256_of(path: Path) -> str:
 
 def wanted_files(repository: Path) -> dict[str, str]:
     """Name and SHA-256 of what a download must bring."""
-    names = {p.name for p in repository.iterdir() if p.is_file()} - set(UNWANTED)
+    files = (path.name for path in repository.iterdir() if path.is_file())
+    names = {name for name in files if name not in UNWANTED and not name.startswith(".internlm-")}
     return {name: sha256_of(repository / name) for name in sorted(names)}

@@ -1,0 +1,221 @@
+"""The doctor: on this machine as a process, and with a GPU as NVIDIA's library describes one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from service.delivery import check_gpu
+from service.delivery.check import before_loading, check_all
+from service.delivery.finding import Finding, State
+from service.delivery.gpu import Gpu, NoGpu, read_gpu
+from service.download_settings import DownloadSettings
+from service.errors import ConfigurationError
+from service.settings import Settings
+from tests.support.download_process import download
+from tests.support.fake_hub import FakeHub
+from tests.support.model_files import SHARDS, make_repository
+
+GIB = 1 << 30
+H100 = Gpu("NVIDIA H100 80GB HBM3", "580.65.06", (13, 0), (9, 0), 80 * GIB, 79 * GIB)
+
+
+def findings(model_dir: Path | None, hub: FakeHub | None = None, **settings: object) -> dict[str, Finding]:
+    served = Settings(model_dir=model_dir, **settings)  # type: ignore[arg-type]
+    endpoint = hub.endpoint if hub else "http://127.0.0.1:9"
+    fetched = DownloadSettings(model_dir=model_dir, hub_endpoint=endpoint, model_repo="owner/model")
+    return {finding.name: finding for finding in check_all(served, fetched)}
+
+
+def with_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> None:
+    monkeypatch.setattr(check_gpu, "read_gpu", lambda: gpu)
+    monkeypatch.setattr(check_gpu, "torch_cuda", lambda: (13, 0))
+
+
+def test_check_prints_a_table_and_fails_with_a_code(hub: FakeHub, model_dir: Path) -> None:
+    environment = os.environ | {"INTERNLM_MODEL_DIR": str(model_dir), "INTERNLM_HUB_ENDPOINT": hub.endpoint}
+    command = [sys.executable, "-m", "service", "check"]
+    broken = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert broken.returncode == 1
+    assert f"there is no directory {model_dir}" in broken.stdout
+    assert "run `internlm-chat download`" in broken.stdout
+    assert download(model_dir, hub).code == 0
+    whole = subprocess.run(command, env=environment | {"INTERNLM_DEVICE": "cpu"}, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stdout
+    assert whole.stderr == ""
+    names = ("model files", "manifest", "free disk", "hub", "NVIDIA driver", "CUDA", "compute capability", "GPU memory")
+    assert [line.split("  ")[0] for line in whole.stdout.splitlines()[2:]] == list(names)
+
+
+def test_a_complete_model_passes_and_asks_no_hub(hub: FakeHub, model_dir: Path) -> None:
+    assert download(model_dir, hub).code == 0
+    hub.requests.clear()
+    found = findings(model_dir, hub, device="cpu")
+    assert {f.state for f in found.values()} == {State.OK, State.SKIP}
+    assert not hub.requests
+
+
+def test_a_hub_is_asked_when_something_is_missing(hub: FakeHub, model_dir: Path) -> None:
+    found = findings(model_dir, hub)
+    assert found["hub"].state is State.OK
+    assert findings(model_dir)["hub"].state is State.FAIL
+    assert "INTERNLM_HUB_ENDPOINT" in findings(model_dir)["hub"].remedy
+
+
+def test_damage_and_another_model_are_named(hub: FakeHub, model_dir: Path) -> None:
+    assert download(model_dir, hub).code == 0
+    (model_dir / SHARDS[0]).unlink()
+    found = findings(model_dir, hub)
+    assert found["model files"].state is State.FAIL
+    assert SHARDS[0] in found["model files"].found
+    other = DownloadSettings(model_dir=model_dir, model_repo="owner/other", hub_endpoint=hub.endpoint)
+    manifest = check_all(Settings(model_dir=model_dir), other)[1]
+    assert manifest.state is State.WARN
+    assert "owner/other" in manifest.found
+
+
+def test_a_gpu_that_fits_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_gpu(monkeypatch, H100)
+    found = findings(make_repository(tmp_path / "model"))
+    for name in check_gpu.NAMES:
+        assert found[name].state is State.OK, found[name]
+    assert "bfloat16: yes, fp8: yes" in found["compute capability"].found
+
+
+@pytest.mark.parametrize(
+    ("gpu", "settings", "check", "setting"),
+    [
+        ({"cuda": (12, 4)}, {}, "CUDA", "CUDA 13"),
+        ({"capability": (7, 0)}, {}, "compute capability", "Turing"),
+        ({"capability": (7, 5)}, {"dtype": "bfloat16"}, "compute capability", "INTERNLM_DTYPE=float16"),
+        ({"free": GIB // 2}, {}, "GPU memory", "INTERNLM_GPU_MEMORY_FRACTION"),
+    ],
+)
+def test_what_a_gpu_lacks_is_named_with_what_helps(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    gpu: dict[str, object],
+    settings: dict[str, object],
+    check: str,
+    setting: str,
+) -> None:
+    with_gpu(monkeypatch, Gpu(**(vars(H100) | gpu)))  # type: ignore[arg-type]
+    model_dir = make_repository(tmp_path / "model")
+    finding = findings(model_dir, **settings)[check]
+    assert finding.state is State.FAIL
+    assert setting in finding.remedy
+    with pytest.raises(ConfigurationError, match=setting):
+        before_loading(Settings(model_dir=model_dir, **settings), model_dir)  # type: ignore[arg-type]
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def none() -> Gpu:
+        raise NoGpu("no NVIDIA driver: not found")
+
+    monkeypatch.setattr(check_gpu, "read_gpu", none)
+    model_dir = make_repository(tmp_path / "model")
+    assert findings(model_dir)["NVIDIA driver"].state is State.WARN
+    assert findings(model_dir, device="cuda")["NVIDIA driver"].state is State.FAIL
+    with pytest.raises(ConfigurationError, match="INTERNLM_DEVICE=cpu") as raised:
+        before_loading(Settings(model_dir=model_dir, device="cuda"), model_dir)
+    assert raised.value.field == "INTERNLM_DEVICE"
+
+
+def test_loading_is_refused_for_files_that_are_not_right(hub: FakeHub, model_dir: Path) -> None:
+    assert download(model_dir, hub).code == 0
+    settings = Settings(model_dir=model_dir, device="cpu")
+    manifest = before_loading(settings, model_dir)
+    assert manifest
+    assert manifest.repo == hub.repo
+    os.truncate(model_dir / SHARDS[1], 100)
+    with pytest.raises(ConfigurationError, match=f"{SHARDS[1]} has 100 of .*internlm-chat download") as raised:
+        before_loading(settings, model_dir)
+    assert raised.value.field == "INTERNLM_MODEL_DIR"
+
+
+def test_a_directory_without_a_manifest_may_be_loaded_if_it_is_consistent(tmp_path: Path) -> None:
+    model_dir = make_repository(tmp_path / "model")
+    settings = Settings(model_dir=model_dir, device="cpu")
+    assert before_loading(settings, model_dir) is None
+    (model_dir / SHARDS[0]).unlink()
+    with pytest.raises(ConfigurationError, match=SHARDS[0]):
+        before_loading(settings, model_dir)
+
+
+class Nvml:
+    """NVIDIA's management library as its Python bindings offer it."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, failing: str = "") -> None:
+        self.failing = failing
+        self.asked: object = None
+
+    def _maybe_fail(self, name: str) -> None:
+        if self.failing == name:
+            raise self.NVMLError(f"{name} failed")
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        self._maybe_fail("nvmlInit")
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        pass
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> object:  # noqa: N802
+        self._maybe_fail("nvmlDeviceGetHandleByIndex")
+        self.asked = index
+        return object()
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes) -> object:  # noqa: N802
+        self.asked = uuid
+        return object()
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802
+        return 12080
+
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+        return "570.1"
+
+    def nvmlDeviceGetName(self, _: object) -> str:  # noqa: N802
+        return "NVIDIA L4"
+
+    def nvmlDeviceGetCudaComputeCapability(self, _: object) -> tuple[int, int]:  # noqa: N802
+        return 8, 9
+
+    def nvmlDeviceGetMemoryInfo(self, _: object) -> object:  # noqa: N802
+        return SimpleNamespace(total=24 * GIB, free=23 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked"), [(None, 0), ("2,3", 2), ("GPU-6d2f,GPU-1", b"GPU-6d2f"), ("MIG-77", b"MIG-77")]
+)
+def test_the_gpu_that_is_read_is_the_one_the_engine_sees(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, asked: object
+) -> None:
+    nvml = Nvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert read_gpu() == Gpu("NVIDIA L4", "570.1", (12, 8), (8, 9), 24 * GIB, 23 * GIB)
+    assert nvml.asked == asked
+
+
+@pytest.mark.parametrize("failing", ["nvmlInit", "nvmlDeviceGetHandleByIndex"])
+def test_a_driver_that_fails_is_no_gpu(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(failing))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(NoGpu, match=failing):
+        read_gpu()
+
+
+def test_hidden_gpus_are_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(NoGpu, match="hides every GPU"):
+        read_gpu()

@@ -1,0 +1,106 @@
+"""The memory arithmetic against known figures, and what the doctor makes of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from service.delivery.check_gpu import fit_on, judge_fit
+from service.delivery.failures import DeliveryFailed
+from service.delivery.finding import State
+from service.delivery.fit import Demand, ModelShape, compute_fit, count_elements, read_shape
+from service.delivery.gpu import Gpu
+from service.delivery.safetensors_header import read_header
+from service.settings import Settings
+from tests.support.model_files import SHARDS, make_repository
+
+GIB = 1 << 30
+INTERNLM3_8B = ModelShape(48, 4096, 10240, 32, 2, 128, 128512, 32768)
+ELEMENTS = 8_804_241_408
+
+
+def gpu(total_gib: float, free_gib: float | None = None) -> Gpu:
+    free = total_gib if free_gib is None else free_gib
+    return Gpu("test", "580.1", (13, 0), (9, 0), int(total_gib * GIB), int(free * GIB))
+
+
+def internlm3(total_gib: float, free_gib: float | None = None, **settings: object) -> tuple[State, str, str]:
+    """The finding for InternLM3-8B-Instruct on a GPU of that size."""
+    asked = Settings(**settings)  # type: ignore[arg-type]
+    demand = Demand(asked.max_context, asked.max_running or 256, asked.step_tokens, asked.gpu_memory_fraction)
+    device = gpu(total_gib, free_gib)
+    finding = judge_fit(compute_fit(INTERNLM3_8B, ELEMENTS, demand, device.free, device.total), asked)
+    return finding.state, finding.found, finding.remedy
+
+
+def test_internlm3_needs_48_kib_for_a_token_and_17_6_gb_for_its_weights() -> None:
+    assert INTERNLM3_8B.kv_bytes_per_token(2) == 48 * 1024
+    fit = compute_fit(INTERNLM3_8B, ELEMENTS, Demand(32768, 256, 512, 0.9), 80 * GIB, 80 * GIB)
+    assert fit.weights == 17_608_482_816
+
+
+def test_an_80_gib_gpu_holds_about_a_million_tokens() -> None:
+    state, found, _ = internlm3(79.6)
+    assert state is State.OK
+    tokens = int(found.split("KV cache of ")[1].split(" tokens")[0].replace(",", ""))
+    assert 1_000_000 < tokens < 1_200_000
+
+
+def test_a_24_gib_gpu_serves_the_whole_context() -> None:
+    assert internlm3(24)[0] is State.OK
+
+
+def test_a_gpu_smaller_than_the_weights_is_refused_with_the_shortfall() -> None:
+    state, found, remedy = internlm3(16)
+    assert state is State.FAIL
+    assert "16.4 GiB weights" in found
+    assert "GiB short" in found
+    assert "INTERNLM_GPU_MEMORY_FRACTION" in remedy
+
+
+def test_memory_that_another_process_holds_counts() -> None:
+    assert internlm3(80, free_gib=12)[0] is State.FAIL
+
+
+def test_a_context_that_was_asked_for_must_fit_and_the_setting_that_fits_is_named() -> None:
+    state, _, remedy = internlm3(22.4, max_context=32768)
+    assert state is State.FAIL
+    context = int(remedy.removeprefix("set INTERNLM_MAX_CONTEXT="))
+    assert 64 <= context < 32768
+    assert internlm3(22.4, max_context=context)[0] is State.OK
+
+
+def test_the_default_context_shrinks_with_a_warning() -> None:
+    assert internlm3(22.4)[0] is State.WARN
+
+
+def test_a_cache_larger_than_the_room_is_refused_with_the_size_that_fits() -> None:
+    state, found, remedy = internlm3(24, kv_cache_tokens=10_000_000)
+    assert state is State.FAIL
+    assert "10,000,000" in found
+    tokens = int(remedy.split("INTERNLM_KV_CACHE_TOKENS=")[1].split()[0])
+    assert internlm3(24, kv_cache_tokens=tokens)[0] is State.OK
+
+
+def test_shape_and_size_come_from_the_directory(tmp_path: Path) -> None:
+    make_repository(tmp_path, (3000, 1000))
+    assert count_elements(tmp_path) == 2000
+    assert read_shape(tmp_path) == ModelShape(2, 64, 128, 4, 2, 16, 512, 256)
+    fit = fit_on(gpu(8), Settings(dtype="float32"), tmp_path)
+    assert (fit.weights, fit.context) == (8000, 256)
+
+
+def test_a_header_says_how_long_its_file_is(tmp_path: Path) -> None:
+    make_repository(tmp_path, (3000, 1000))
+    header = read_header(tmp_path / SHARDS[0])
+    assert header.file_bytes == (tmp_path / SHARDS[0]).stat().st_size
+    assert (header.data_bytes, header.elements, header.tensors) == (3000, 1500, 1)
+
+
+@pytest.mark.parametrize("value", [0, -1, "48", None, True, 1.5])
+def test_a_configuration_that_makes_no_sense_is_named(tmp_path: Path, value: object) -> None:
+    make_repository(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"num_hidden_layers": value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DeliveryFailed, match="num_hidden_layers"):
+        read_shape(tmp_path)
