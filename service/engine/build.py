@@ -17,7 +17,7 @@ from service.engine.core import NativeCore
 from service.engine.device import GpuGauge, choose_device, choose_dtype, usable_cores
 from service.engine.model import Model
 from service.engine.runner import TorchRunner
-from service.engine.weights import load_weights
+from service.engine.weights import load_weights, open_checked
 from service.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -97,6 +97,8 @@ def _build_reference(config: EngineConfig, device: torch.device, dtype: torch.dt
         from service.engine.generate import load_model
         from service.engine.reference import ReferenceCore
     model_config = read_config(Path(config.model_dir))
+    # transformers fills tensors that are missing with random numbers and only warns.
+    open_checked(Path(config.model_dir), model_config)
     with phases("weights", f"reading the weights in {config.model_dir} with transformers"):
         model = load_model(Path(config.model_dir), device, dtype)
     info = EngineInfo(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
@@ -23,7 +24,7 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Any
     transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise ConfigurationError(f"{model_dir}: transformers cannot load it: {error}") from error
     # A request says everything itself: what the checkpoint's own defaults would add must not leak in.
     model.generation_config = GenerationConfig()

@@ -61,14 +61,20 @@ def load_weights(
     `config` says, and when a file is absent or damaged.
     """
     started = time.perf_counter()
-    checkpoint = Checkpoint(model_dir, lambda name: _is_ignored(name, config))
-    # Shapes are compared on the meta device first: a wrong directory must not cost the memory of a model.
-    checkpoint.check(places_of(allocate(config, torch.device("meta"), dtype), config))
+    checkpoint = open_checked(model_dir, config)
     weights = allocate(config, device, dtype)
     bytes_read = checkpoint.read_into(places_of(weights, config))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return weights, LoadReport(bytes_read, time.perf_counter() - started)
+
+
+def open_checked(model_dir: Path, config: ModelConfig) -> Checkpoint:
+    """The checkpoint, if its tensors are those of `config`. Reads only headers. Raises ConfigurationError."""
+    checkpoint = Checkpoint(model_dir, lambda name: _is_ignored(name, config))
+    # Shapes are compared on the meta device: a wrong directory must not cost the memory of a model.
+    checkpoint.check(places_of(allocate(config, torch.device("meta"), torch.float32), config))
+    return checkpoint
 
 
 def _is_ignored(name: str, config: ModelConfig) -> bool:
