@@ -57,6 +57,19 @@ def plan_kernel(
 
 
 @triton.jit
+def attend_tile(query, k, v, inside, scale, best, total, summed):  # type: ignore[no-untyped-def]
+    """One step of the running softmax (Milakov and Gimelshein, 2018), in powers of two, which the GPU has as one
+    instruction: largest score, sum of weights and weighted values so far, all relative to that largest score."""
+    scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
+    scores = tl.where(inside[None, :], scores, EMPTY)
+    largest = tl.maximum(best, tl.max(scores, 1))
+    weights = tl.exp2(scores - largest[:, None])
+    shrink = tl.exp2(best - largest)
+    summed = tl.dot(weights.to(v.dtype), v, summed * shrink[:, None], input_precision="ieee")
+    return largest, total * shrink + tl.sum(weights, 1), summed
+
+
+@triton.jit
 def attend_kernel(
     q: tl.tensor,
     k_cache: tl.tensor,
@@ -87,13 +100,13 @@ def attend_kernel(
     row = tl.maximum(assigned, 0).to(tl.int64)
     length = tl.where(assigned >= 0, tl.load(lengths + row), 0)
     per_item = tl.load(tiles_per_item)
+    tiles = tl.cdiv(length, TILE)
     start = tl.load(item_start + item, mask=assigned >= 0, other=0)
-    stop = tl.minimum(start + per_item, tl.cdiv(length, TILE))
+    stop = tl.minimum(start + per_item, tiles)
     table = block_tables + tl.load(slots + row) * table_stride
 
     member = tl.arange(0, GROUP_PAD)
     lane = tl.arange(0, HEAD_DIM)
-    token = tl.arange(0, TILE)
     heads = (kv_head * GROUP + member)[:, None] * HEAD_DIM + lane[None, :]
     real = (member < GROUP)[:, None]
     query = tl.load(q + row * q_stride + heads, mask=real, other=0.0)
@@ -102,29 +115,22 @@ def attend_kernel(
     summed = tl.zeros([GROUP_PAD, HEAD_DIM], tl.float32)
     for tile in range(start, stop):
         block = tl.load(table + tile * TILE // BLOCK_SIZE).to(tl.int64)
-        inside = tile * TILE + token < length
-        places = block * BLOCK_SIZE + tile * TILE % BLOCK_SIZE + token
+        inside = tile * TILE + tl.arange(0, TILE) < length
+        places = block * BLOCK_SIZE + tile * TILE % BLOCK_SIZE + tl.arange(0, TILE)
         at = (places[:, None] * KV_HEADS + kv_head) * HEAD_DIM + lane[None, :]
         # The mask also keeps a stranger's NaN behind the sequence's end out of the sums.
         k = tl.load(k_cache + at, mask=inside[:, None], other=0.0)
-        scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
-        scores = tl.where(inside[None, :], scores, EMPTY)
-        largest = tl.maximum(best, tl.max(scores, 1))
-        weights = tl.exp2(scores - largest[:, None])
-        shrink = tl.exp2(best - largest)
         v = tl.load(v_cache + at, mask=inside[:, None], other=0.0)
-        summed = tl.dot(weights.to(v.dtype), v, summed * shrink[:, None], input_precision="ieee")
-        total = total * shrink + tl.sum(weights, 1)
-        best = largest
+        best, total, summed = attend_tile(query, k, v, inside, scale, best, total, summed)
 
-    result = summed / tl.maximum(total, 1e-30)[:, None]
-    alone = (assigned >= 0) & (tl.cdiv(length, TILE) <= per_item)
-    out_at = out + row * (KV_HEADS * GROUP * HEAD_DIM) + heads
-    tl.store(out_at, result.to(out.dtype.element_ty), mask=real & alone)
-    shared = (assigned >= 0) & (tl.cdiv(length, TILE) > per_item)
+    total = tl.maximum(total, 1e-30)
+    result = summed / total[:, None]
+    alone = (assigned >= 0) & (tiles <= per_item)
+    shared = (assigned >= 0) & (tiles > per_item)
+    tl.store(out + row * KV_HEADS * GROUP * HEAD_DIM + heads, result.to(out.dtype.element_ty), mask=real & alone)
     slot = (item * KV_HEADS + kv_head) * GROUP + member
     tl.store(partial + slot[:, None] * HEAD_DIM + lane[None, :], result, mask=real & shared)
-    tl.store(partial_lse + slot, best + tl.log2(tl.maximum(total, 1e-30)), mask=(member < GROUP) & shared)
+    tl.store(partial_lse + slot, best + tl.log2(total), mask=(member < GROUP) & shared)
 
 
 @triton.jit

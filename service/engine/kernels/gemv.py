@@ -65,9 +65,7 @@ def one_row_kernel(
             up = tl.load(up_row + k[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
             partial_up += up.to(tl.float32) * wide[None, :]
 
-    factor = 1.0
-    if HAS_NORM:
-        factor = tl.rsqrt(tl.sum(squares, 0) / K + eps)
+    factor = tl.rsqrt(tl.sum(squares, 0) / K + eps) if HAS_NORM else 1.0
     result = tl.sum(partial, 1) * factor
     if HAS_BIAS:
         result += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)

@@ -103,6 +103,37 @@ def probability_sum(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def leading_tokens(maxima, group):  # type: ignore[no-untyped-def]
+    """The tokens of the groups with the largest maxima: [BEST_GROUPS, GROUP]."""
+    bits = maxima.to(tl.int32, bitcast=True)
+    order = bits ^ ((bits >> 31) & LARGEST_INDEX)
+    # The index is subtracted so that of equal groups the first comes first, as in a greedy row's first best token.
+    packed = order.to(tl.int64) * (1 << 31) + (LARGEST_INDEX - group)
+    leader = LARGEST_INDEX - (tl.topk(packed, BEST_GROUPS) & LARGEST_INDEX).to(tl.int32)
+    return leader[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+
+
+@triton.jit
+def filter_leaders(order, scaled, inside, bound, total, k, p, vocab):  # type: ignore[no-untyped-def]
+    """The least order that top_k and top_p keep, and whether it is exact: above `bound`, where nothing is unseen.
+
+    `total` is the vocabulary's sum of exp; k is `vocab` for no top_k.
+    """
+    weight = tl.where(inside, tl.exp(scaled), 0.0)
+    least = bound * 0
+    exact = True
+    if k < vocab:
+        least = threshold(order, tl.where(inside, 1.0, 0.0), k.to(tl.float32))
+        exact = least > bound
+        total = tl.sum(tl.where(order >= least, weight, 0.0))
+    if p < 1:
+        # The most probable token always stays, however small top_p is.
+        goal = tl.maximum(p * total, 1e-30)
+        least = tl.maximum(least, threshold(order, tl.where(order >= least, weight, 0.0), goal))
+    return least, exact & (least > bound)
+
+
+@triton.jit
 def draw_kernel(
     logits: tl.tensor,
     seen: tl.tensor,
@@ -145,34 +176,18 @@ def draw_kernel(
             logits, seen, factor, heat, best, first, second, winners, chunks, vocab, BLOCK_CHUNKS
         )
     else:
-        # The index is subtracted so that of equal groups the first comes first, as in a greedy row's first best token.
-        bits = maxima.to(tl.int32, bitcast=True)
-        packed = (bits ^ ((bits >> 31) & LARGEST_INDEX)).to(tl.int64) * (1 << 31) + (LARGEST_INDEX - group)
-        leader = LARGEST_INDEX - (tl.topk(packed, BEST_GROUPS) & LARGEST_INDEX).to(tl.int32)
-        token = leader[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+        token = leading_tokens(maxima, group)
         inside = token < vocab
         scaled = scale_down(penalized(logits, seen, factor, token, inside), best, heat)
         order = tl.where(inside, order_of(scaled), 0)
-        weight = tl.where(inside, tl.exp(scaled), 0.0)
-        # Nothing outside is above the least of the leaders' maxima; with few groups, nothing is outside.
-        bound = tl.where(groups <= BEST_GROUPS, -1, tl.min(tl.max(order, 1), 0))
-
         least = tl.max(order)
         exact = True
         if how != GREEDY:
-            least = bound * 0
-            if k < vocab:
-                least = threshold(order, tl.where(inside, 1.0, 0.0), k.to(tl.float32))
-                exact = least > bound
-                total = tl.sum(tl.where(order >= least, weight, 0.0))
-            else:
-                best_of, sums = group_best + row * groups, chunk_sum + row * chunks
-                total = probability_sum(best_of, sums, best, heat, groups, chunks, CHUNK_GROUPS, BLOCK_CHUNKS)
-            if p < 1:
-                # The most probable token always stays, however small top_p is.
-                goal = tl.maximum(p * total, 1e-30)
-                least = tl.maximum(least, threshold(order, tl.where(order >= least, weight, 0.0), goal))
-            exact = exact & (least > bound)
+            best_of, sums = group_best + row * groups, chunk_sum + row * chunks
+            total = probability_sum(best_of, sums, best, heat, groups, chunks, CHUNK_GROUPS, BLOCK_CHUNKS)
+            # Nothing outside is above the least of the leaders' maxima; with few groups, nothing is outside.
+            bound = tl.where(groups <= BEST_GROUPS, -1, tl.min(tl.max(order, 1), 0))
+            least, exact = filter_leaders(order, scaled, inside, bound, total, k, p, vocab)
         noise = tl.where(how == GREEDY, 0.0, gumbel(first, second, token))
         noisy = tl.where(inside & (order >= least), scaled + noise, NOTHING)
         chosen = tl.min(tl.where(noisy == tl.max(noisy), token, vocab - 1))
