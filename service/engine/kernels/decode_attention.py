@@ -94,8 +94,7 @@ def attend_kernel(
     TILE: tl.constexpr,
 ) -> None:
     """One program an item and KV head. A row of a single item is finished here, others leave partial results."""
-    item = tl.program_id(0)
-    kv_head = tl.program_id(1)
+    item, kv_head = tl.program_id(0), tl.program_id(1)
     assigned = tl.load(item_row + item)
     row = tl.maximum(assigned, 0).to(tl.int64)
     length = tl.where(assigned >= 0, tl.load(lengths + row), 0)
