@@ -17,8 +17,9 @@ from service.delivery.hashing import Digests, hash_files
 from service.delivery.journal import Journal
 from service.delivery.manifest import FileRecord
 from service.delivery.progress import Progress
-from service.delivery.sources import HUBS, pinned
+from service.delivery.sources import HUBS, fetch_revision
 from service.delivery.symptoms import failure_of
+from service.download_settings import DownloadSettings
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,12 @@ VERIFYING = "verifying"
 class Attempt:
     """The state the attempts of one run share."""
 
-    def __init__(self, client: HubClient, source: str, model_dir: Path, journal: Journal, progress: Progress) -> None:
+    def __init__(
+        self, client: HubClient, settings: DownloadSettings, model_dir: Path, journal: Journal, progress: Progress
+    ) -> None:
         self._client = client
-        self._source = source
+        self._source = settings.source
+        self._revision = settings.wanted_revision
         self._dir = model_dir
         self._journal = journal
         self._progress = progress
@@ -87,13 +91,15 @@ class Attempt:
     def _fetch(self, catalog: Catalog, missing: list[RemoteFile]) -> dict[str, FileRecord]:
         volume.check_space(self._dir, missing)
         done = catalog.total_bytes - sum(file.size for file in missing)
-        client = pinned(self._client, catalog, self._source)
+        revision = fetch_revision(self._source, self._revision, catalog)
         try:
-            failures = client.fetch(
-                missing, lambda: volume.bytes_here(self._dir, missing), lambda here: self._report(catalog, done + here)
+            failures = self._client.fetch(
+                missing,
+                revision,
+                lambda: volume.bytes_here(self._dir, missing),
+                lambda here: self._report(catalog, done + here),
             )
         finally:
-            # A directory's names are written with its files, so that a resumed download finds both or neither.
             self._report(catalog, done + volume.bytes_here(self._dir, missing))
         arrived = [file for file in missing if file.path not in failures and (self._dir / file.path).exists()]
         verified = self._verify(arrived)

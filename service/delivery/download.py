@@ -139,14 +139,14 @@ class Delivery:
 
     def _fetch(self, scratch: Path, lock: int) -> Manifest:
         settings, journal = self._settings, Journal(scratch)
-        client = hub_client(settings, self._dir, scratch, lock)
-        attempt = Attempt(client, settings.source, self._dir, journal, self._progress)
-        catalog, records = keep_trying(
-            attempt.run,
-            lambda: attempt.high_water,
-            budget=settings.download_budget,
-            first_delay=settings.download_retry_delay,
-        )
+        with hub_client(settings, self._dir, scratch, lock) as client:
+            attempt = Attempt(client, settings, self._dir, journal, self._progress)
+            catalog, records = keep_trying(
+                attempt.run,
+                lambda: attempt.high_water,
+                budget=settings.download_budget,
+                first_delay=settings.download_retry_delay,
+            )
         files = tuple(records[file.path] for file in catalog.files)
         manifest = _manifest(settings.source, settings.repo, settings.wanted_revision, catalog.commit, files)
         if manifest.unlisted:

@@ -34,6 +34,8 @@ def client_environment(request: Request) -> dict[str, str]:
         "MODELSCOPE_REPO_TREE_MAX_REQUESTS": "1",
         # Parts would need twice the file's room; files are fetched side by side instead.
         "MODELSCOPE_DOWNLOAD_PARALLEL_WORKERS": "1",
+        # It would fetch whatever address the hub names and send the answer back to it in a header.
+        "MODELSCOPE_DOWNLOAD_INTRA_CLOUD": "false",
         "MODELSCOPE_LOG_LEVEL": "40",
         "TQDM_DISABLE": "1",
     }

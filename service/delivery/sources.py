@@ -1,6 +1,6 @@
 """Where a model can come from, by the value of `INTERNLM_SOURCE`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from service.delivery.catalog import Catalog
@@ -43,11 +43,9 @@ def hub_client(settings: DownloadSettings, model_dir: Path, scratch: Path, lock:
     return HubClient(HUBS[settings.source].module, request, lock)
 
 
-def pinned(client: HubClient, catalog: Catalog, source: str) -> HubClient:
-    """The client that fetches what `catalog` lists, even if the branch moves on meanwhile (where the hub can)."""
-    if not HUBS[source].by_commit or not catalog.commit:
-        return client
-    return replace(client, request=replace(client.request, revision=catalog.commit))
+def fetch_revision(source: str, revision: str, catalog: Catalog) -> str:
+    """What to ask files by, so that they are those of `catalog` even if the branch moves on (where the hub can)."""
+    return catalog.commit if HUBS[source].by_commit and catalog.commit else revision
 
 
 def read_token(path: Path | None) -> str | None:

@@ -1,14 +1,14 @@
-"""The child process that talks to a hub: one request on standard input, one reply on standard output.
+"""The child process that talks to a hub: requests as lines on standard input, replies on standard output.
 
 A process of its own because a client library may hang, leak, print or read its environment at import; the parent can
 end it at any moment and lose nothing but the last few bytes. Its standard input stays open as a lifeline: when the
 parent is gone, however it went, the child leaves at once instead of writing on to a volume nobody guards.
 """
 
-import contextlib
 import json
 import logging
 import os
+import queue
 import resource
 import sys
 import threading
@@ -20,8 +20,11 @@ from service.delivery.catalog import MAX_ENTRIES
 from service.delivery.symptoms import Symptom, describe
 
 MEMORY_BYTES = 192 << 20
-"""Most private memory of the child (RLIMIT_DATA; threads' stacks count whole, 8 MiB each). With the parent's 50 MiB
+"""Most private memory of the child (RLIMIT_DATA; the stacks of threads count whole). With the parent's 50 MiB
 this keeps the download below 300 MB even where a hub answers with a listing of a million files."""
+
+STACK_BYTES = 1 << 20
+"""Of a thread; the usual 8 MiB would fill the limit with the threads of sixteen transfers."""
 
 CLIENT_SCRATCH = "client"
 """Folder of the scratch directory for what the client keeps: its home, its cache. Removed at the end."""
@@ -72,37 +75,41 @@ class ListingTooLong(MemoryError):
 
 
 def main(connect: Callable[[Request], Hub]) -> None:
-    """Serve one request. `connect` imports the client, so that the limits and the environment are set before."""
-    reply_to, request = sys.stdout, Request(**json.loads(sys.stdin.readline()))
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    """Serve requests until the parent goes. `connect` imports the client, so the limits are set before."""
+    replies, requests = sys.stdout, queue.SimpleQueue[str]()
+    threading.stack_size(STACK_BYTES)
+    threading.Thread(target=_receive, args=(requests,), daemon=True).start()
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
-    with contextlib.redirect_stdout(sys.stderr):
-        reply = _serve(connect, request)
-    reply_to.write(json.dumps(reply))
-    reply_to.flush()
-    os._exit(0)  # a client's idle threads must not keep the process
+    sys.stdout = sys.stderr  # whatever the client prints is no reply
+    hub: Hub | None = None
+    while True:
+        request = Request(**json.loads(requests.get()))
+        try:
+            hub = hub or connect(request)
+            reply = _serve(hub, request)
+        except MemoryError:
+            reply = {"error": Symptom("the hub's listing is far longer than a model's", ["MemoryError"]).to_json()}
+        except Exception as error:
+            reply = {"error": describe(error).to_json()}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
 
 
-def _serve(connect: Callable[[Request], Hub], request: Request) -> dict[str, Any]:
-    try:
-        hub = connect(request)
-        if request.operation == "list":
-            return asdict(_bounded(hub.list_files(request)))
-        return {"failures": {path: describe(error).to_json() for path, error in hub.fetch(request).items()}}
-    except MemoryError:
-        return {"error": Symptom("the hub's listing is far longer than a model's", ["MemoryError"]).to_json()}
-    except Exception as error:
-        return {"error": describe(error).to_json()}
+def _serve(hub: Hub, request: Request) -> dict[str, Any]:
+    if request.operation == "list":
+        return asdict(_bounded(hub.list_files(request)))
+    return {"failures": {path: describe(error).to_json() for path, error in hub.fetch(request).items()}}
+
+
+def _receive(requests: "queue.SimpleQueue[str]") -> None:
+    """Pass requests on; when the parent's end of the pipe is closed, leave, whatever is going on."""
+    for line in sys.stdin:
+        requests.put(line)
+    os._exit(1)
 
 
 def _bounded(listing: Listing) -> Listing:
     if len(listing.entries) > MAX_ENTRIES:
         raise ListingTooLong
     return listing
-
-
-def _leave_with_parent() -> None:
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    os._exit(1)

@@ -21,7 +21,6 @@ def entry(path: object, size: object = 10, sha256: object = SHA) -> dict[str, An
     return {"Path": path, "Type": "blob", "Size": size, "Sha256": sha256, "path": path, "type": "file", **large}
 
 
-@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
 @pytest.mark.parametrize(
     "lie",
     [
@@ -49,15 +48,25 @@ def entry(path: object, size: object = 10, sha256: object = SHA) -> dict[str, An
     ],
 )
 def test_a_lying_listing_is_refused_and_nothing_is_fetched(
-    hub: FakeHub, model_dir: Path, tmp_path: Path, source: str, lie: dict[str, Any]
+    hub: FakeHub, model_dir: Path, tmp_path: Path, lie: dict[str, Any]
 ) -> None:
-    before = set(tmp_path.iterdir())
     hub.extra_entries = [lie]
-    outcome = download(model_dir, hub, INTERNLM_SOURCE=source)
+    refused_without_a_trace(hub, model_dir, tmp_path)
+
+
+@pytest.mark.parametrize("path", ["../evil.json", "/etc/evil.json", "config.json"])
+def test_hugging_faces_listings_are_judged_alike(hub: FakeHub, model_dir: Path, tmp_path: Path, path: str) -> None:
+    hub.extra_entries = [entry(path)]
+    refused_without_a_trace(hub, model_dir, tmp_path, INTERNLM_SOURCE="huggingface")
+
+
+def refused_without_a_trace(hub: FakeHub, model_dir: Path, tmp_path: Path, **environment: str) -> None:
+    before = set(tmp_path.iterdir())
+    outcome = download(model_dir, hub, **environment)
     assert outcome.code == 1
     assert "bad-listing: " in outcome.last_line or "bad-answer: " in outcome.last_line
     assert not hub.file_requests
-    assert set(tmp_path.iterdir()) - before <= {model_dir}
+    assert set(tmp_path.iterdir()) - before == {model_dir}
     assert {path.name for path in model_dir.iterdir()} == {".internlm-download"}
 
 

@@ -165,6 +165,7 @@ def test_a_model_directory_that_is_a_file_is_named_as_such(hub: FakeHub, model_d
 
 def test_memory_stays_below_300_mb_whatever_the_size_of_a_file(hub: FakeHub, model_dir: Path) -> None:
     write_shard(hub.directory / FIRST, 600_000_000, "layer.0", 0, sparse=True)
+    hub.digests(hub.directory / FIRST)
     running = Download(model_dir, hub)
     peaks: dict[int, int] = {}
     wait_until(lambda: sample_memory(running.process.pid, peaks) or running.process.poll() is not None)
@@ -199,3 +200,12 @@ def test_a_million_entries_are_refused_in_less_than_300_mb(hub: FakeHub, model_d
     assert "bad-listing: " in running.log.splitlines()[-1]
     assert sum(sorted(peaks.values())[-2:]) < 300_000_000 / 1024, peaks
     assert not hub.file_requests
+
+
+def test_sixteen_transfers_at_once_stay_within_the_limits(hub: FakeHub, model_dir: Path) -> None:
+    for number in range(40):
+        (hub.directory / f"part-{number}.json").write_text("{}" + " " * 5000)
+    hub.rate = 50_000
+    outcome = download(model_dir, hub, INTERNLM_DOWNLOAD_WORKERS="16")
+    assert outcome.code == 0, outcome.log
+    assert_complete(model_dir, hub.directory)
