@@ -1,140 +1,59 @@
-"""The product as an operator runs it: real processes, the real small model, real signals."""
+"""The cluster, the hub in it, and the release under test. Tests run in the order of their files' lines."""
 
 import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
-import psutil
 import pytest
 
-PATIENCE = 120
+from tests.e2e.release import Hub, Release
+from tests.support import cluster as clusters
+from tests.support.cluster import NAMESPACE, Cluster
+from tests.support.images import build
 
-GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "python:service.gunicorn_conf", "service.server:app()"]
-SERVE = [sys.executable, "-m", "service", "serve"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+REASON = clusters.reason_to_skip()
 
 
-@dataclass
-class Server:
-    """One server process with its children, and what it logged."""
-
-    command: list[str]
-    settings: dict[str, str]
-    port: int = field(default_factory=free_port)
-    metrics_port: int = field(default_factory=free_port)
-
-    def __post_init__(self) -> None:
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
-        ours = {"HOST": "127.0.0.1", "PORT": self.port, "METRICS_PORT": self.metrics_port, "THREADS": 2}
-        settings = {f"INTERNLM_{name}": str(value) for name, value in (ours | self.settings).items()}
-        self.process = subprocess.Popen(self.command, env=os.environ | settings, stderr=self._log, stdout=self._log)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def log(self) -> str:
-        self._log.seek(0)
-        return self._log.read()
-
-    def get(self, path: str = "/") -> httpx.Response | None:
-        """The response, or None while nobody listens."""
-        try:
-            return httpx.get(self.url + path, timeout=10)
-        except httpx.TransportError:
-            return None
-
-    def ask(self, prompt: str, **body: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/chat", json={"prompt": prompt, "temperature": 0} | body, timeout=PATIENCE)
-
-    def metrics(self) -> str:
-        return httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10).text
-
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def engine(self) -> psutil.Process:
-        """The engine's process; it may have been adopted by init, so it is found by its command line and our port."""
-        (found,) = [p for p in psutil.process_iter() if self._is_engine(p)]
-        return found
-
-    def _is_engine(self, process: psutil.Process) -> bool:
-        try:
-            mine = process.environ().get("INTERNLM_PORT") == str(self.port)
-            return mine and "service.engine.worker" in process.cmdline() and process.status() != "zombie"
-        except psutil.Error:
-            return False
-
-    def wait(self, condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
-        deadline = time.monotonic() + patience
-        while not (result := condition()):
-            assert time.monotonic() < deadline, self.log[-4000:]
-            time.sleep(0.02)
-        return result
-
-    def until_ready(self) -> None:
-        def ready() -> bool:
-            assert self.process.poll() is None, self.log[-4000:]
-            response = self.get()
-            return response is not None and response.status_code == 200
-
-        self.wait(ready)
-
-    def stop(self, sig: int = signal.SIGTERM) -> int:
-        self.process.send_signal(sig)
-        return self.process.wait(PATIENCE)
-
-    def end(self) -> None:
-        """Leave nothing behind, whatever the test did."""
-        processes = [*(self.children() if self.process.poll() is None else []), *self._engines()]
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        for process in processes:
-            if process.is_running():
-                process.kill()
-        self._log.close()
-
-    def _engines(self) -> list[psutil.Process]:
-        return [p for p in psutil.process_iter() if self._is_engine(p)]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.skipif(bool(REASON), reason=REASON))
 
 
-Launch = Callable[..., Server]
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if os.environ.get("KUBECONFIG"):
+        yield ready(clusters.lent_cluster())
+        return
+    images = {name: build(name) for name in ("server-cpu", "downloader")}
+    images["newer"] = build("server-cpu", "newer")
+    with clusters.own_cluster(tmp_path_factory.mktemp("chart"), images) as own:
+        yield ready(own)
 
 
-@pytest.fixture
-def launch(smollm2_dir: Path) -> Iterator[Launch]:
-    """Starts servers of the small real model: `launch(GUNICORN, REQUEST_TIMEOUT=60)`."""
-    servers: list[Server] = []
-
-    def start(command: list[str], **settings: Any) -> Server:
-        servers.append(Server(command, {"MODEL_DIR": str(smollm2_dir)} | settings))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.end()
+def ready(cluster: Cluster) -> Cluster:
+    """An empty namespace that enforces the restricted Pod Security standard, where the cluster knows it."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait")
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
+    return cluster
 
 
-@pytest.fixture(scope="module")
-def shared(smollm2_dir: Path) -> Iterator[Server]:
-    """A ready server under gunicorn for tests that leave it as it was."""
-    server = Server(GUNICORN, {"MODEL_DIR": str(smollm2_dir)})
-    server.until_ready()
-    yield server
-    server.end()
+@pytest.fixture(scope="session")
+def hub(cluster: Cluster) -> Hub:
+    made = Hub(cluster)
+    made.start()
+    return made
+
+
+@pytest.fixture(scope="session")
+def release(cluster: Cluster, hub: Hub) -> Iterator[Release]:
+    """The release, installed by the first test that needs it."""
+    made = Release(cluster, hub)
+    try:
+        made.install()
+        yield made
+    finally:
+        made.report()

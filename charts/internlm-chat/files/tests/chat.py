@@ -70,7 +70,9 @@ def main() -> None:
     if not str(answer["response"]).strip():
         sys.exit("FAILED: the answer is empty")
     print("answer:", len(str(answer["response"])), "characters")
-    print("counted:", "yes" if counted_since(before) else sys.exit("FAILED: no request was counted"))
+    if not counted_since(before):
+        sys.exit("FAILED: no request was counted")
+    print("counted: yes")
 
 
 if __name__ == "__main__":

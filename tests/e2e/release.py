@@ -1,0 +1,174 @@
+"""The release under test, the hub it downloads from, and a client in the cluster that asks it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.support.cluster import NAMESPACE, ROOT, Cluster, CommandFailed, pod_manifest
+from tests.support.helm import NAME, RELEASE, Manifest, Values
+from tests.support.tools import KUBECTL, path_of
+
+REPOSITORY = "tests/smollm2"
+TOKEN = "e2e-hub-token-7f3a91"
+QUESTION = "Tell me the story of the lighthouse at Ardnamurchan."
+CLIENT = "client"
+CHAT_SCRIPT = ROOT / "tests" / "e2e" / "ask.py"
+# So hot that the model hardly ever ends by itself: an answer is as long as it is asked to be.
+ENDLESS: Values = {"temperature": 5, "top_k": 0, "top_p": 1, "repetition_penalty": 1, "seed": 7}
+
+
+class Hub:
+    """A ModelScope hub in the cluster that serves the small model, in InternLM3's layout, to who has the token."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://hub.{NAMESPACE}:8080"
+
+    def start(self) -> None:
+        script = (ROOT / "tests" / "support" / "fake_hub.py").read_text()
+        serve = (
+            f"exec python /hub/fake_hub.py /opt/internlm-chat/models/smollm2*[0-9] --repo {REPOSITORY} --token {TOKEN}"
+        )
+        mounts = {"volumeMounts": [{"name": "hub", "mountPath": "/hub"}]}
+        volumes = [{"name": "hub", "configMap": {"name": "hub"}}]
+        server = self._cluster.image("server-cpu")
+        pull = self._cluster.pull_policy
+        self._cluster.apply(
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "hub"}, "data": {"fake_hub.py": script}},
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub-token"}, "stringData": {"token": TOKEN}},
+            {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": {"name": "hub"},
+                "spec": {"selector": {"app": "hub"}, "ports": [{"port": 8080}]},
+            },
+            pod_manifest("hub", server, pull, ["sh", "-c", serve], container=mounts, volumes=volumes),
+            pod_manifest(CLIENT, server, pull, ["sleep", "infinity"]),
+        )
+        self._cluster.kubectl("wait", "--for=condition=Ready", "pod/hub", f"pod/{CLIENT}", "--timeout=300s")
+
+    def stop(self) -> None:
+        """From now on nothing can be downloaded."""
+        self._cluster.kubectl("delete", "pod", "hub", "--wait")
+
+
+@dataclass
+class Asked:
+    """A question that runs in the client pod; `started` returns at its first token, `outcome` at its end."""
+
+    process: subprocess.Popen[str]
+
+    def started(self) -> None:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("first"), line + self.process.stdout.read()
+
+    def outcome(self) -> dict[str, Any]:
+        """Status, seconds, number of tokens, whether the stream ended whole, and why it ended."""
+        output, _ = self.process.communicate(timeout=900)
+        return json.loads(output.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+@dataclass
+class Release:
+    """`helm install` and what can be done to its outcome."""
+
+    cluster: Cluster
+    hub: Hub
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def values(self) -> Values:
+        shared = {"accessMode": "ReadWriteMany", "storageClass": self.cluster.many_writers}
+        return {
+            "mode": "cpu",
+            "startupBudget": 600,
+            "requestTimeout": 400,
+            "model": {
+                "source": "modelscope",
+                "repository": REPOSITORY,
+                "endpoint": self.hub.endpoint,
+                "size": "280M",
+                "tokenSecret": {"name": "hub-token"},
+            },
+            "storage": {"size": "1Gi"} | (shared if self.cluster.many_writers else {}),
+            "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "3Gi"}},
+            "image": {
+                "registry": self.cluster.registry,
+                "tag": self.cluster.tag,
+                "pullPolicy": self.cluster.pull_policy,
+            },
+            "ingress": {"enabled": True},
+            "monitoring": {"scrape": "annotations"},
+        }
+
+    @property
+    def newer_tag(self) -> str:
+        """Another tag of the same image."""
+        return os.environ.get("NEWER_IMAGE_TAG", "newer")
+
+    def install(self) -> None:
+        with self._timed("install"):
+            self._helm("install")
+
+    def upgrade(self, changes: Values | None = None) -> None:
+        """To `values` and `changes`, which replace whole top-level keys."""
+        with self._timed("upgrade"):
+            self._helm("upgrade", changes or {})
+
+    def _helm(self, verb: str, changes: Values | None = None) -> None:
+        arguments = [verb, RELEASE, str(self.cluster.chart), "--wait", "--timeout", "600s"]
+        self.cluster.helm(*arguments, values=self.values | (changes or {}))
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self.seconds[what] = time.monotonic() - begin
+        sys.stderr.write(f"\n{what}: {self.seconds[what]:.0f} s\n")
+
+    def pods(self) -> list[Manifest]:
+        """The serving pods that are not on their way out."""
+        selector = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=server"
+        found: list[Manifest] = self.cluster.get("pods", "-l", selector)["items"]
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def wait_ready(self) -> None:
+        self.cluster.kubectl("rollout", "status", f"deployment/{NAME}", "--timeout=600s")
+
+    def ask(self, body: Values | None = None, url: str = f"http://{NAME}:6006") -> Asked:
+        """Ask from the client pod, streaming."""
+        body = {"prompt": QUESTION, "stream": True} | (body or {})
+        command = [path_of(KUBECTL), "-n", NAMESPACE, "exec", "-i", CLIENT, "--", "python", "-", url, json.dumps(body)]
+        with CHAT_SCRIPT.open() as script:
+            process = subprocess.Popen(
+                command,
+                stdin=script,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=os.environ | self.cluster.environment,
+            )
+        return Asked(process)
+
+    def logs(self) -> str:
+        """Everything the release's containers have said, as far as the cluster keeps it."""
+        selector = f"app.kubernetes.io/instance={RELEASE}"
+        return self.cluster.kubectl("logs", "-l", selector, "--all-containers", "--tail=-1")
+
+    def report(self) -> None:
+        """The state of things, for whoever reads a failed run."""
+        for command in (("get", "pods", "-o", "wide"), ("get", "events", "--sort-by=.lastTimestamp")):
+            try:
+                sys.stderr.write("\n" + self.cluster.kubectl(*command)[-6000:])
+            except CommandFailed as error:
+                sys.stderr.write(str(error))

@@ -1,0 +1,194 @@
+"""One release's life: installed, asked, upgraded, rolled back, moved, and taken away again. The order matters."""
+
+import json
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from tests.e2e.release import ENDLESS, QUESTION, REPOSITORY, TOKEN, Release
+from tests.support.cluster import CommandFailed
+from tests.support.helm import NAME, RELEASE
+
+LONG = ENDLESS | {"max_new_tokens": 400}
+
+
+def download_log(release: Release) -> str:
+    (pod, *_) = release.pods()
+    return release.cluster.kubectl("logs", pod["metadata"]["name"], "-c", "download")
+
+
+def downloaded_bytes(release: Release) -> list[str]:
+    """Lines of the init container that speak of a transfer."""
+    return [line for line in download_log(release).splitlines() if "complete" not in line and "%" in line]
+
+
+def test_the_init_container_brings_the_model_and_the_pod_gets_ready(release: Release) -> None:
+    (pod,) = release.pods()
+    (init,) = pod["status"]["initContainerStatuses"]
+    assert init["state"]["terminated"]["exitCode"] == 0
+    assert init["restartCount"] == 0
+    (server,) = pod["status"]["containerStatuses"]
+    assert server["ready"]
+    assert server["restartCount"] == 0
+    claim = release.cluster.get("pvc", f"{NAME}-model")
+    assert claim["status"]["phase"] == "Bound"
+
+
+def test_helm_test_asks_the_model_and_passes(release: Release) -> None:
+    said = release.cluster.helm("test", RELEASE, "--logs", "--timeout", "300s")
+    assert "Succeeded" in said
+    assert "model: smollm2" in said
+    assert "counted: yes" in said
+
+
+def test_a_pod_asks_by_the_services_name(release: Release) -> None:
+    outcome = release.ask({"stream": False, "max_new_tokens": 16, "temperature": 0}).outcome()
+    assert outcome["status"] == 200, outcome
+    assert outcome["whole"]
+
+
+def test_port_forward_and_the_tutorials_call(release: Release) -> None:
+    with release.cluster.forward(f"service/{NAME}", 6006) as url:
+        body = json.dumps({"prompt": "What is the capital of France?", "temperature": 0}).encode()
+        request = urllib.request.Request(url + "/v1/chat", body, {"Content-Type": "application/json"})
+        answer = json.load(urllib.request.urlopen(request, timeout=300))
+    assert answer["status"] == 200
+    assert "Paris" in answer["response"]
+    assert set(answer) >= {"response", "status", "time"}
+
+
+def test_the_containers_run_restricted(release: Release) -> None:
+    (pod,) = release.pods()
+    name = pod["metadata"]["name"]
+    status = release.cluster.kubectl("exec", name, "-c", "server", "--", "cat", "/proc/1/status")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert fields["Uid"].split("\t")[0] == "10001"
+    assert int(fields["CapEff"], 16) == 0
+    assert fields["NoNewPrivs"] == "1"
+    assert fields["Seccomp"] == "2"
+    with pytest.raises(CommandFailed, match="Read-only file system"):
+        release.cluster.kubectl("exec", name, "-c", "server", "--", "touch", "/opt/x")
+    with pytest.raises(CommandFailed, match="Read-only file system"):
+        release.cluster.kubectl("exec", name, "-c", "server", "--", "touch", "/models/x")
+
+
+def test_a_changed_setting_replaces_the_pod_and_an_answer_under_way_ends_whole(release: Release) -> None:
+    (before,) = release.pods()
+    asked = release.ask(LONG)
+    asked.started()
+    release.upgrade({"settings": {"maxQueue": 7}})
+    outcome = asked.outcome()
+    assert (outcome["status"], outcome["whole"], outcome["reason"]) == (200, True, "length"), outcome
+    assert outcome["tokens"] == LONG["max_new_tokens"]
+    (after,) = release.pods()
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+    environment = release.cluster.kubectl("exec", after["metadata"]["name"], "-c", "server", "--", "env")
+    assert "INTERNLM_MAX_QUEUE=7" in environment
+    assert downloaded_bytes(release) == [], "the model was there"
+
+
+def test_an_upgrade_without_a_change_replaces_nothing(release: Release) -> None:
+    (before,) = release.pods()
+    release.upgrade({"settings": {"maxQueue": 7}})
+    (after,) = release.pods()
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+def test_a_new_image_is_rolled_out_and_rolled_back(release: Release) -> None:
+    newer = release.values["image"] | {"server": {"name": "server-cpu"}, "tag": release.newer_tag}
+    downloader = {"name": "downloader"}
+    release.upgrade({"image": newer | {"downloader": downloader}})
+    (pod,) = release.pods()
+    assert pod["spec"]["containers"][0]["image"].endswith(":" + release.newer_tag)
+    release.cluster.helm("rollback", RELEASE, "1", "--wait", "--timeout", "600s")
+    (pod,) = release.pods()
+    assert pod["spec"]["containers"][0]["image"].endswith(":" + release.cluster.tag)
+    assert release.ask({"max_new_tokens": 8}).outcome()["whole"]
+
+
+def test_a_deleted_pod_ends_its_answer(release: Release) -> None:
+    (pod,) = release.pods()
+    asked = release.ask(LONG)
+    asked.started()
+    release.cluster.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
+    outcome = asked.outcome()
+    assert (outcome["whole"], outcome["reason"], outcome["tokens"]) == (True, "length", LONG["max_new_tokens"]), outcome
+    release.wait_ready()
+
+
+def test_an_evicted_pod_ends_its_answer(release: Release) -> None:
+    """What `kubectl drain` does to each pod of a node; the hub and the client stay, so that the suite goes on."""
+    (pod,) = release.pods()
+    asked = release.ask(LONG)
+    asked.started()
+    node, name = pod["spec"]["nodeName"], pod["metadata"]["name"]
+    selector = f"app.kubernetes.io/instance={RELEASE}"
+    drain = ["drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--disable-eviction"]
+    try:
+        release.cluster.kubectl(*drain, "--pod-selector", selector, "--timeout=600s")
+        outcome = asked.outcome()
+        assert (outcome["whole"], outcome["reason"]) == (True, "length"), outcome
+        assert name not in [pod["metadata"]["name"] for pod in release.pods()]
+    finally:
+        release.cluster.kubectl("uncordon", node)
+    release.wait_ready()
+
+
+def test_a_second_replica_shares_the_volume_and_downloads_nothing(release: Release) -> None:
+    if not release.cluster.many_writers:
+        pytest.skip("the cluster has no volumes for many writers (MANY_WRITERS_CLASS)")
+    release.upgrade({"replicas": 2})
+    pods = release.pods()
+    assert len(pods) == 2
+    assert len({pod["spec"]["volumes"][-1]["name"] for pod in pods}) == 1
+    for pod in pods:
+        log = release.cluster.kubectl("logs", pod["metadata"]["name"], "-c", "download")
+        assert "complete" in log
+    assert "counted: yes" in release.cluster.helm("test", RELEASE, "--logs", "--timeout", "300s")
+
+
+def test_a_wrong_repository_says_so_where_the_operator_looks(release: Release) -> None:
+    wrong = release.values["model"] | {"repository": "tests/missing"}
+    release.cluster.helm("upgrade", RELEASE, str(release.cluster.chart), values=release.values | {"model": wrong})
+    deadline = time.monotonic() + 300
+    message = ""
+    while not message and time.monotonic() < deadline:
+        message = termination_message(release)
+        time.sleep(1)
+    assert "tests/missing" in message
+    assert "404" in message or "not" in message
+    release.upgrade()
+
+
+def termination_message(release: Release) -> str:
+    """What the init container of the newest pod left behind, for `kubectl describe pod`."""
+    for pod in release.pods():
+        for init in pod["status"].get("initContainerStatuses", []):
+            ended = init["state"].get("terminated") or init.get("lastState", {}).get("terminated") or {}
+            if ended.get("exitCode"):
+                return str(ended.get("message", ""))
+    return ""
+
+
+def test_no_secret_and_no_prompt_shows_anywhere(release: Release) -> None:
+    shown = release.logs() + release.cluster.events() + release.cluster.helm("get", "all", RELEASE)
+    shown += json.dumps(release.cluster.get("pods")["items"])
+    assert TOKEN not in shown
+    assert "Ardnamurchan" in QUESTION
+    assert "Ardnamurchan" not in shown
+    assert REPOSITORY in shown, "it was the right release"
+
+
+def test_uninstall_keeps_the_model_and_a_reinstall_needs_no_hub(release: Release) -> None:
+    claim = release.cluster.get("pvc", f"{NAME}-model")["metadata"]["uid"]
+    release.cluster.helm("uninstall", RELEASE, "--wait", "--timeout", "600s")
+    assert release.cluster.get("deployments")["items"] == []
+    assert release.cluster.get("pvc", f"{NAME}-model")["metadata"]["uid"] == claim
+    release.hub.stop()
+    release.install()
+    assert release.cluster.get("pvc", f"{NAME}-model")["metadata"]["uid"] == claim
+    assert downloaded_bytes(release) == []
+    assert release.ask({"max_new_tokens": 8}).outcome()["whole"]
+    sys.stderr.write(f"reinstalled without a hub in {release.seconds['install']:.0f} s\n")

@@ -1,0 +1,67 @@
+"""Builds the images of docker/ with buildah, and runs them with podman as a restricted pod would."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from tests.support.cluster import ROOT, SHARED, run
+
+REGISTRY = "localhost/internlm-chat"
+PYTHON_IMAGE = "docker.io/library/python:3.11-slim"
+
+
+def reason_to_skip() -> str:
+    """Why images cannot be built here; "" if they can."""
+    if not os.environ.get("E2E"):
+        return "builds and runs container images (minutes, root): set E2E=1"
+    if os.geteuid() != 0:
+        return "building images needs root"
+    if not (SHARED / "build").exists():
+        return f"no build script in {SHARED}"
+    missing = [name for name in ("podman", "buildah") if shutil.which(name) is None]
+    return f"not installed: {', '.join(missing)}" if missing else ""
+
+
+def containers_conf() -> dict[str, str]:
+    return {"CONTAINERS_CONF": str(SHARED / "containers.conf")}
+
+
+@cache
+def build(target: str, tag: str = "e2e") -> str:
+    """The image of one target of docker/Dockerfile; layers of earlier builds are taken from storage."""
+    run(SHARED / "base-image", "3.11")
+    image = f"{REGISTRY}/{target}:{tag}"
+    arguments = ["-t", image, "-f", "docker/Dockerfile", "--ignorefile", "docker/Dockerfile.dockerignore"]
+    arguments += ["--build-arg", "TORCH_CPU_INDEX=", "--build-arg", f"VERSION={tag}", "--target", target]
+    subprocess.run([SHARED / "build", *arguments, "."], cwd=ROOT, check=True, capture_output=True, timeout=1800)
+    return image
+
+
+def megabytes(image: str) -> int:
+    """Size of an image, uncompressed, its base included."""
+    size = run("buildah", "images", "--format", "{{.Size}}", image, env=containers_conf()).split()
+    factor = {"kB": 1e-3, "MB": 1, "GB": 1e3}[size[1]]
+    return round(float(size[0]) * factor)
+
+
+def podman(*arguments: str) -> str:
+    return run("podman", *arguments, env=containers_conf())
+
+
+@contextmanager
+def container(image: str, *options: str, command: tuple[str, ...] = ()) -> Iterator[str]:
+    """A running container as a restricted pod runs it: read-only root, no capabilities; yields its id."""
+    restricted = ["--read-only", "--read-only-tmpfs=false", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+    writable = ["--tmpfs", "/tmp:size=64m", "--tmpfs", "/cache:size=64m,mode=1777"]
+    name = podman("run", "--detach", "--network", "host", *restricted, *writable, *options, image, *command).strip()
+    try:
+        yield name
+    finally:
+        podman("rm", "--force", "--time", "2", name)
+
+
+def base_megabytes() -> int:
+    return megabytes(PYTHON_IMAGE)
