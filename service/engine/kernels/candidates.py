@@ -3,12 +3,12 @@
 from functools import partial
 
 from service.engine.kernels import checks
+from service.engine.kernels.checks import Candidate
 from service.engine.kernels.decode_attention import PagedDecodeAttention
 from service.engine.kernels.gemv import FewRowsLinear, OneRowLinear
 from service.engine.kernels.norm import add_rms_norm
 from service.engine.kernels.rope import rotate_and_cache
 from service.engine.kernels.sampling import sample
-from service.engine.kernels.selfcheck import Candidate
 from service.engine.kernels.silu import silu_mul
 from service.engine.kernels.tuning import Tuning
 

@@ -5,8 +5,9 @@ sequence of the batch has written, so that a stray read shows.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -44,6 +45,18 @@ class ServedShapes:
     def whole(self, values: Sequence[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
         """Integers on the device."""
         return torch.tensor(values, dtype=dtype, device=self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A kernel that wants to replace fields of `Ops`. `check` gets the torch set with this kernel in it alone.
+
+    `check` raises Disagreement when results differ, and may raise anything else a broken kernel makes it raise.
+    """
+
+    name: str
+    fields: dict[str, Any]
+    check: Callable[[Ops, ServedShapes], None]
 
 
 def require_close(name: str, result: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype) -> None:

@@ -5,13 +5,12 @@ A kernel that fails to compile, or to agree, is left out and named: an untested 
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
-from service.engine.kernels.checks import Disagreement, ServedShapes
+from service.engine.kernels.checks import Candidate, Disagreement, ServedShapes
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.tuning import tuning_for
 from service.errors import EngineFailed
@@ -19,18 +18,6 @@ from service.errors import EngineFailed
 logger = logging.getLogger(__name__)
 
 REASON_LENGTH = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A kernel that wants to replace fields of `Ops`. `check` gets the torch set with this kernel in it alone.
-
-    `check` raises Disagreement when results differ, and may raise anything else a broken kernel makes it raise.
-    """
-
-    name: str
-    fields: dict[str, Any]
-    check: Callable[[Ops, ServedShapes], None]
 
 
 @dataclass(frozen=True, slots=True)
