@@ -3,7 +3,10 @@
 The server runs the cheap half of it before it reads a byte of weights.
 """
 
+import logging
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +24,14 @@ from service.environment import load_download_settings, load_settings
 from service.errors import ConfigurationError
 from service.settings import Settings
 
+log = logging.getLogger(__name__)
+
 WIDTH_IN_LOGS = 1000
+PREDECESSOR_SECONDS = 60.0
+"""How long a pod that is being replaced may take to give its GPU memory back: its grace period is over by then."""
+NOTICE_SECONDS = 5.0
+POLL_SECONDS = 0.5
+
 STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "bold red", State.SKIP: "dim"}
 
 
@@ -52,16 +62,37 @@ def check_all(settings: Settings, download: DownloadSettings) -> list[Finding]:
     ]
 
 
-def before_loading(settings: Settings, model_dir: Path) -> Manifest | None:
+def before_loading(
+    settings: Settings,
+    model_dir: Path,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Manifest | None:
     """What can be known before the weights are read; returns the directory's manifest, if it has one.
 
-    Takes well under a second. Raises ConfigurationError with the first failure and the setting that would mend it.
+    Takes well under a second, unless a predecessor still holds the GPU's memory: that is waited for, within bounds.
+    Raises ConfigurationError with the first failure and the setting that would mend it.
     """
-    for finding in (check_files(model_dir), *check_gpu(settings, model_dir)):
+    for finding in (check_files(model_dir), *_gpu_once_free(settings, model_dir, clock, sleep)):
         if finding.state is State.FAIL:
             sentence = f"{finding.name}: {finding.found}; {finding.remedy}"
             raise ConfigurationError(sentence, field=finding.setting)
     return manifests.read(model_dir)
+
+
+def _gpu_once_free(
+    settings: Settings, model_dir: Path, clock: Callable[[], float], sleep: Callable[[float], None]
+) -> list[Finding]:
+    deadline, notice = clock() + PREDECESSOR_SECONDS, clock()
+    while True:
+        findings = check_gpu(settings, model_dir)
+        taken = [finding.found for finding in findings if finding.transient]
+        if not taken or clock() >= deadline:
+            return findings
+        if clock() >= notice:
+            log.info("another process still holds memory of the GPU; waiting for it to go: %s", taken[0])
+            notice = clock() + NOTICE_SECONDS
+        sleep(POLL_SECONDS)
 
 
 def table_of(findings: list[Finding]) -> Table:

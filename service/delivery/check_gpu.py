@@ -1,5 +1,6 @@
 """Checks of the GPU: driver, CUDA, generation, and whether the model fits."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from service.delivery.failures import DeliveryFailed
@@ -63,10 +64,11 @@ def _memory(gpu: Gpu, settings: Settings, model_dir: Path | None) -> Finding:
     if model_dir is None:
         return skip(NAMES[3], "no model directory")
     try:
-        fit = fit_on(gpu, settings, model_dir)
+        now = judge_fit(fit_on(gpu, settings, model_dir), settings)
+        alone = judge_fit(fit_on(replace(gpu, free=gpu.total), settings, model_dir), settings)
     except (DeliveryFailed, OSError) as error:
         return skip(NAMES[3], failure_of(error, f"reading {model_dir}").what)
-    return judge_fit(fit, settings)
+    return replace(now, transient=now.state is not State.OK and alone.state is State.OK)
 
 
 def fit_on(gpu: Gpu, settings: Settings, model_dir: Path) -> Fit:

@@ -15,13 +15,17 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What was checked, how it ended, what was found, and the setting or action that helps."""
+    """What was checked, how it ended, what was found, and the setting or action that helps.
+
+    `transient`: another process is in the way, and all would be well without it.
+    """
 
     name: str
     state: State
     found: str
     remedy: str = ""
     setting: str | None = None
+    transient: bool = False
 
 
 def ok(name: str, found: str) -> Finding:

@@ -19,6 +19,8 @@ SPARE_BYTES = 16 << 20
 def prepare(model_dir: Path) -> Path:
     """Make the directory and its scratch directory, prove that both can be written; returns the latter."""
     scratch = model_dir / SCRATCH
+    if scratch.is_symlink():
+        raise DeliveryFailed(Cause.NOT_PERMITTED, f"{scratch} is a link; remove it")
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         probe = scratch / f"probe.{os.getpid()}"

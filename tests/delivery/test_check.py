@@ -1,15 +1,17 @@
 """The doctor: on this machine as a process, and with a GPU as NVIDIA's library describes one."""
 
+import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from service.delivery import check_gpu
-from service.delivery.check import before_loading, check_all
+from service.delivery.check import PREDECESSOR_SECONDS, before_loading, check_all
 from service.delivery.finding import Finding, State
 from service.delivery.gpu import Gpu, NoGpu, read_gpu
 from service.download_settings import DownloadSettings
@@ -107,8 +109,42 @@ def test_what_a_gpu_lacks_is_named_with_what_helps(
     finding = findings(model_dir, **settings)[check]
     assert finding.state is State.FAIL
     assert setting in finding.remedy
+    asked = Settings(model_dir=model_dir, **settings)  # type: ignore[arg-type]
+    later = iter(range(100))
     with pytest.raises(ConfigurationError, match=setting):
-        before_loading(Settings(model_dir=model_dir, **settings), model_dir)  # type: ignore[arg-type]
+        before_loading(asked, model_dir, clock=lambda: 60.0 * next(later), sleep=lambda _: None)
+
+
+def test_memory_of_a_predecessor_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model_dir = make_repository(tmp_path / "model")
+    occupied = replace(H100, free=GIB // 2)
+    states = iter([occupied, occupied, H100])
+    monkeypatch.setattr(check_gpu, "read_gpu", lambda: next(states))
+    slept: list[float] = []
+    before_loading(Settings(model_dir=model_dir), model_dir, sleep=slept.append)
+    assert len(slept) == 2
+
+
+def test_memory_that_is_never_given_back_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_gpu(monkeypatch, replace(H100, free=GIB // 2))
+    model_dir, now = make_repository(tmp_path / "model"), [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    with caplog.at_level(logging.INFO), pytest.raises(ConfigurationError, match="GPU memory"):
+        before_loading(Settings(model_dir=model_dir), model_dir, clock=lambda: now[0], sleep=sleep)
+    assert now[0] == PREDECESSOR_SECONDS
+    assert caplog.text.count("another process still holds memory") == 12
+
+
+def test_a_gpu_that_is_too_small_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_gpu(monkeypatch, replace(H100, total=GIB, free=GIB // 2))
+    model_dir = make_repository(tmp_path / "model")
+    with pytest.raises(ConfigurationError, match="GPU memory"):
+        before_loading(Settings(model_dir=model_dir), model_dir, sleep=lambda _: pytest.fail("waited in vain"))
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -156,6 +156,16 @@ def test_a_link_on_the_volume_is_not_written_through(hub: FakeHub, model_dir: Pa
     assert not hub.file_requests
 
 
+def test_a_linked_scratch_directory_is_refused(hub: FakeHub, model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    model_dir.mkdir()
+    (model_dir / ".internlm-download").symlink_to(tmp_path / "elsewhere")
+    outcome = download(model_dir, hub)
+    assert outcome.code == 1
+    assert ".internlm-download is a link" in outcome.last_line
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_model_directory_that_is_a_file_is_named_as_such(hub: FakeHub, model_dir: Path) -> None:
     model_dir.write_text("")
     outcome = download(model_dir, hub)
