@@ -1,0 +1,1 @@
+"""Workflows, Dockerfile and versions, checked as their own tools check them."""
