@@ -15,7 +15,8 @@ from service.engine import sampling
 from service.engine.base import SamplingParams
 from service.engine.config import ModelConfig
 from service.engine.kernels import torch_ops
-from service.engine.kernels.ops import DecodeBatch, Ops
+from service.engine.kernels.batch import DecodeBatch
+from service.engine.kernels.ops import Ops
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-5}
 """Some units of each type's rounding (2^-9, 2^-12, 2^-24), which sums of thousands of products do not exceed."""

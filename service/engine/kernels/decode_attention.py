@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from service.engine.kernels.ops import DecodeBatch
+from service.engine.kernels.batch import DecodeBatch
 from service.engine.kernels.tuning import AttentionTuning
 
 MIN_DOT = 16

@@ -11,19 +11,7 @@ import torch
 
 from service.engine import sampling
 from service.engine.kernels import torch_ops
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeBatch:
-    """Where the sequences of one decode step keep their KV; made once a step and shared by all layers.
-
-    `work` is a kernel's own division of the lengths (see decode_attention), None on the torch path.
-    """
-
-    block_tables: torch.Tensor  # int32 [slots, max_blocks]
-    slots: torch.Tensor  # int64 [T], rows of block_tables
-    lengths: torch.Tensor  # int32 [T], tokens to attend to, the new one included
-    work: tuple[torch.Tensor, ...] | None = None
+from service.engine.kernels.batch import DecodeBatch
 
 
 class AddRmsNorm(Protocol):

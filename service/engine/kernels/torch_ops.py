@@ -3,13 +3,10 @@
 Casts follow transformers' Llama. Nothing here reads a value back to the host, so a CUDA graph may hold all of it.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch.nn.functional import silu
 
-if TYPE_CHECKING:
-    from service.engine.kernels.ops import DecodeBatch
+from service.engine.kernels.batch import DecodeBatch
 
 BLOCKS_AT_ONCE = 32
 """KV blocks gathered at a time: bounds the extra memory, whatever the longest context."""
@@ -53,15 +50,13 @@ def rotate_and_cache(
 
 def plan_decode(
     block_tables: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, k_cache: torch.Tensor
-) -> "DecodeBatch":
+) -> DecodeBatch:
     """See `ops.PlanDecode`; nothing to prepare here."""
-    from service.engine.kernels.ops import DecodeBatch
-
     return DecodeBatch(block_tables, slots, lengths)
 
 
 def decode_attention(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: "DecodeBatch", scale: float
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: DecodeBatch, scale: float
 ) -> torch.Tensor:
     """See `ops.DecodeAttention`. One softmax over pieces of the context, each rescaled to the largest score so far."""
     rows, heads, head_dim = q.shape

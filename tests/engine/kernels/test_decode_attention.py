@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from service.engine.kernels.ops import DecodeBatch
+from service.engine.kernels.batch import DecodeBatch
 from tests.engine.kernels import exact
 from tests.engine.kernels.conftest import Subject
 

@@ -10,8 +10,9 @@ import torch
 
 from service.engine.config import ModelConfig
 from service.engine.kernels import checks, torch_ops
+from service.engine.kernels.batch import DecodeBatch
 from service.engine.kernels.checks import Candidate, Disagreement, ServedShapes, require_close
-from service.engine.kernels.ops import DecodeBatch, Ops
+from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import REASON_LENGTH, prove, prove_candidates
 from tests.engine.kernels.conftest import HAS_GPU, INTERPRETED, INTERPRETS, Subject
 

@@ -1,0 +1,18 @@
+"""What every attention of one decode step needs to know of its sequences."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeBatch:
+    """Where the sequences of one decode step keep their KV; made once a step and shared by all layers.
+
+    `work` is a kernel's own division of the lengths (see decode_attention), None on the torch path.
+    """
+
+    block_tables: torch.Tensor  # int32 [slots, max_blocks]
+    slots: torch.Tensor  # int64 [T], rows of block_tables
+    lengths: torch.Tensor  # int32 [T], tokens to attend to, the new one included
+    work: tuple[torch.Tensor, ...] | None = None
