@@ -48,9 +48,9 @@ def run() -> int:
 
 def check_all(settings: Settings, download: DownloadSettings) -> list[Finding]:
     """Every finding, in the order in which things are needed."""
-    model_dir = settings.model_dir
-    if model_dir is None:
+    if settings.model_dir is None:
         return [skip("model files", "INTERNLM_MODEL_DIR is not set"), *check_gpu(settings, None)]
+    model_dir = settings.model_dir.expanduser()
     files = check_files(model_dir)
     complete = files.state is State.OK
     return [

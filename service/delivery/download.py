@@ -74,7 +74,7 @@ class Delivery:
         if settings.model_dir is None:
             raise ConfigurationError("INTERNLM_MODEL_DIR is not set: say where the model is to be brought")
         self._settings = settings
-        self._dir: Path = settings.model_dir
+        self._dir = settings.model_dir.expanduser()
         self._progress = progress
 
     def deliver(self, verify: bool) -> Manifest:

@@ -8,7 +8,7 @@ import pytest
 
 from service.delivery import manifest as manifests
 from tests.support.download_process import assert_complete, assert_never_a_lie, download
-from tests.support.fake_hub import LISTING, FakeHub, Fault
+from tests.support.fake_hub import COMMIT, LISTING, FakeHub, Fault
 from tests.support.model_files import SHARDS
 
 FIRST, SECOND = SHARDS
@@ -28,6 +28,7 @@ class Case:
 
 OVERCOME = [
     Case("nothing is wrong"),
+    Case("the revision is a commit", environment={"INTERNLM_REVISION": COMMIT}),
     Case("the connection is cut once", (Fault("cut", 100_000, FIRST, 1),)),
     Case("every answer is cut after 64 kB", (Fault("cut", 64_000, FIRST),)),
     Case("both shards are cut before the first byte twice", (Fault("cut", 0, "*.safetensors", 4),)),

@@ -11,7 +11,7 @@ import pytest
 
 from service.delivery import manifest as manifests
 from tests.support.download_process import assert_complete, download
-from tests.support.fake_hub import FakeHub
+from tests.support.fake_hub import FakeHub, Fault, running_hub
 
 SOURCES = ("modelscope", "huggingface")
 
@@ -173,3 +173,19 @@ def test_a_token_file_that_cannot_be_one_is_refused_before_the_hub_is_asked(
     assert f"INTERNLM_HUB_TOKEN_FILE={file}" in outcome.last_line
     assert complaint in outcome.last_line
     assert not hub.requests
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_token_does_not_follow_a_redirect_to_another_host(
+    hub: FakeHub, model_dir: Path, tmp_path: Path, source: str
+) -> None:
+    hub.token = "secret-of-the-hub"
+    hub.faults = [Fault("redirect")]
+    (tmp_path / "token").write_text(hub.token)
+    with running_hub(hub.directory, hub.repo) as storage:
+        hub.storage = storage.endpoint.replace("127.0.0.1", "localhost")
+        environment = {"INTERNLM_SOURCE": source, "INTERNLM_HUB_TOKEN_FILE": str(tmp_path / "token")}
+        assert download(model_dir, hub, **environment).code == 0
+        assert_complete(model_dir, hub.directory)
+        assert storage.requests
+        assert not any(hub.token in str(request.headers) for request in storage.requests)

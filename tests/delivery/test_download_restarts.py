@@ -6,13 +6,16 @@ import shutil
 import signal
 import subprocess
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from service.delivery import manifest as manifests
 from service.delivery.catalog import PARTIAL_SUFFIX
+from service.delivery.lock import volume_lock
 from service.delivery.manifest import FileRecord, Manifest
+from service.delivery.volume import SCRATCH, prepare
 from tests.support.download_process import (
     Download,
     assert_complete,
@@ -210,6 +213,68 @@ def test_a_damaged_manifest_counts_as_none(hub: FakeHub, model_dir: Path, garbag
     assert download(model_dir, hub).code == 0
     assert not hub.file_requests, "what is there is hashed, not fetched"
     assert_complete(model_dir, hub.directory)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        pytest.param(lambda right: right[:100_000] + bytes(50_000), id="an end lost in a crash of the node"),
+        pytest.param(lambda right: bytes(len(right)), id="the whole length of wrong bytes"),
+        pytest.param(lambda right: right + b"more", id="more than the file has"),
+        pytest.param(lambda right: b"", id="nothing"),
+    ],
+)
+def test_what_a_former_life_left_half_done_does_not_end_up_in_the_model(
+    hub: FakeHub, model_dir: Path, left: Callable[[bytes], bytes]
+) -> None:
+    model_dir.mkdir()
+    (model_dir / (FIRST + PARTIAL_SUFFIX)).write_bytes(left((hub.directory / FIRST).read_bytes()))
+    outcome = download(model_dir, hub)
+    assert outcome.code == 0, outcome.log
+    assert_complete(model_dir, hub.directory)
+
+
+def test_a_file_that_had_arrived_whole_but_not_got_its_name_is_not_fetched_again(hub: FakeHub, model_dir: Path) -> None:
+    model_dir.mkdir()
+    shutil.copy(hub.directory / FIRST, model_dir / (FIRST + PARTIAL_SUFFIX))
+    assert download(model_dir, hub).code == 0
+    assert_complete(model_dir, hub.directory)
+    assert not ranges_of(hub, FIRST)
+
+
+def test_a_journal_that_cannot_be_read_costs_a_hash_and_nothing_else(hub: FakeHub, model_dir: Path) -> None:
+    hub.faults = [Fault("status", 403, SECOND, 1)]
+    assert download(model_dir, hub).code == 1
+    journal = model_dir / SCRATCH / "journal.json"
+    assert FIRST in journal.read_text()
+    journal.write_text("[half")
+    hub.requests.clear()
+    assert download(model_dir, hub).code == 0
+    assert_complete(model_dir, hub.directory)
+    assert [request.query["FilePath"] for request in hub.file_requests] == [SECOND]
+    assert not journal.exists()
+
+
+def test_a_file_changed_since_it_was_verified_is_verified_again(hub: FakeHub, model_dir: Path) -> None:
+    hub.faults = [Fault("status", 403, SECOND, 1)]
+    assert download(model_dir, hub).code == 1
+    inflict("tamper", model_dir / FIRST)
+    assert download(model_dir, hub).code == 0
+    assert_complete(model_dir, hub.directory)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_waiting_pod_stops_when_told(hub: FakeHub, model_dir: Path, number: signal.Signals) -> None:
+    model_dir.mkdir()
+    with volume_lock(prepare(model_dir), 1, lambda: 0):
+        waiting = Download(model_dir, hub, INTERNLM_DOWNLOAD_BUDGET="60")
+        waiting.wait_for_log("waiting for ")
+        waiting.send(number)
+        outcome = waiting.wait()
+    assert outcome.code == 128 + number
+    assert f"stopped: {number.name}" in outcome.last_line
+    assert "Traceback" not in outcome.log
+    assert not hub.requests
 
 
 def test_a_clock_that_jumps_by_years_changes_nothing(hub: FakeHub, model_dir: Path, tmp_path: Path) -> None:

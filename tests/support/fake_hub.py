@@ -78,6 +78,8 @@ class FakeHub:
         self.rate = 0
         """Bytes a second of one answer; 0: as fast as it goes."""
         self.token: str | None = None
+        self.storage: str | None = None
+        """Address of the hub that redirected requests are sent to; None: this one."""
         self.hashes = True
         self.revisions = {"master", "main", COMMIT}
         self.commit = COMMIT
@@ -245,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault and fault.kind == "status":
             self._send_status(fault.argument, fault.headers)
         elif fault and fault.kind == "redirect" and not redirected:
-            self._send_status(302, {"Location": f"{self.hub.endpoint}/elsewhere/{name}"})
+            self._send_status(302, {"Location": f"{self.hub.storage or self.hub.endpoint}/elsewhere/{name}"})
         elif fault and fault.kind == "html":
             self._send_body(b"<html>Too many requests</html>", "text/html")
         else:
