@@ -1,7 +1,7 @@
 """Write the chart's Grafana dashboards; a test fails where the committed JSON differs from what this makes.
 
-Use: python charts/dashboards.py. Every panel is one line of `ROWS`: title, unit, queries. `$s` in a query stands for
-the dashboard's choice of job and instances, `$i` for the interval that fits the resolution.
+Use: python charts/dashboards.py. Each panel is one line of `ROWS`: title, unit, queries, in which `$series` stands for
+the dashboard's choice of job and instances, `$range` for the interval that fits the resolution.
 """
 
 import json
@@ -34,56 +34,67 @@ class Panel:
 
 def quantiles(histogram: str) -> tuple[tuple[str, str], ...]:
     """Median, 95th and 99th percentile of a histogram."""
-    bucket = f"sum by (le) (rate({histogram}_bucket{{$s}}[$i]))"
+    bucket = f"sum by (le) (rate({histogram}_bucket{{$series}}[$range]))"
     return tuple((f"histogram_quantile({q}, {bucket})", f"p{q * 100:g}") for q in (0.5, 0.95, 0.99))
 
 
 def ratio(part: str, whole: str) -> str:
-    return f"sum(rate({part}[$i])) / sum(rate({whole}[$i]))"
+    return f"sum(rate({part}[$range])) / sum(rate({whole}[$range]))"
 
 
 NOTHING = ({"type": "special", "options": {"match": "null+nan", "result": {"text": "no traffic"}}},)
 
 ROWS: dict[str, tuple[Panel, ...]] = {
     "Now": (
-        Panel("Ready pods", "none", (("sum(internlm_ready{$s})", ""),), "stat", 4),
-        Panel("Running", "none", (("sum(internlm_num_requests_running{$s})", ""),), "stat", 4),
-        Panel("Waiting", "none", (("sum(internlm_num_requests_waiting{$s})", ""),), "stat", 4),
-        Panel("Tokens per second", "none", (("sum(rate(internlm_generation_tokens_total{$s}[$i]))", ""),), "stat", 4),
-        Panel("Engine restarts", "none", (("sum(internlm_engine_restarts_total{$s})", ""),), "stat", 4),
-        Panel("Version", "none", (("count by (version) (internlm_build_info{$s})", "{{version}}"),), "stat", 4),
+        Panel("Ready pods", "none", (("sum(internlm_ready{$series})", ""),), "stat", 4),
+        Panel("Running", "none", (("sum(internlm_num_requests_running{$series})", ""),), "stat", 4),
+        Panel("Waiting", "none", (("sum(internlm_num_requests_waiting{$series})", ""),), "stat", 4),
+        Panel(
+            "Tokens per second",
+            "none",
+            (("sum(rate(internlm_generation_tokens_total{$series}[$range]))", ""),),
+            "stat",
+            4,
+        ),
+        Panel("Engine restarts", "none", (("sum(internlm_engine_restarts_total{$series})", ""),), "stat", 4),
+        Panel("Version", "none", (("count by (version) (internlm_build_info{$series})", "{{version}}"),), "stat", 4),
     ),
     "Traffic": (
         Panel(
             "Requests by outcome",
             "reqps",
-            (("sum by (outcome) (rate(internlm_requests_total{$s}[$i]))", "{{outcome}}"),),
+            (("sum by (outcome) (rate(internlm_requests_total{$series}[$range]))", "{{outcome}}"),),
         ),
         Panel(
             "HTTP answers by status",
             "reqps",
-            (("sum by (status) (rate(internlm_http_requests_total{$s}[$i]))", "{{status}}"),),
+            (("sum by (status) (rate(internlm_http_requests_total{$series}[$range]))", "{{status}}"),),
         ),
         Panel(
             "Tokens in and out",
             "none",
             (
-                ("sum(rate(internlm_prompt_tokens_total{$s}[$i]))", "prompt"),
-                ("sum(rate(internlm_generation_tokens_total{$s}[$i]))", "generated"),
+                ("sum(rate(internlm_prompt_tokens_total{$series}[$range]))", "prompt"),
+                ("sum(rate(internlm_generation_tokens_total{$series}[$range]))", "generated"),
             ),
         ),
         Panel(
             "Rejected share",
             "percentunit",
-            ((ratio('internlm_requests_total{$s,outcome="rejected"}', "internlm_requests_total{$s}"), "rejected"),),
+            (
+                (
+                    ratio('internlm_requests_total{$series,outcome="rejected"}', "internlm_requests_total{$series}"),
+                    "rejected",
+                ),
+            ),
             mappings=NOTHING,
         ),
         Panel(
             "Queue",
             "none",
             (
-                ("sum(internlm_num_requests_running{$s})", "running"),
-                ("sum(internlm_num_requests_waiting{$s})", "waiting"),
+                ("sum(internlm_num_requests_running{$series})", "running"),
+                ("sum(internlm_num_requests_waiting{$series})", "waiting"),
             ),
         ),
         Panel(
@@ -91,7 +102,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "none",
             tuple(
                 (
-                    ratio(f"internlm_request_{side}_tokens_sum{{$s}}", f"internlm_request_{side}_tokens_count{{$s}}"),
+                    ratio(
+                        f"internlm_request_{side}_tokens_sum{{$series}}",
+                        f"internlm_request_{side}_tokens_count{{$series}}",
+                    ),
                     side,
                 )
                 for side in ("prompt", "generation")
@@ -110,9 +124,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "KV cache",
             "percentunit",
             (
-                ('sum(internlm_kv_blocks_in_use{$s,use="running"}) / sum(internlm_kv_blocks{$s})', "running requests"),
                 (
-                    'sum(internlm_kv_blocks_in_use{$s,use="prefix_cache"}) / sum(internlm_kv_blocks{$s})',
+                    'sum(internlm_kv_blocks_in_use{$series,use="running"}) / sum(internlm_kv_blocks{$series})',
+                    "running requests",
+                ),
+                (
+                    'sum(internlm_kv_blocks_in_use{$series,use="prefix_cache"}) / sum(internlm_kv_blocks{$series})',
                     "reusable prefixes",
                 ),
             ),
@@ -120,19 +137,28 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Prompt tokens found in the prefix cache",
             "percentunit",
-            ((ratio("internlm_cached_prompt_tokens_total{$s}", "internlm_prompt_tokens_total{$s}"), "share"),),
+            (
+                (
+                    ratio("internlm_cached_prompt_tokens_total{$series}", "internlm_prompt_tokens_total{$series}"),
+                    "share",
+                ),
+            ),
             mappings=NOTHING,
         ),
-        Panel("Steps", "ops", (("sum by (instance) (rate(internlm_engine_steps_total{$s}[$i]))", "{{instance}}"),)),
+        Panel(
+            "Steps",
+            "ops",
+            (("sum by (instance) (rate(internlm_engine_steps_total{$series}[$range]))", "{{instance}}"),),
+        ),
         Panel(
             "State",
             "none",
-            (("sum by (state) (internlm_engine_state{$s}) > 0", "{{state}}"),),
+            (("sum by (state) (internlm_engine_state{$series}) > 0", "{{state}}"),),
         ),
         Panel(
             "Slower than it could be",
             "none",
-            (("sum by (path) (internlm_engine_degraded{$s})", "{{path}}"),),
+            (("sum by (path) (internlm_engine_degraded{$series})", "{{path}}"),),
             description="Fast paths that were replaced by slower ones. Empty is good.",
         ),
     ),
@@ -141,8 +167,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "GPU memory",
             "bytes",
             (
-                ("sum by (scope) (internlm_gpu_memory_used_bytes{$s})", "{{scope}}"),
-                ("sum(internlm_gpu_memory_total_bytes{$s})", "total"),
+                ("sum by (scope) (internlm_gpu_memory_used_bytes{$series})", "{{scope}}"),
+                ("sum(internlm_gpu_memory_total_bytes{$series})", "total"),
             ),
             width=12,
             description="Measured inside the service; empty where there is no GPU.",
@@ -150,7 +176,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Seconds of the last start, by phase",
             "s",
-            (("max by (phase) (internlm_startup_seconds{$s})", "{{phase}}"),),
+            (("max by (phase) (internlm_startup_seconds{$series})", "{{phase}}"),),
             width=12,
         ),
     ),
@@ -163,7 +189,7 @@ def queries() -> list[str]:
 
 
 def expression(query: str) -> str:
-    return query.replace("$s", SELECTOR).replace("$i", "$__rate_interval")
+    return query.replace("$series", SELECTOR).replace("$range", "$__rate_interval")
 
 
 def panel_json(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:

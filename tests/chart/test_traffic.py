@@ -27,14 +27,17 @@ def test_a_flag_makes_its_object_and_nothing_does_without_it(kind: str) -> None:
 @pytest.mark.parametrize(
     ("service", "expected"),
     [
-        ({}, {"type": "ClusterIP", "port": {"name": "http", "port": 6006, "targetPort": "http"}}),
+        ({}, {"type": "ClusterIP", "port": {"name": "http", "port": 6006, "targetPort": "http", "protocol": "TCP"}}),
         (
             {"type": "LoadBalancer", "port": 80},
-            {"type": "LoadBalancer", "port": {"name": "http", "port": 80, "targetPort": "http"}},
+            {"type": "LoadBalancer", "port": {"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}},
         ),
         (
             {"type": "NodePort", "nodePort": 30606},
-            {"type": "NodePort", "port": {"name": "http", "port": 6006, "targetPort": "http", "nodePort": 30606}},
+            {
+                "type": "NodePort",
+                "port": {"name": "http", "port": 6006, "targetPort": "http", "protocol": "TCP", "nodePort": 30606},
+            },
         ),
     ],
 )

@@ -24,12 +24,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("chart")
     if os.environ.get("KUBECONFIG"):
-        yield ready(clusters.lent_cluster())
+        yield ready(clusters.lent_cluster(folder))
         return
     images = {name: build(name) for name in ("server-cpu", "downloader")}
     images["newer"] = build("server-cpu", "newer")
-    with clusters.own_cluster(tmp_path_factory.mktemp("chart"), images) as own:
+    with clusters.own_cluster(folder, images) as own:
         yield ready(own)
 
 

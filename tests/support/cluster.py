@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "cluster"
 NAMESPACE = "internlm-chat-e2e"
 PATIENCE = 600
+OLDEST_MINOR = 25
 
 
 class CommandFailed(Exception):
@@ -90,15 +91,19 @@ class Cluster:
                 process.terminate()
 
 
-def lent_cluster() -> Cluster:
+def lent_cluster(folder: Path) -> Cluster:
     """The cluster of KUBECONFIG; it can pull, or has been given, the images of IMAGE_REGISTRY with IMAGE_TAG."""
-    return Cluster(
+    lent = Cluster(
         kubeconfig=os.environ["KUBECONFIG"],
         registry=os.environ["IMAGE_REGISTRY"],
         tag=os.environ["IMAGE_TAG"],
         pull_policy="IfNotPresent",
         many_writers=os.environ.get("MANY_WRITERS_CLASS"),
     )
+    version = json.loads(lent.kubectl("version", "-o", "json"))["serverVersion"]
+    if int(version["minor"].rstrip("+")) < OLDEST_MINOR:
+        lent.chart = relaxed_chart(folder)
+    return lent
 
 
 @contextmanager

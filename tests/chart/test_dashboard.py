@@ -1,0 +1,121 @@
+"""Every query of the dashboard and every alert, asked of a real Prometheus that scrapes the service under load."""
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from charts import dashboards
+from service.engine.base import EngineState, EngineStats, EngineStatus
+from service.engine.fake import FakeScript
+from service.metrics import Metrics
+from tests.api.conftest import Service, Start
+from tests.api.conftest import model_dir as model_dir
+from tests.api.conftest import start as start
+from tests.chart.test_helm_test import free_port
+from tests.support.helm import NAMESPACE, RELEASE, render
+from tests.support.prometheus import Prometheus, needs_promtool, run_prometheus, write_rules
+from tests.unit.test_metrics import GPU, INFO
+
+RULES = render({"monitoring": {"scrape": "serviceMonitor", "rules": True}}).one("PrometheusRule")
+ALERTS = {rule["alert"]: rule["expr"] for rule in RULES["spec"]["groups"][0]["rules"]}
+WITHOUT_GPU = re.compile("internlm_gpu_memory|internlm_engine_degraded")
+
+
+def for_prometheus(query: str) -> str:
+    """The query with Grafana's variables filled in: all jobs, all instances, an interval of five scrapes."""
+    return query.replace("$job", ".*").replace("$instance", ".*").replace("$__rate_interval", "5s")
+
+
+async def ask(service: Service) -> int:
+    return (await service.ask(max_new_tokens=40)).status_code
+
+
+async def load(service: Service, prometheus: Prometheus) -> Counter[int]:
+    """Waves of more questions than may wait, until Prometheus has seen enough of them to speak of rates."""
+    answers: Counter[int] = Counter()
+    rate = 'rate(internlm_requests_total{outcome="rejected"}[5s]) > 0'
+    while not await prometheus.query(rate):
+        answers.update(await asyncio.gather(*(ask(service) for _ in range(24))))
+    return answers
+
+
+@pytest.fixture
+async def observed(start: Start, tmp_path: Path) -> AsyncIterator[tuple[Service, Prometheus]]:
+    """A service and the Prometheus that watches it, its jobs named as the chart's monitors name them."""
+    metrics, port = free_port(), free_port()
+    service = await start(script=FakeScript(step_seconds=0.005), metrics_port=metrics, max_queue=4)
+    write_rules(RULES, tmp_path)
+    async with run_prometheus(tmp_path, port, metrics, {"job": RELEASE, "namespace": NAMESPACE}) as prometheus:
+        yield service, prometheus
+
+
+@needs_promtool
+@pytest.mark.slow
+async def test_every_panel_shows_something_under_load(observed: tuple[Service, Prometheus]) -> None:
+    service, prometheus = observed
+    answers = await load(service, prometheus)
+    assert set(answers) == {200, 429}
+    empty = [query for query in dashboards.queries() if not await prometheus.query(for_prometheus(query))]
+    assert [query for query in empty if not WITHOUT_GPU.search(query)] == []
+
+
+@needs_promtool
+@pytest.mark.slow
+async def test_alerts_that_should_speak_do_and_the_others_are_silent(observed: tuple[Service, Prometheus]) -> None:
+    service, prometheus = observed
+    await load(service, prometheus)
+    speaking = {name for name, expression in ALERTS.items() if await prometheus.query(sooner(expression))}
+    assert speaking == {"InternlmChatRejecting"}
+
+
+def sooner(expression: str) -> str:
+    """The same expression over the seconds a test has instead of minutes."""
+    return expression.replace("[5m]", "[5s]").replace("[2m]", "[5s]").replace("[10m]", "[5s]")
+
+
+def test_no_query_names_a_series_the_service_does_not_have() -> None:
+    everything = EngineStatus(state=EngineState.READY, info=INFO, stats=EngineStats(gpus=[GPU]))
+    metrics = Metrics(lambda: everything, lambda: True)
+    metrics.http_requests.labels("/", "GET", "200").inc()
+    known = {sample.name for family in metrics.registry.collect() for sample in family.samples}
+    text = " ".join([*dashboards.queries(), *ALERTS.values()])
+    asked = set(re.findall(r"internlm_\w+", text))
+    assert asked - known == set()
+
+
+def panels() -> list[dict[str, Any]]:
+    return [panel for panel in dashboards.dashboard()["panels"] if panel["type"] != "row"]
+
+
+def test_the_dashboard_takes_its_source_from_a_variable_and_has_an_identity_of_its_own() -> None:
+    made = dashboards.dashboard()
+    assert made["uid"] == "internlm-chat-overview"
+    assert made["templating"]["list"][0]["type"] == "datasource"
+    for panel in panels():
+        assert panel["datasource"]["uid"] == "${datasource}"
+        assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])
+
+
+def test_panels_are_numbered_once_and_do_not_overlap() -> None:
+    everything = dashboards.dashboard()["panels"]
+    assert len({panel["id"] for panel in everything}) == len(everything)
+    taken: Counter[tuple[int, int]] = Counter()
+    for panel in everything:
+        grid = panel["gridPos"]
+        assert grid["x"] + grid["w"] <= dashboards.WIDTH
+        taken.update(
+            (x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])
+        )
+    assert max(taken.values()) == 1
+
+
+def test_counters_are_never_shown_raw() -> None:
+    """A counter's own value says when the pod started, not what happens; restarts are counted on purpose."""
+    for query in dashboards.queries():
+        raw = re.findall(r"(?<!rate\()(internlm_\w+_(?:total|bucket|sum|count))\b", query)
+        assert set(raw) <= {"internlm_engine_restarts_total"}, query
