@@ -19,12 +19,10 @@ from service.delivery.manifest import FileRecord
 from service.delivery.progress import Progress
 from service.delivery.sources import HUBS, fetch_revision
 from service.delivery.symptoms import failure_of
+from service.delivery.transfer_progress import DOWNLOADING, VERIFYING
 from service.download_settings import DownloadSettings
 
 log = logging.getLogger(__name__)
-
-DOWNLOADING = "downloading"
-VERIFYING = "verifying"
 
 
 class Attempt:
@@ -53,7 +51,7 @@ class Attempt:
         catalog = self._client.list_files()
         volume.check_no_links(self._dir, catalog.files)
         self._make_way(catalog)
-        verified = self._verify(self._whole(catalog), discard_unlisted=True)
+        verified = self._reclaim(self._whole(catalog))
         missing = [file for file in catalog.files if file.path not in verified]
         if missing:
             verified |= self._fetch(catalog, missing)
@@ -113,38 +111,44 @@ class Attempt:
         self.high_water = max(self.high_water, here)
         self._progress(DOWNLOADING, here, catalog.total_bytes)
 
-    def _verify(self, files: list[RemoteFile], discard_unlisted: bool = False) -> dict[str, FileRecord]:
-        """The records of those files whose bytes are right; wrong ones are removed and raise DeliveryFailed.
-
-        With `discard_unlisted`, a file of unknown origin whose hash the hub does not list is removed, unjudged.
-        """
-        records = {file.path: record for file in files if (record := self._journal.verified(self._dir, file))}
+    def _reclaim(self, files: list[RemoteFile]) -> dict[str, FileRecord]:
+        """The records of files of an earlier run that are provably right; the others are removed."""
+        records = self._known(files)
         unknown = [file for file in files if file.path not in records]
-        if discard_unlisted:
-            for file in unknown:
-                if not file.checkable:
-                    (self._dir / file.path).unlink()
-            unknown = [file for file in unknown if file.checkable]
-        return records | self._hash(unknown, strict=not discard_unlisted)
+        for file in unknown:
+            if not file.checkable:
+                (self._dir / file.path).unlink()
+        right, _ = self._hash([file for file in unknown if file.checkable])
+        return records | right
 
-    def _hash(self, files: list[RemoteFile], strict: bool) -> dict[str, FileRecord]:
+    def _verify(self, files: list[RemoteFile]) -> dict[str, FileRecord]:
+        """The records of files that have just arrived; raises DeliveryFailed if the bytes of one are wrong."""
+        records = self._known(files)
+        right, wrong = self._hash([file for file in files if file.path not in records])
+        if wrong:
+            raise DeliveryFailed(Cause.INTEGRITY, f"other bytes came than the hub lists for {', '.join(wrong)}")
+        return records | right
+
+    def _known(self, files: list[RemoteFile]) -> dict[str, FileRecord]:
+        return {file.path: record for file in files if (record := self._journal.verified(self._dir, file))}
+
+    def _hash(self, files: list[RemoteFile]) -> tuple[dict[str, FileRecord], list[str]]:
+        """Records of the files that are right, names of those that are wrong, which are removed."""
         total = sum(file.size for file in files)
         paths = {self._dir / file.path: file.git_oid is not None for file in files}
         found = hash_files(paths, lambda done: self._progress(VERIFYING, done, total))
-        records, wrong = {}, []
+        right, wrong = {}, []
         for file in files:
             digests = found[self._dir / file.path]
             if isinstance(digests, OSError):
                 raise failure_of(digests, f"reading {file.path}") from digests
             if _is_right(digests, file):
-                records[file.path] = self._accept(file, digests)
+                right[file.path] = self._accept(file, digests)
             else:
                 log.warning("%s does not have the bytes the hub lists; it is removed", file.path)
                 (self._dir / file.path).unlink()
                 wrong.append(file.path)
-        if wrong and strict:
-            raise DeliveryFailed(Cause.INTEGRITY, f"other bytes came than the hub lists for {', '.join(wrong)}")
-        return records
+        return right, wrong
 
     def _accept(self, file: RemoteFile, digests: Digests) -> FileRecord:
         path = self._dir / file.path

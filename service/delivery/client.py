@@ -115,7 +115,10 @@ class Child:
         return self._replies.get(timeout=seconds)
 
     def activity(self) -> int:
-        """Bytes it has read and written through file descriptors: it may be hashing what an earlier run left."""
+        """Bytes it has read and written through file descriptors: it may be hashing what an earlier run left.
+
+        0 where the kernel does not say; then only bytes that arrive count.
+        """
         try:
             counters = Path(f"/proc/{self._process.pid}/io").read_text()
         except OSError:
@@ -158,14 +161,14 @@ def _await_reply(
     child: Child, subject: str, patience: float, bytes_here: Callable[[], int], on_bytes: Callable[[int], None]
 ) -> dict[str, Any]:
     """The child's reply; raises DeliveryFailed when it ends, or does next to nothing for `patience` seconds."""
-    since, mark = time.monotonic(), child.activity() + bytes_here()
+    since, mark = time.monotonic(), child.activity() or bytes_here()
     while True:
         with contextlib.suppress(queue.Empty):
             return _decode(child, child.receive(POLL_SECONDS), subject)
         here, now = bytes_here(), time.monotonic()
         on_bytes(here)
         if now - since >= patience:
-            gained = child.activity() + here - mark
+            gained = (child.activity() or here) - mark
             if gained < LEAST_BYTES_PER_SECOND * patience:
                 raise DeliveryFailed(Cause.STALLED, f"{subject}: {gained:,} bytes in {patience:.0f} s")
             since, mark = now, mark + gained

@@ -16,11 +16,11 @@ from service.delivery.manifest import FileRecord
 from service.delivery.progress import Progress
 from service.delivery.safetensors_header import BadHeader, read_header
 from service.delivery.symptoms import failure_of
+from service.delivery.transfer_progress import VERIFYING
 
 log = logging.getLogger(__name__)
 
 INDEX = "model.safetensors.index.json"
-VERIFYING = "verifying"
 
 
 def examine(model_dir: Path, progress: Progress) -> tuple[FileRecord, ...]:

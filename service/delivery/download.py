@@ -12,7 +12,7 @@ from pathlib import Path
 from service import __version__
 from service.delivery import manifest as manifests
 from service.delivery import volume
-from service.delivery.attempt import VERIFYING, Attempt
+from service.delivery.attempt import Attempt
 from service.delivery.directory import examine
 from service.delivery.failures import TREATMENTS, Cause, DeliveryFailed
 from service.delivery.inspection import Damage, inspect
@@ -25,7 +25,7 @@ from service.delivery.signals import Stopped, stopping
 from service.delivery.sources import hub_client
 from service.delivery.symptoms import failure_of
 from service.delivery.termination import leave_message
-from service.delivery.transfer_progress import show_transfer
+from service.delivery.transfer_progress import VERIFYING, show_transfer
 from service.delivery.worker import CLIENT_SCRATCH
 from service.download_settings import DownloadSettings
 from service.environment import load_download_settings

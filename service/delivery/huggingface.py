@@ -39,7 +39,7 @@ class HuggingFace:
     def list_files(self, request: Request) -> Listing:
         """The commit, then its tree page by page; large files have a SHA-256 there, small ones their git blob id."""
         revision = quote(request.revision, safe="")
-        commit = self._json(f"{self._base}/api/models/{request.repo}/revision/{revision}")[0]["sha"]
+        commit = quote(self._json(f"{self._base}/api/models/{request.repo}/revision/{revision}")[0]["sha"], safe="")
         entries: list[dict[str, Any]] = []
         page: str | None = f"{self._base}/api/models/{request.repo}/tree/{commit}?recursive=true"
         for _ in range(MAX_PAGES):
@@ -60,7 +60,10 @@ class HuggingFace:
     def _json(self, url: str) -> tuple[Any, str | None]:
         with requests.get(url, headers=self._headers, timeout=self._timeout) as response:
             response.raise_for_status()
-            return response.json(), response.links.get("next", {}).get("url")
+            following = response.links.get("next", {}).get("url")
+            if following and not following.startswith(f"{self._base}/"):
+                raise ValueError("the listing goes on at another host, which must not see the token")
+            return response.json(), following
 
     def _fetch(self, request: Request, file: dict[str, Any]) -> None:
         target = Path(request.directory, file["path"])

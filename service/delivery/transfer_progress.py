@@ -17,6 +17,9 @@ from service.delivery.progress import LOG_EVERY_SECONDS, BarProgress, Progress
 
 log = logging.getLogger(__name__)
 
+DOWNLOADING = "downloading"
+VERIFYING = "verifying"
+
 WINDOW_SECONDS = 30.0
 
 

@@ -8,7 +8,7 @@ import pytest
 from service.delivery import manifest as manifests
 from service.delivery.catalog import PARTIAL_SUFFIX
 from tests.support.download_process import Download, assert_complete, download, wait_until
-from tests.support.fake_hub import FakeHub, Fault
+from tests.support.fake_hub import FakeHub, Fault, running_hub
 from tests.support.model_files import SHARDS, UNWANTED, make_repository, sha256_of, wanted_files, write_shard
 
 FIRST, SECOND = SHARDS
@@ -199,6 +199,22 @@ def test_hugging_face_files_are_asked_for_by_commit(hub: FakeHub, model_dir: Pat
     manifest = manifests.read(model_dir)
     assert manifest
     assert (manifest.revision, manifest.commit, manifest.unlisted) == ("main", hub.commit, [])
+
+
+def test_a_listing_of_many_pages_is_read_to_its_end(hub: FakeHub, model_dir: Path) -> None:
+    hub.page_size = 2
+    assert download(model_dir, hub, INTERNLM_SOURCE="huggingface").code == 0
+    assert_complete(model_dir, hub.directory)
+
+
+def test_a_listing_that_goes_on_at_another_host_is_not_followed(hub: FakeHub, model_dir: Path) -> None:
+    hub.page_size = 2
+    with running_hub(hub.directory, hub.repo) as other:
+        hub.storage = other.endpoint
+        outcome = download(model_dir, hub, INTERNLM_SOURCE="huggingface")
+        assert outcome.code == 1
+        assert "bad-answer: " in outcome.last_line
+        assert not other.requests
 
 
 def test_the_digest_names_the_content_whatever_the_source(hub: FakeHub, tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ class FakeHub:
         self.extra_entries: list[dict[str, Any]] = []
         """Entries the listing has beside the directory's files: for a hub that lies."""
         self.many_entries = 0
+        self.page_size = 0
+        """Entries of one page of a Hugging Face listing; 0: all on one."""
         self.closing = threading.Event()
         self._hashes: dict[tuple[str, int, int], tuple[str, str]] = {}
         self.lock = threading.Lock()
@@ -219,7 +221,15 @@ class _Handler(BaseHTTPRequestHandler):
             entry = {"type": "file", "path": name, "size": path.stat().st_size, "oid": blob}
             large = {"lfs": {"oid": sha256, "size": path.stat().st_size, "pointerSize": 134}}
             entries.append(entry | large if name.endswith(".safetensors") else entry)
-        self._send_json([*entries, *self.hub.extra_entries])
+        self._send_page([*entries, *self.hub.extra_entries])
+
+    def _send_page(self, entries: list[dict[str, Any]]) -> None:
+        """One page of a listing; the next one's address is in a header, as on Hugging Face."""
+        cursor = int(parse_qs(urlsplit(self.path).query).get("cursor", ["0"])[0])
+        size = self.hub.page_size or len(entries)
+        following = f"{self.hub.storage or self.hub.endpoint}{urlsplit(self.path).path}?cursor={cursor + size}"
+        link = {"Link": f'<{following}>; rel="next"'} if cursor + size < len(entries) else {}
+        self._send_body(json.dumps(entries[cursor : cursor + size]).encode(), "application/json", link)
 
     def _spoiled_listing(self, revision: str) -> bool:
         """Answer a listing as its fault has it; False if there is none."""
@@ -309,8 +319,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_json(self, body: object) -> None:
         self._send_body(json.dumps(body).encode(), "application/json")
 
-    def _send_body(self, body: bytes, kind: str) -> None:
+    def _send_body(self, body: bytes, kind: str, headers: dict[str, str] | None = None) -> None:
         self.send_response(200)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
