@@ -1,6 +1,6 @@
 """Runs in the client pod: ask one question, say `first` at the first token, and end with one line of JSON.
 
-Use: python - URL BODY. A body with "stream": true is read as server-sent events, another as one JSON answer.
+Use: python - URL BODY KEY. A body with "stream": true is read as server-sent events, another as one JSON answer.
 """
 
 import json
@@ -34,7 +34,8 @@ def whole(response):
     outcome["tokens"] = answer["usage"]["completion_tokens"]
 
 
-request = urllib.request.Request(url + "/v1/chat", json.dumps(body).encode(), {"Content-Type": "application/json"})
+headers = {"Content-Type": "application/json", "Authorization": f"Bearer {sys.argv[3]}"}
+request = urllib.request.Request(url + "/v1/chat", json.dumps(body).encode(), headers)
 try:
     with urllib.request.urlopen(request, timeout=600) as response:
         outcome["status"] = response.status

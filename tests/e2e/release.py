@@ -16,6 +16,7 @@ from tests.support.tools import KUBECTL, path_of
 
 REPOSITORY = "tests/smollm2"
 TOKEN = "e2e-hub-token-7f3a91"
+API_KEY = "sk-e2e-0c1d2e3f4a5b6c7d8e9f"
 QUESTION = "Tell me the story of the lighthouse at Ardnamurchan."
 CLIENT = "client"
 CHAT_SCRIPT = ROOT / "tests" / "e2e" / "ask.py"
@@ -45,6 +46,7 @@ class Hub:
         self._cluster.apply(
             {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "hub"}, "data": {"fake_hub.py": script}},
             {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub-token"}, "stringData": {"token": TOKEN}},
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "api-keys"}, "stringData": {"keys": API_KEY}},
             {
                 "apiVersion": "v1",
                 "kind": "Service",
@@ -107,6 +109,7 @@ class Release:
                 "tag": self.cluster.tag,
                 "pullPolicy": self.cluster.pull_policy,
             },
+            "apiKeys": {"secretName": "api-keys"},
             "ingress": {"enabled": True},
             "monitoring": {"scrape": "annotations"},
         }
@@ -145,10 +148,11 @@ class Release:
     def wait_ready(self) -> None:
         self.cluster.kubectl("rollout", "status", f"deployment/{NAME}", "--timeout=600s")
 
-    def ask(self, body: Values | None = None, url: str = f"http://{NAME}:6006") -> Asked:
-        """Ask from the client pod, streaming."""
-        body = {"prompt": QUESTION, "stream": True} | (body or {})
-        command = [path_of(KUBECTL), "-n", NAMESPACE, "exec", "-i", CLIENT, "--", "python", "-", url, json.dumps(body)]
+    def ask(self, body: Values | None = None, key: str = API_KEY) -> Asked:
+        """Ask from the client pod by the Service's name, streaming."""
+        said = json.dumps({"prompt": QUESTION, "stream": True} | (body or {}))
+        script = ["python", "-", f"http://{NAME}:6006", said, key]
+        command = [path_of(KUBECTL), "-n", NAMESPACE, "exec", "-i", CLIENT, "--", *script]
         with CHAT_SCRIPT.open() as script:
             process = subprocess.Popen(
                 command,

@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 
-from tests.e2e.release import ENDLESS, QUESTION, REPOSITORY, TOKEN, Release
+from tests.e2e.release import API_KEY, ENDLESS, QUESTION, REPOSITORY, TOKEN, Release
 from tests.support.cluster import CommandFailed
 from tests.support.helm import NAME, RELEASE
 
@@ -39,7 +39,7 @@ def test_the_init_container_brings_the_model_and_the_pod_gets_ready(release: Rel
 def test_helm_test_asks_the_model_and_passes(release: Release) -> None:
     said = release.cluster.helm("test", RELEASE, "--logs", "--timeout", "300s")
     assert "Succeeded" in said
-    assert "model: smollm2" in said
+    assert "models: smollm2" in said
     assert "counted: yes" in said
 
 
@@ -52,11 +52,16 @@ def test_a_pod_asks_by_the_services_name(release: Release) -> None:
 def test_port_forward_and_the_tutorials_call(release: Release) -> None:
     with release.cluster.forward(f"service/{NAME}", 6006) as url:
         body = json.dumps({"prompt": "What is the capital of France?", "temperature": 0}).encode()
-        request = urllib.request.Request(url + "/v1/chat", body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {API_KEY}"}
+        request = urllib.request.Request(url + "/v1/chat", body, headers)
         answer = json.load(urllib.request.urlopen(request, timeout=300))
     assert answer["status"] == 200
     assert "Paris" in answer["response"]
     assert set(answer) >= {"response", "status", "time"}
+
+
+def test_without_a_key_nothing_is_answered(release: Release) -> None:
+    assert release.ask(key="sk-wrong").outcome()["status"] == 401
 
 
 def test_the_containers_run_restricted(release: Release) -> None:
@@ -176,6 +181,7 @@ def test_no_secret_and_no_prompt_shows_anywhere(release: Release) -> None:
     shown = release.logs() + release.cluster.events() + release.cluster.helm("get", "all", RELEASE)
     shown += json.dumps(release.cluster.get("pods")["items"])
     assert TOKEN not in shown
+    assert API_KEY not in shown
     assert "Ardnamurchan" in QUESTION
     assert "Ardnamurchan" not in shown
     assert REPOSITORY in shown, "it was the right release"

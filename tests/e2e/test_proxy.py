@@ -15,12 +15,14 @@ import httpx
 import pytest
 
 from tests.chart.test_helm_test import free_port
-from tests.e2e.release import ENDLESS, QUESTION, Release
+from tests.e2e.release import API_KEY, ENDLESS, QUESTION, Release
 from tests.support.helm import NAME
 
 PREFIX = "nginx.ingress.kubernetes.io/"
 MINUTE = 60
 """nginx's own `proxy_read_timeout`, in seconds."""
+
+KEY = {"Authorization": f"Bearer {API_KEY}"}
 
 CONFIG = """
 daemon off; pid {folder}/pid; error_log stderr;
@@ -88,7 +90,7 @@ def tokens(release: Release) -> int:
 def stream(url: str, tokens: int) -> dict[str, Any]:
     """First and last arrival, in seconds from the answer's head, and the last line."""
     body = ENDLESS | {"prompt": QUESTION, "max_new_tokens": tokens, "stream": True}
-    with httpx.stream("POST", url + "/v1/chat", json=body, timeout=600) as response:
+    with httpx.stream("POST", url + "/v1/chat", json=body, headers=KEY, timeout=600) as response:
         begin = time.monotonic()
         arrivals = [(time.monotonic() - begin, line) for line in response.iter_lines() if line]
     return {"first": arrivals[0][0], "seconds": arrivals[-1][0], "last": arrivals[-1][1]}
@@ -96,7 +98,7 @@ def stream(url: str, tokens: int) -> dict[str, Any]:
 
 def whole(url: str, tokens: int) -> int:
     body = ENDLESS | {"prompt": QUESTION, "max_new_tokens": tokens}
-    return httpx.post(url + "/v1/chat", json=body, timeout=600).status_code
+    return httpx.post(url + "/v1/chat", json=body, headers=KEY, timeout=600).status_code
 
 
 def test_answers_longer_than_a_minute_pass_the_ingress_and_not_a_proxy_as_it_comes(

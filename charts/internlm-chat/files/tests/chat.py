@@ -62,9 +62,8 @@ def counted_since(before: float) -> bool:
 
 
 def main() -> None:
-    health = call("/")
-    print("ready:", health["status"])
-    print("model:", health["model"])
+    print("ready:", call("/")["status"])
+    print("models:", ", ".join(model["id"] for model in call("/v1/models")["data"]))
     before = answered()
     answer = call("/v1/chat", {"prompt": "What is the capital of France?", "max_new_tokens": 32})
     if not str(answer["response"]).strip():
