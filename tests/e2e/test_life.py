@@ -179,7 +179,7 @@ def termination_message(release: Release) -> str:
 
 def test_no_secret_and_no_prompt_shows_anywhere(release: Release) -> None:
     shown = release.logs() + release.cluster.events() + release.cluster.helm("get", "all", RELEASE)
-    shown += json.dumps(release.cluster.get("pods")["items"])
+    shown += json.dumps(release.pods())
     assert TOKEN not in shown
     assert API_KEY not in shown
     assert "Ardnamurchan" in QUESTION

@@ -51,12 +51,17 @@ def podman(*arguments: str) -> str:
     return run("podman", *arguments, env=containers_conf())
 
 
+def logs(name: str) -> str:
+    """What a container has said on standard output and standard error."""
+    return run("sh", "-c", f"podman logs {name} 2>&1", env=containers_conf())
+
+
 @contextmanager
 def container(image: str, *options: str, command: tuple[str, ...] = ()) -> Iterator[str]:
-    """A running container as a restricted pod runs it: read-only root, no capabilities; yields its id."""
+    """A running container as a restricted pod runs it, without any network: read-only root, no capabilities; its id."""
     restricted = ["--read-only", "--read-only-tmpfs=false", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
     writable = ["--tmpfs", "/tmp:size=64m", "--tmpfs", "/cache:size=64m,mode=1777"]
-    name = podman("run", "--detach", "--network", "host", *restricted, *writable, *options, image, *command).strip()
+    name = podman("run", "--detach", "--network", "none", *restricted, *writable, *options, image, *command).strip()
     try:
         yield name
     finally:

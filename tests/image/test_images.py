@@ -1,0 +1,125 @@
+"""What is in the images, how large they are, and that the CPU image answers a chat without any network."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import images
+from tests.support.cluster import CommandFailed
+from tests.support.images import base_megabytes, build, container, logs, megabytes, podman
+
+REASON = images.reason_to_skip()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
+
+LAYERS_MB = {"downloader": 75, "server-cpu": 1500}
+"""The most that each image may add to its base. The smallest official base has 125 MB: a downloader under 200 MB."""
+
+PATIENCE = 300
+
+
+ASK = """
+import json, sys, urllib.request
+body = json.dumps(json.loads(sys.argv[1])).encode() if len(sys.argv) > 1 else None
+path = "/v1/chat" if body else "/"
+request = urllib.request.Request("http://127.0.0.1:6006" + path, body, {"Content-Type": "application/json"})
+print(urllib.request.urlopen(request, timeout=200).read().decode())
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A running and ready server-cpu container."""
+    with container(build("server-cpu"), "--memory", "3g") as name:
+        wait_ready(name)
+        yield name
+
+
+def ask(name: str, *body: str) -> dict[str, object]:
+    """What the server answers inside the container's own, empty network."""
+    return json.loads(podman("exec", name, "python", "-c", ASK, *body))  # type: ignore[no-any-return]
+
+
+def wait_ready(name: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(CommandFailed):
+            ask(name)
+            return
+        time.sleep(0.5)
+    raise AssertionError(logs(name))
+
+
+def inspect(image: str) -> dict[str, object]:
+    return json.loads(podman("image", "inspect", image))[0]["Config"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("target", ["server-cpu", "downloader"])
+def test_an_image_has_a_user_labels_and_no_surplus(target: str) -> None:
+    image = build(target)
+    config = inspect(image)
+    added = megabytes(image) - base_megabytes()
+    sys.stderr.write(f"\n{target}: {megabytes(image)} MB, {added} MB of them ours\n")
+    assert added <= LAYERS_MB[target]
+    assert config["User"] == "10001:10001"
+    labels = config["Labels"]
+    assert isinstance(labels, dict)
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert labels["org.opencontainers.image.version"] == "e2e"
+
+
+def test_the_downloader_has_neither_torch_nor_a_web_server() -> None:
+    script = "import importlib.util as u; print([m for m in ('torch', 'fastapi', 'transformers') if u.find_spec(m)])"
+    with_python = ["run", "--rm", "--network", "none", "--entrypoint", "python", build("downloader"), "-c", script]
+    assert podman(*with_python).strip() == "[]"
+
+
+def test_the_downloader_says_what_it_lacks_under_a_read_only_root() -> None:
+    image = build("downloader")
+    with container(image, "--env", "INTERNLM_MODEL_DIR=/nowhere/model") as name:
+        assert podman("wait", name).strip() == "1"
+        said = logs(name)
+    assert "/nowhere" in said
+    assert "Traceback" not in said
+
+
+def test_the_cpu_image_answers_a_question_without_any_network(server: str) -> None:
+    answer = ask(server, json.dumps({"prompt": "What is the capital of France?", "temperature": 0}))
+    assert "Paris" in str(answer["response"])
+
+
+def test_the_server_runs_without_rights_and_writes_only_where_it_may(server: str) -> None:
+    status = podman("exec", server, "cat", "/proc/1/status")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert fields["Uid"].split("\t")[0] == "10001"
+    assert int(fields["CapEff"], 16) == 0
+    assert fields["NoNewPrivs"] == "1"
+    assert podman("exec", server, "python", "-c", "import getpass; print(getpass.getuser())").strip() == "chat"
+    with pytest.raises(CommandFailed, match="Read-only file system"):
+        podman("exec", server, "touch", "/opt/app/x")
+
+
+def test_the_server_ends_at_sigterm_with_status_0() -> None:
+    with container(build("server-cpu"), "--env", "INTERNLM_DRAIN_DELAY=0") as name:
+        wait_ready(name)
+        podman("kill", "--signal", "TERM", name)
+        assert podman("wait", name).strip() == "0"
+
+
+def test_a_new_version_of_our_code_costs_one_small_layer() -> None:
+    history = json.loads(podman("image", "inspect", build("server-cpu")))[0]["History"]
+    order = [step.get("created_by", "") for step in history]
+    app = max(i for i, step in enumerate(order) if "/opt/app" in step and "COPY" in step)
+    venv = max(i for i, step in enumerate(order) if "/opt/venv" in step and "COPY" in step)
+    assert venv < app
+
+
+def test_nothing_but_what_is_named_gets_into_the_build() -> None:
+    lines = (Path(__file__).parents[2] / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    assert not [rule for rule in rules if "secret" in rule or ".git" in rule or ".env" in rule]
