@@ -52,7 +52,8 @@ class ModelScope:
     def list_files(self, request: Request) -> Listing:
         """One request; ModelScope names every file's SHA-256 and the commit that last touched it."""
         entries = self._api.legacy.list_repo_files(request.repo, "model", revision=request.revision)
-        files = [entry for entry in entries if entry.get("Type") != "tree"]
+        # Neither folders nor what git has besides files: links and submodules.
+        files = [entry for entry in entries if entry.get("Type", "blob") == "blob"]
         newest: dict[str, Any] = max(files, key=lambda entry: _number(entry.get("CommittedDate")), default={})
         if len(entries) > MAX_ENTRIES:
             return Listing([{}] * len(entries), None)

@@ -90,6 +90,16 @@ def test_a_listed_size_that_is_wrong_ends_without_a_manifest(hub: FakeHub, model
     assert manifests.read(model_dir) is None
 
 
+@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+@pytest.mark.parametrize("kind", ["symlink", "commit", "tree"])
+def test_links_submodules_and_folders_of_a_repository_are_no_files(
+    hub: FakeHub, model_dir: Path, source: str, kind: str
+) -> None:
+    hub.extra_entries = [entry("extra.json") | {"Type": kind, "type": kind}]
+    assert download(model_dir, hub, INTERNLM_SOURCE=source).code == 0
+    assert_complete(model_dir, hub.directory)
+
+
 def test_code_and_pickles_are_never_fetched(hub: FakeHub, model_dir: Path) -> None:
     assert download(model_dir, hub).code == 0
     asked = {request.query["FilePath"] for request in hub.file_requests}

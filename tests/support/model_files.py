@@ -17,6 +17,8 @@ CONFIG = {
     "head_dim": 16,
     "vocab_size": 512,
     "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 50_000_000,
     "torch_dtype": "bfloat16",
 }
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
