@@ -25,6 +25,8 @@ LARGEST_BACKLOG = 64 * 1024 * 1024
 """Bytes a client may leave unread before it is given up."""
 FAREWELL_TIMEOUT = 2.0
 """Seconds the last message gets to leave the process."""
+EXIT_DEAF = 3
+"""The exit code of an engine that nobody can reach any more; those of `worker.py` are smaller."""
 
 
 class _Connection:
@@ -60,6 +62,7 @@ class Listener:
         self._steps: StepLoop | None = None
         self._ending = False
         self._alone_since = 0.0
+        self._greeted = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._run, name="listener", daemon=True).start()
 
@@ -87,7 +90,11 @@ class Listener:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._serve())
+        try:
+            self._loop.run_until_complete(self._serve())
+        except Exception:
+            logger.exception("nobody can reach this engine any more: the process ends")
+            os._exit(EXIT_DEAF)
 
     async def _serve(self) -> None:
         listener = socket.socket(fileno=self._orders.listener)
@@ -103,6 +110,7 @@ class Listener:
         """One connection, from Hello to its end, when all its requests are cancelled."""
         connection = _Connection(writer)
         self._connections.add(connection)
+        self._greeted.set()
         connection.send(self._hello)
         connection.send(self._beat())
         decoder = wire.client_decoder()
@@ -197,6 +205,8 @@ class Listener:
         os.kill(os.getpid(), signal.SIGTERM)
 
     async def _say_goodbye(self, message: wire.Ended) -> None:
+        # Whoever started this process connected before it said what to load, but may not have been let in yet.
+        await self._greeted.wait()
         self._broadcast(wire.frame(message))
         for connection in list(self._connections):
             connection.writer.transport.set_write_buffer_limits(0)  # so that drain waits for the last byte
