@@ -4,6 +4,7 @@ A sequence's position p lies in block `table[p // block_size]` at offset `p % bl
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -38,10 +39,34 @@ class PagedCache:
         must be finite, since neither a score nor a weight of zero takes a stranger's NaN away."""
         self._data.index_fill_(2, blocks, 0)
 
-    def write(self, layer: int, places: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Put k, v [T, kv_heads, head_dim] at `places` [T], each block * block_size + offset."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, places, k)
-        self.values[layer].flatten(0, 1).index_copy_(0, places, v)
+
+class Attention(Protocol):
+    """Attention of one step's tokens over what each may see; token t's KV belongs at `places[t]` of `cache`.
+
+    A place is block * block_size + offset; the model writes there before it asks for attention.
+    """
+
+    cache: PagedCache
+    places: torch.Tensor  # int64 [T]
+
+    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """q [T, heads, head_dim] and the new k, v [T, kv_heads, head_dim] -> [T, heads, head_dim]."""
+        ...
+
+
+class MixedAttention:
+    """Prompt chunks in the first rows, one new token per running sequence in the others: one pass over the weights
+    for both, which a decode is bound by."""
+
+    def __init__(self, prefill: Attention, decode: Attention) -> None:
+        self.cache = prefill.cache
+        self.places = torch.cat((prefill.places, decode.places))
+        self._rows = prefill.places.shape[0]
+        self._prefill, self._decode = prefill, decode
+
+    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        n = self._rows
+        return torch.cat((self._prefill(layer, q[:n], k[:n], v[:n]), self._decode(layer, q[n:], k[n:], v[n:])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +87,12 @@ class PrefillAttention:
     """Causal attention of prompt chunks, each over its own sequence from position 0 on, cached prefix included."""
 
     def __init__(self, cache: PagedCache, places: torch.Tensor, spans: list[ChunkSpan]) -> None:
-        self._cache = cache
-        self._places = places
+        self.cache = cache
+        self.places = places
         self._spans = spans
         self._masks = [_causal_mask(span, places.device) for span in spans]
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        self._cache.write(layer, self._places, k, v)
         out = torch.empty_like(q)
         for span, mask in zip(self._spans, self._masks, strict=True):
             rows = slice(span.first, span.last)
@@ -85,7 +109,7 @@ class PrefillAttention:
         return out
 
     def _context(self, layer: int, span: ChunkSpan) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
         return keys[span.blocks].flatten(0, 1)[: span.end], values[span.blocks].flatten(0, 1)[: span.end]
 
 
@@ -105,24 +129,23 @@ class DecodeAttention:
     """
 
     def __init__(self, cache: PagedCache, tables: torch.Tensor, positions: torch.Tensor) -> None:
-        self._cache = cache
+        self.cache = cache
         size = cache.block_size
         block = positions // size
-        self._places = tables.gather(1, block[:, None]).squeeze(1).long() * size + positions % size
+        self.places = tables.gather(1, block[:, None]).squeeze(1).long() * size + positions % size
         columns = torch.arange(tables.shape[1], device=tables.device)
         self._blocks = torch.where(columns <= block[:, None], tables, SCRATCH_BLOCK).flatten()
         keys = torch.arange(tables.shape[1] * size, device=tables.device)
         self._mask = (keys <= positions[:, None])[:, None, None]  # [B, 1, 1, W * block_size]
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        self._cache.write(layer, self._places, k, v)
         rows, heads, head_dim = q.shape
         # Query heads that share a key head become that head's queries, so that no key is copied for each of them.
         grouped = q.reshape(rows, k.shape[1], -1, head_dim)
         attended = scaled_dot_product_attention(
             grouped,
-            self._gather(self._cache.keys[layer]),
-            self._gather(self._cache.values[layer]),
+            self._gather(self.cache.keys[layer]),
+            self._gather(self.cache.values[layer]),
             attn_mask=self._mask,
         )
         return attended.reshape(rows, heads, head_dim)

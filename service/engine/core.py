@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -18,17 +19,28 @@ from service.engine.base import (
     StepFailed,
 )
 from service.engine.kv_cache import BlockPool
+from service.engine.pace import PrefillPace
 from service.engine.scheduler import Scheduler
 from service.engine.step import OutOfMemory, Pending, Runner, StepPlan
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    """A step that was launched, and when."""
+
+    plan: StepPlan
+    pending: Pending
+    launched: float
+
+
 class NativeCore:
     """`Core` out of a scheduler and a runner.
 
     `depth` steps stay in flight after `step`: 0 waits for each step (CPU), 1 launches the next step before it waits
-    for the last one's tokens (GPU), so that the device computes while the host handles them.
+    for the last one's tokens (GPU), so that the device computes while the host handles them. `pace` bounds what
+    prompts may add to the steps of running streams; None: nothing but `step_tokens` does.
     """
 
     def __init__(
@@ -40,6 +52,7 @@ class NativeCore:
         depth: int = 0,
         clock: Callable[[], float] = time.monotonic,
         gpu_memory: Callable[[], list[GpuMemory]] = list,
+        pace: PrefillPace | None = None,
     ) -> None:
         pool = BlockPool(runner.num_blocks, runner.block_size, prefix_cache=config.prefix_cache)
         limits = Limits(
@@ -55,8 +68,9 @@ class NativeCore:
         self._depth = depth
         self._clock = clock
         self._gpu_memory = gpu_memory
-        self._scheduler = Scheduler(limits, pool)
-        self._in_flight: deque[tuple[StepPlan, Pending]] = deque()
+        self._scheduler = Scheduler(limits, pool, pace)
+        self._in_flight: deque[_InFlight] = deque()
+        self._finished = 0.0  # when the last step's tokens came
 
     @property
     def info(self) -> EngineInfo:
@@ -100,7 +114,9 @@ class NativeCore:
             if self.idle:
                 self._scheduler.check_idle()
         except Exception as error:
-            message = f"the engine broke in a step: {type(error).__name__}: {error}"
+            # What CUDA adds in further lines is advice for the debugger.
+            reason = (str(error).strip().splitlines() or [""])[0]
+            message = f"the engine broke in a step: {type(error).__name__}: {reason}"
             raise StepFailed(message, events + self.fail(message)) from error
         return events
 
@@ -120,14 +136,32 @@ class NativeCore:
             events += self.fail_newest(f"the device ran out of memory: {error}")
             return False
         self._scheduler.launched(plan)
-        self._in_flight.append((plan, pending))
+        self._in_flight.append(_InFlight(plan, pending, self._clock()))
         return True
 
     def _collect(self) -> list[Event]:
         """Wait for the oldest step in flight and hand out its tokens."""
-        plan, pending = self._in_flight.popleft()
-        tokens = pending.tokens()
-        expected = len(plan.sampled)
+        step = self._in_flight.popleft()
+        try:
+            tokens = step.pending.tokens()
+        except OutOfMemory as error:
+            return self._recover(step, error)
+        expected = len(step.plan.sampled)
         if len(tokens) != expected:
             raise RuntimeError(f"a step gave {len(tokens)} tokens, {expected} were due")
-        return self._scheduler.commit(plan, tokens, self._clock())
+        now = self._clock()
+        # Steps run one after the other: this one began when it was launched, or when the one before was done.
+        self._scheduler.measured(step.plan, now - max(step.launched, self._finished))
+        self._finished = now
+        return self._scheduler.commit(step.plan, tokens, now)
+
+    def _recover(self, step: _InFlight, error: OutOfMemory) -> list[Event]:
+        """A step that had been launched lacked memory: it and all behind it are lost and computed again, without the
+        newest request."""
+        lost = [step, *self._in_flight]
+        self._in_flight.clear()
+        logger.error("out of memory in a launched step; %s steps are computed again", len(lost))
+        events = self.fail_newest(f"the device ran out of memory: {error}")
+        for sequence in self._scheduler.lose([each.plan for each in lost]):
+            self._runner.admit(sequence)
+        return events

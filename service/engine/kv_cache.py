@@ -6,6 +6,7 @@ block uses it in a step that is launched later than every step of the block's fo
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -121,8 +122,11 @@ class BlockPool:
         lease.blocks = []
         lease.twins = {}
 
-    def forget(self) -> None:
-        """Empty the prefix cache: what the blocks hold is no longer to be trusted. No lease may publish after it."""
+    def forget(self, leases: Iterable[Lease] = ()) -> None:
+        """Empty the prefix cache: what the blocks hold is no longer to be trusted. `leases`, all that are held, publish
+        nothing from now on: what their blocks hang on can't be found any more."""
+        for lease in leases:
+            lease.published = len(lease.blocks)
         self._free += self._idle
         for book in (self._idle, self._published, self._key_of, self._uid_of):
             book.clear()

@@ -1,74 +1,58 @@
 """The InternLM3 / Llama decoder on fused weights: linear, RMSNorm, RoPE, grouped-query attention, SiLU-gated MLP.
 
-Attention itself is a callable of the step (see `attention`): a model computes tokens, whoever they belong to.
-Arithmetic follows transformers' Llama to the cast, so that fp32 tokens are the same.
+Attention itself is a callable of the step (see `attention`): a model computes tokens, whoever they belong to. What it
+computes with is an `Ops`; on torch's operations the arithmetic follows transformers' Llama to the cast, so that fp32
+tokens are the same.
 """
 
-from typing import Protocol
-
 import torch
-from torch.nn.functional import embedding, linear, silu
+from torch.nn.functional import embedding
 
+from service.engine.attention import Attention
 from service.engine.config import ModelConfig
+from service.engine.kernels.ops import Ops
 from service.engine.weights import LayerWeights, Weights
-
-
-class Attention(Protocol):
-    """Attention of one step's tokens over what each may see."""
-
-    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """q [T, heads, head_dim] and the new k, v [T, kv_heads, head_dim] -> [T, heads, head_dim]."""
-        ...
 
 
 class Model:
     """A decoder with its weights; stateless between calls."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, max_positions: int) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, max_positions: int, ops: Ops | None = None) -> None:
         self.config = config
+        self.ops = ops or Ops()
         self._weights = weights
         self._cos, self._sin = rope_tables(config, max_positions, weights.embedding)
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
-        """Final hidden states [T, hidden] of `tokens` [T] at `positions` [T]."""
+        """Final hidden states [T, hidden] of `tokens` [T] at `positions` [T]; writes their KV."""
         eps = self.config.rms_norm_eps
-        cos, sin = self._cos[positions, None], self._sin[positions, None]
-        residual = embedding(tokens, self._weights.embedding)
+        ops, residual = self.ops, None
+        x = embedding(tokens, self._weights.embedding)
         for index, layer in enumerate(self._weights.layers):
-            hidden = rms_norm(residual, layer.input_norm, eps)
-            q, k, v = self._qkv(hidden, layer)
-            attended = attention(index, rotate(q, cos, sin), rotate(k, cos, sin), v)
-            residual = residual + linear(attended.flatten(1), layer.o, layer.o_bias)
-            residual = residual + _mlp(rms_norm(residual, layer.post_norm, eps), layer)
-        return rms_norm(residual, self._weights.norm, eps)
+            qkv, residual = ops.norm_linear(x, residual, layer.input_norm, eps, layer.qkv, layer.qkv_bias)
+            attended = self._attend(index, qkv, positions, attention)
+            x = ops.linear(attended, layer.o, layer.o_bias)
+            x, residual = self._mlp(x, residual, layer)
+        return ops.add_rms_norm(x, residual, self._weights.norm, eps)[0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """fp32 logits [R, vocab] of hidden states [R, hidden]."""
-        return linear(hidden, self._weights.head).float()
+        """Logits [R, vocab] of hidden states [R, hidden], in the weights' dtype."""
+        return self.ops.linear(hidden, self._weights.head)
 
-    def _qkv(self, hidden: torch.Tensor, layer: LayerWeights) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        c = self.config
-        heads = linear(hidden, layer.qkv, layer.qkv_bias).view(-1, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
+    def _attend(self, index: int, qkv: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
+        """[T, heads * head_dim] of one layer's fused projection [T, (heads + 2 * kv_heads) * head_dim]."""
+        c, cache = self.config, attention.cache
+        keys, values = cache.keys[index], cache.values[index]
+        self.ops.rotate_and_cache(qkv, self._cos, self._sin, positions, attention.places, keys, values)
+        heads = qkv.view(-1, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
         q, k, v = torch.split(heads, [c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1)
-        return q, k, v
+        return attention(index, q, k, v).flatten(1)
 
-
-def _mlp(hidden: torch.Tensor, layer: LayerWeights) -> torch.Tensor:
-    gate, up = linear(hidden, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
-    return linear(silu(gate) * up, layer.down, layer.down_bias)
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x [T, hidden] over its root mean square, which is taken in fp32, times weight [hidden]."""
-    wide = x.float()
-    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return weight * wide.to(x.dtype)
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """RoPE of x [T, heads, head_dim] by cos, sin [T, 1, head_dim]; pairs are (i, i + head_dim / 2)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    def _mlp(self, x: torch.Tensor, residual: torch.Tensor, layer: LayerWeights) -> tuple[torch.Tensor, torch.Tensor]:
+        gated, residual = self.ops.norm_linear(
+            x, residual, layer.post_norm, self.config.rms_norm_eps, layer.gate_up, layer.gate_up_bias, gated=True
+        )
+        return self.ops.linear(gated, layer.down, layer.down_bias), residual
 
 
 def rope_tables(config: ModelConfig, max_positions: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

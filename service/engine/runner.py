@@ -1,53 +1,43 @@
-"""Computes the steps a scheduler plans: prefill of prompt chunks, one decode of the whole batch, sampling."""
+"""Computes the steps a scheduler plans: one pass over prompt chunks and decodes together, then sampling."""
 
 from collections.abc import Iterator
 
 import torch
 
-from service.engine.attention import ChunkSpan, DecodeAttention, PagedCache, PrefillAttention
+from service.engine.attention import Attention, ChunkSpan, MixedAttention, PagedCache
+from service.engine.graphs import DecodeGraphs
+from service.engine.memory_errors import is_out_of_memory
 from service.engine.model import Model
-from service.engine.sampling import sample
+from service.engine.paths import Paths
+from service.engine.pending import PendingTokens
+from service.engine.sampling import Method
 from service.engine.slots import Slots
-from service.engine.step import Chunk, Decode, OutOfMemory, Sequence, StepPlan
-
-
-class PendingTokens:
-    """`Pending`: tokens on their way to the host."""
-
-    def __init__(self, tokens: torch.Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
-        if tokens.is_cuda:
-            host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-            self._tokens = host.copy_(tokens, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
-        else:
-            self._tokens = tokens
-
-    def tokens(self) -> list[int]:
-        """Wait for the step; one token per entry of the plan's `sampled`."""
-        if self._event is not None:
-            self._event.synchronize()
-        values: list[int] = self._tokens.tolist()
-        return values
+from service.engine.step import Chunk, OutOfMemory, Sequence, StepPlan
 
 
 class TorchRunner:
-    """`Runner` on one device in plain torch. `max_context` bounds the positions of a sequence."""
+    """`Runner` on one device. `max_context` bounds the positions of a sequence.
 
-    def __init__(self, model: Model, cache: PagedCache, max_running: int, max_context: int) -> None:
+    `graphs` computes the steps that are decodes alone, where it can; None computes all steps launch by launch.
+    """
+
+    def __init__(
+        self, model: Model, cache: PagedCache, max_running: int, max_context: int, paths: Paths | None = None
+    ) -> None:
         self.num_blocks = cache.num_blocks
         self.block_size = cache.block_size
         self.max_running = max_running
+        self.graphs: DecodeGraphs | None = None
         self._model = model
         self._cache = cache
+        self._paths = paths or Paths()
         width = -(-max_context // cache.block_size)
-        self._slots = Slots(max_running, width, model.config.vocab_size, cache.device)
+        self.slots = Slots(max_running, width, model.config.vocab_size, cache.device)
 
     @torch.inference_mode()
     def admit(self, sequence: Sequence) -> None:
         """Fill the sequence's slot."""
-        self._slots.admit(sequence)
+        self.slots.admit(sequence)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingTokens:
@@ -57,67 +47,100 @@ class TorchRunner:
         """
         try:
             return self._launch(plan)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        torch.cuda.empty_cache()
         try:
             return self._launch(plan)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise OutOfMemory(str(error)) from error
+
+    @torch.inference_mode()
+    def decode(self, slots: torch.Tensor, methods: set[Method], width: int = 0) -> torch.Tensor:
+        """One more token for each of `slots` [B], whose rows advance; `width`: blocks of the longest sequence."""
+        positions = self.slots.positions[slots]
+        attention = self._paths.decode(self._cache, self.slots.tables, slots, positions, width)
+        return self.sample(self._model.forward(self.slots.tokens[slots], positions, attention), slots, methods)
+
+    def sample(self, hidden: torch.Tensor, slots: torch.Tensor, methods: set[Method]) -> torch.Tensor:
+        """The next tokens [B] of `slots` [B] by their hidden states [B, hidden]; the rows advance."""
+        logits = self._model.logits(hidden)
+        tokens = self._model.ops.sample(logits, self.slots.rows(slots), self.slots.positions[slots] + 1, methods)
+        self.slots.advance(slots, tokens)
+        return tokens
 
     def _launch(self, plan: StepPlan) -> PendingTokens:
         # The slots change last, when nothing large is left to allocate: a step out of memory can be run again.
         self._clear_entered_blocks(plan)
-        hidden = [self._prefill(plan.chunks)] if plan.chunks else []
-        if plan.decodes:
-            hidden.append(self._decode(plan.decodes))
-        slots = [sequence.slot for sequence in plan.sampled]
-        if not slots:
-            return PendingTokens(self._slots.tokens[:0])
-        return PendingTokens(self._sample(torch.cat(hidden), slots))
+        numbers = [sequence.slot for sequence in plan.sampled]
+        methods = self.slots.methods(numbers)
+        if self.graphs is not None and not plan.chunks and self.graphs.can_run(numbers, methods):
+            return PendingTokens(self.graphs.run(numbers))
+        rows, hidden = self._forward(plan)
+        if not numbers:
+            return PendingTokens(self.slots.tokens[:0])
+        slots = self.slots.upload(self._padded(numbers, plan))
+        return PendingTokens(self.sample(hidden[rows], slots, methods)[: len(numbers)])
 
-    def _prefill(self, chunks: list[Chunk]) -> torch.Tensor:
-        """Hidden states [completed chunks, hidden] of the last prompt tokens."""
-        upload = self._slots.upload
+    def _padded(self, numbers: list[int], plan: StepPlan) -> list[int]:
+        """The slots of a step's sampled rows, the spare one where decodes are padded."""
+        count = len(plan.decodes)
+        return numbers + [self.slots.spare] * ((self._paths.padded(count) if count else 0) - count)
+
+    def _forward(self, plan: StepPlan) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows that sample [R] and the hidden states [T, hidden]: chunks first, then decodes, padded."""
+        parts = [self._prompt_part(plan.chunks)] if plan.chunks else []
+        if plan.decodes:
+            parts.append(self._decode_part(plan))
+        tokens = torch.cat([part[0] for part in parts])
+        positions = torch.cat([part[1] for part in parts])
+        attentions = [part[2] for part in parts]
+        attention = attentions[0] if len(attentions) == 1 else MixedAttention(*attentions)
+        prompts = sum(c.end - c.start for c in plan.chunks)
+        rows = [span.last - 1 for c, span in zip(plan.chunks, self._spans(plan.chunks), strict=True) if c.completes]
+        sampled = self.slots.upload([*rows, *range(prompts, tokens.shape[0])])
+        return sampled, self._model.forward(tokens, positions, attention)
+
+    def _prompt_part(self, chunks: list[Chunk]) -> tuple[torch.Tensor, torch.Tensor, Attention]:
+        upload = self.slots.upload
         tokens = upload([t for c in chunks for t in c.sequence.request.prompt_ids[c.start : c.end]])
         positions = upload([p for c in chunks for p in range(c.start, c.end)])
-        spans = list(self._spans(chunks))
         places = upload([place for c in chunks for place in self._places(c)])
-        hidden = self._model.forward(tokens, positions, PrefillAttention(self._cache, places, spans))
-        return hidden[upload([span.last - 1 for c, span in zip(chunks, spans, strict=True) if c.completes])]
+        return tokens, positions, self._paths.prefill(self._cache, places, list(self._spans(chunks)))
+
+    def _decode_part(self, plan: StepPlan) -> tuple[torch.Tensor, torch.Tensor, Attention]:
+        decodes = [d.sequence.slot for d in plan.decodes]
+        slots = self.slots.upload(decodes + [self.slots.spare] * (self._paths.padded(len(decodes)) - len(decodes)))
+        width = max(d.position for d in plan.decodes) // self.block_size + 1
+        positions = self.slots.positions[slots]
+        attention = self._paths.decode(self._cache, self.slots.tables, slots, positions, width)
+        return self.slots.tokens[slots], positions, attention
 
     def _spans(self, chunks: list[Chunk]) -> Iterator[ChunkSpan]:
         first = 0
         for chunk in chunks:
             last = first + chunk.end - chunk.start
             used = -(-chunk.end // self.block_size)
-            yield ChunkSpan(first, last, chunk.end, self._slots.tables[chunk.sequence.slot, :used])
+            yield ChunkSpan(first, last, chunk.end, self.slots.tables[chunk.sequence.slot, :used])
             first = last
 
     def _places(self, chunk: Chunk) -> Iterator[int]:
         blocks, size = chunk.sequence.blocks, self.block_size
         return (blocks[p // size] * size + p % size for p in range(chunk.start, chunk.end))
 
-    def _decode(self, decodes: list[Decode]) -> torch.Tensor:
-        """Hidden states [B, hidden] of each sequence's last token."""
-        slots = self._slots.upload([d.sequence.slot for d in decodes])
-        width = max(d.position for d in decodes) // self.block_size + 1
-        positions = self._slots.positions[slots]
-        attention = DecodeAttention(self._cache, self._slots.tables[slots, :width], positions)
-        return self._model.forward(self._slots.tokens[slots], positions, attention)
-
-    def _sample(self, hidden: torch.Tensor, slots: list[int]) -> torch.Tensor:
-        rows = self._slots.upload(slots)
-        logits = self._model.logits(hidden)
-        places = self._slots.positions[rows] + 1
-        tokens = sample(logits, self._slots.rows(rows), places, self._slots.methods(slots))
-        self._slots.advance(rows, tokens)
-        return tokens
-
     def _clear_entered_blocks(self, plan: StepPlan) -> None:
-        """Blocks this step begins to fill but leaves partly unwritten may hold anything of a former owner's."""
+        """Blocks this step begins to fill but leaves partly unwritten may hold anything of a former owner's.
+
+        Planned attention never looks behind a sequence's end, so that there is nothing to clear for it.
+        """
+        if self._paths.plans_decode:
+            return
         size = self.block_size
         ends = [(c.sequence, c.start, c.end) for c in plan.chunks]
         ends += [(d.sequence, d.position, d.position + 1) for d in plan.decodes]
         entered = [s.blocks[end // size] for s, start, end in ends if end % size and start <= end // size * size]
         if entered:
-            self._cache.clear(self._slots.upload(entered))
+            self._cache.clear(self.slots.upload(entered))

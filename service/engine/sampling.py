@@ -58,11 +58,11 @@ class Rows:
 
 
 def sample(logits: torch.Tensor, rows: Rows, positions: torch.Tensor, methods: set[Method]) -> torch.Tensor:
-    """One token per row [B] of fp32 logits [B, vocab], for the `positions` [B] they will take.
+    """One token per row [B] of logits [B, vocab], taken in fp32, for the `positions` [B] they will take.
 
     `methods` must contain every row's method: the host knows them, and nothing is computed for one that is absent.
     """
-    scores = penalize(logits, rows.seen, rows.penalty)
+    scores = penalize(logits.float(), rows.seen, rows.penalty)
     best, tokens = scores.max(dim=-1)
     if methods <= {Method.GREEDY}:
         return tokens

@@ -14,6 +14,7 @@ from itertools import chain
 from service.engine.admission import CompletionRate, Limits, queue_full, refusal
 from service.engine.base import EngineStats, Event, Finish, FinishReason, GenerationRequest, Token
 from service.engine.kv_cache import BlockPool, Lease
+from service.engine.pace import PrefillPace
 from service.engine.step import Chunk, Decode, Sequence, StepPlan
 
 
@@ -24,9 +25,10 @@ class Scheduler:
     nothing is preempted. Each request gets exactly one Finish, after all its Tokens.
     """
 
-    def __init__(self, limits: Limits, pool: BlockPool) -> None:
+    def __init__(self, limits: Limits, pool: BlockPool, pace: PrefillPace | None = None) -> None:
         self._limits = limits
         self._pool = pool
+        self._pace = pace
         self._open: dict[str, Sequence] = {}
         self._waiting: deque[Sequence] = deque()
         self._running: dict[Sequence, Lease] = {}  # in order of admission, which is order of arrival
@@ -103,12 +105,11 @@ class Scheduler:
         """The next step; empty when there is nothing to compute.
 
         First one decode for every running sequence, then prefill in order of arrival with what is left of
-        `step_tokens`. Prefill gets a block's worth of tokens in any case, so that decodes alone can't starve it.
-        Must be followed by `launched` or `withdraw`.
+        `step_tokens`, or less beside decodes when a pace is kept. Prefill gets a block's worth of tokens in any case,
+        so that decodes alone can't starve it. Must be followed by `launched` or `withdraw`.
         """
         decodes, prefilling = self._plan_decodes()
-        floor = min(self._pool.block_size, self._limits.step_tokens)
-        budget = max(self._limits.step_tokens - len(decodes), floor)
+        budget = self._prompt_budget(len(decodes), len(prefilling) + len(self._waiting))
         chunks = []
         for sequence in chain(prefilling, self._admit(now)):
             end = min(sequence.scheduled + budget, sequence.prompt_length)
@@ -125,12 +126,30 @@ class Scheduler:
         for chunk in plan.chunks:
             self._publish(chunk.sequence, chunk.end)
 
+    def measured(self, plan: StepPlan, seconds: float) -> None:
+        """The step took so long on the device."""
+        if self._pace is not None:
+            self._pace.measured(len(plan.decodes), sum(c.end - c.start for c in plan.chunks), seconds)
+
     def withdraw(self, plan: StepPlan) -> None:
         """The planned step, the latest one, was not launched: its work is still to do."""
         for chunk in plan.chunks:
             chunk.sequence.scheduled = chunk.start
         for decode in plan.decodes:
             decode.sequence.scheduled = decode.position
+
+    def lose(self, plans: list[StepPlan]) -> list[Sequence]:
+        """Launched steps, all that are in flight, came to nothing: their work is still to do.
+
+        Returns the running sequences, whose slots hold anything. Whoever lost a part of its prompt computes it from
+        the start: what it found in the prefix cache may have been another's part of the lost steps.
+        """
+        for plan in reversed(plans):
+            self.withdraw(plan)
+        for sequence in (chunk.sequence for plan in plans for chunk in plan.chunks):
+            sequence.cached = sequence.scheduled = 0
+        self._pool.forget(self._running.values())
+        return list(self._running)
 
     def commit(self, plan: StepPlan, tokens: list[int], now: float) -> list[Event]:
         """Hand out the tokens of a step, one per entry of `plan.sampled`, and end the requests that are complete."""
@@ -166,6 +185,12 @@ class Scheduler:
         assert set(self._open.values()) == {*self._running, *self._waiting}, "an open request is nowhere"
         held = {b for lease in self._running.values() for b in (*lease.blocks, *lease.twins.values())}
         assert len(held) == self._pool.used, "a block is held by nobody"
+
+    def _prompt_budget(self, decodes: int, awaiting: int) -> int:
+        """Most prompt tokens of the next step."""
+        floor = min(self._pool.block_size, self._limits.step_tokens)
+        budget = max(self._limits.step_tokens - decodes, floor)
+        return budget if self._pace is None else min(budget, self._pace.budget(decodes, awaiting))
 
     def _plan_decodes(self) -> tuple[list[Decode], list[Sequence]]:
         """A decode for every sequence that has tokens to come, and the sequences still in prefill."""

@@ -27,7 +27,7 @@ class Slots:
         self._methods = [Method.GREEDY] * rows
 
     def admit(self, sequence: Sequence) -> None:
-        """Give the sequence its row. Nothing here waits for the device."""
+        """Give the sequence its row, as the host knows it. Nothing here waits for the device."""
         slot, request = sequence.slot, sequence.request
         p = request.sampling
         self._methods[slot] = method_of(p, self._vocab_size)
@@ -36,14 +36,17 @@ class Slots:
         self._real[:, slot] = self.upload([p.temperature, p.top_p, p.repetition_penalty], torch.float32)
         table = self.tables[slot].zero_()
         table[: len(sequence.blocks)] = self.upload(sequence.blocks, torch.int32)
-        self._seen[slot].zero_().index_fill_(0, self.upload(request.prompt_ids), True)
+        self._seen[slot].zero_().index_fill_(0, self.upload(request.prompt_ids + sequence.output), True)
         # As if the prompt's last token had just been sampled: a finished prefill then advances like a decode.
-        self.positions[slot] = sequence.prompt_length - 1
+        self.positions[slot] = sequence.prompt_length - 1 + len(sequence.output)
+        if sequence.output:
+            self.tokens[slot] = sequence.output[-1]
 
     def advance(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
         """Each of `slots` [B] has sampled the token beside it."""
         self.tokens.index_copy_(0, slots, tokens)
         self.positions.index_add_(0, slots, torch.ones_like(slots))
+        self.positions[self.spare].zero_()  # padding rows would run out of the block table in time
         self._seen.index_put_((slots, tokens), torch.ones((), dtype=torch.bool, device=self._device))
 
     def rows(self, slots: torch.Tensor) -> Rows:

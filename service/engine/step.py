@@ -85,7 +85,10 @@ class Pending(Protocol):
     """A step that was launched."""
 
     def tokens(self) -> list[int]:
-        """Wait for the step; one token per entry of the plan's `sampled`."""
+        """Wait for the step; one token per entry of the plan's `sampled`.
+
+        Raises OutOfMemory when the step turns out to have lacked memory: it and the steps behind it are lost.
+        """
         ...
 
 
@@ -103,7 +106,8 @@ class Runner(Protocol):
         """Fill the sequence's slot: block table, sampling parameters, which tokens its prompt holds.
 
         Comes right before the step with the sequence's first chunk, while earlier steps may be in flight: they may
-        still use the slot for its previous owner, so what is written on the device must be ordered behind them.
+        still use the slot for its previous owner, so what is written on the device must be ordered behind them. Comes
+        again, with the tokens in `output`, after a step was lost: the slot then holds anything.
         """
         ...
 

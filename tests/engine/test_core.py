@@ -18,7 +18,8 @@ from service.engine.base import (
     Token,
 )
 from service.engine.core import NativeCore
-from service.engine.step import OutOfMemory
+from service.engine.pace import PrefillPace
+from service.engine.step import OutOfMemory, Pending, StepPlan
 from tests.support.runner import VOCAB, ContentPending, ContentRunner, expected_output
 
 NEVER = 1e9
@@ -282,6 +283,57 @@ def test_out_of_memory_ends_the_newest_request_alone(depth: int, after: int) -> 
         assert outputs(events)[each.id] == expected_output(each)
     (message,) = [e.message for e in events if isinstance(e, Finish) and e.reason is FinishReason.ERROR]
     assert message == "the device ran out of memory: tried to allocate 2 GiB"
+
+
+@DEPTHS
+@pytest.mark.parametrize("prefix_cache", [True, False])
+@pytest.mark.parametrize("after", range(7))
+def test_a_launched_step_that_lacked_memory_is_computed_again_without_the_newest_request(
+    depth: int, prefix_cache: bool, after: int
+) -> None:
+    runner = ContentRunner(num_blocks=64)
+    requests = [request(name, range(i // 2, i // 2 + 9), new=7) for i, name in enumerate("abc")]
+    core = added(core_of(runner, depth, step_tokens=5, prefix_cache=prefix_cache), *requests)
+    events = [event for _ in range(after) for event in core.step()]
+    runner.fail_tokens = OutOfMemory("graph launch")
+    events += drain(core)
+    assert sum(reason is FinishReason.ERROR for reason in finishes(events).values()) <= 1
+    for each in requests:
+        if finishes(events)[each.id] is FinishReason.LENGTH:
+            assert outputs(events)[each.id] == expected_output(each)
+    core._scheduler.check_integrity()
+    again = request("again", range(9), new=7)
+    assert outputs(drain(added(core, again)))["again"] == expected_output(again)
+
+
+def test_a_step_time_is_counted_from_the_end_of_the_step_before() -> None:
+    """One step ahead, launched at once: else a step would count the time in which it waited for the other."""
+    now, seen = [0.0], []
+
+    class Recorded(PrefillPace):
+        def measured(self, decodes: int, prompt_tokens: int, seconds: float) -> None:
+            seen.append((decodes, prompt_tokens, seconds))
+
+    runner = ContentRunner()
+    launch = runner.launch
+
+    def timed_launch(plan: StepPlan) -> Pending:
+        pending = launch(plan)
+        return Timed(pending)
+
+    class Timed:
+        def __init__(self, pending: ContentPending) -> None:
+            self._pending = pending
+
+        def tokens(self) -> list[int]:
+            now[0] += 3.0
+            return self._pending.tokens()
+
+    runner.launch = timed_launch  # type: ignore[method-assign, assignment]
+    config = EngineConfig(kind="native", model_dir="")
+    core = NativeCore(runner, info(), config, depth=1, clock=lambda: now[0], pace=Recorded(512))
+    drain(added(core, request("a", range(9), new=4)))
+    assert seen == [(0, 9, 3.0), (1, 0, 3.0), (1, 0, 3.0), (1, 0, 3.0)]
 
 
 def test_out_of_memory_in_every_step_ends_all_requests_and_nothing_hangs() -> None:

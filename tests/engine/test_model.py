@@ -8,7 +8,8 @@ import torch
 
 from service.engine.config import ModelConfig
 from service.engine.generate import load_model
-from service.engine.model import rms_norm, rope_tables, rotate
+from service.engine.kernels.torch_ops import add_rms_norm, rotate_and_cache
+from service.engine.model import rope_tables
 from tests.support.checkpoints import Shape, config_of, tensors_of, write_checkpoint
 from tests.support.plans import load_native, logits_of
 
@@ -108,13 +109,22 @@ def small_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**(values | changes))
 
 
-def test_rotation_depends_on_distances_only() -> None:
+def rotated(x: torch.Tensor, position: int) -> torch.Tensor:
+    """x [head_dim] as the key at `position`, read back from the cache."""
     cos, sin = rope_tables(small_config(head_dim=16), 200, torch.empty(0, dtype=torch.float64))
-    q, k = torch.randn(2, 1, 1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cache = torch.zeros(2, 1, 1, 1, 16, dtype=torch.float64)
+    qkv = x.repeat(1, 3)
+    rotate_and_cache(qkv, cos, sin, torch.tensor([position]), torch.tensor([0]), cache[0], cache[1])
+    assert torch.equal(qkv[0, :16], cache[0, 0, 0, 0]), "query and key turn alike"
+    assert torch.equal(cache[1, 0, 0, 0], x), "values do not turn"
+    return cache[0, 0, 0, 0]
+
+
+def test_rotation_depends_on_distances_only() -> None:
+    q, k = torch.randn(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def score(query_at: int, key_at: int) -> torch.Tensor:
-        rotated = rotate(q, cos[[query_at], None], sin[[query_at], None])
-        return (rotated * rotate(k, cos[[key_at], None], sin[[key_at], None])).sum()
+        return rotated(q, query_at) @ rotated(k, key_at)
 
     torch.testing.assert_close(score(57, 50), score(107, 100), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(score(57, 50), score(57, 40), rtol=1e-3)
@@ -122,4 +132,5 @@ def test_rotation_depends_on_distances_only() -> None:
 
 def test_the_norm_takes_its_variance_in_fp32() -> None:
     x = torch.full((1, 64), 300.0, dtype=torch.float16)  # 300 squared overflows fp16
-    assert torch.equal(rms_norm(x, torch.ones(64, dtype=torch.float16), 1e-5), torch.ones(1, 64, dtype=torch.float16))
+    normed, _ = add_rms_norm(x, None, torch.ones(64, dtype=torch.float16), 1e-5)
+    assert torch.equal(normed, torch.ones(1, 64, dtype=torch.float16))

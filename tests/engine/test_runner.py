@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from service.engine.attention import Attention
 from service.engine.base import SamplingParams
-from service.engine.model import Attention, Model
+from service.engine.model import Model
 from service.engine.runner import TorchRunner
 from service.engine.step import Chunk, Decode, OutOfMemory, Sequence, StepPlan
 from tests.support.checkpoints import Shape, write_checkpoint

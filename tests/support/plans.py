@@ -8,6 +8,7 @@ from service.engine.attention import ChunkSpan, PagedCache, PrefillAttention
 from service.engine.base import GenerationRequest, SamplingParams
 from service.engine.config import read_config
 from service.engine.model import Model
+from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
 from service.engine.step import Chunk, Decode, Sequence, StepPlan
 from service.engine.weights import load_weights
@@ -24,12 +25,12 @@ def load_native(model_dir: Path, dtype: torch.dtype = torch.float32) -> Model:
     return Model(config, weights, config.max_positions)
 
 
-def runner_of(model: Model, *, num_blocks: int = 64, max_running: int = 8) -> TorchRunner:
+def runner_of(model: Model, *, num_blocks: int = 64, max_running: int = 8, paths: Paths | None = None) -> TorchRunner:
     """A runner whose cache starts out poisoned: whoever reads what was never written gets NaN."""
     cache = PagedCache(model.config, num_blocks, BLOCK_SIZE, CPU, torch.float32)
     for tensor in (*cache.keys, *cache.values):
         tensor[1:] = float("nan")
-    return TorchRunner(model, cache, max_running, model.config.max_positions)
+    return TorchRunner(model, cache, max_running, model.config.max_positions, paths)
 
 
 def sequence_of(
@@ -76,4 +77,4 @@ def logits_of(model: Model, prompt: list[int], dtype: torch.dtype) -> torch.Tens
     places = torch.arange(len(prompt)) + BLOCK_SIZE
     span = ChunkSpan(0, len(prompt), len(prompt), torch.arange(1, blocks + 1, dtype=torch.int32))
     attention = PrefillAttention(cache, places, [span])
-    return model.logits(model.forward(torch.tensor(prompt), torch.arange(len(prompt)), attention))
+    return model.logits(model.forward(torch.tensor(prompt), torch.arange(len(prompt)), attention)).float()

@@ -81,6 +81,8 @@ class ContentRunner:
         self._memory = [[-1] * self.block_size for _ in range(self.num_blocks)]
         self._slots: dict[int, Slot] = {}
         self._stream: deque[Callable[[], None]] = deque()
+        self._known: set[int] = set()
+        self._sequences: list[Sequence] = []  # kept alive: an id is one sequence's
 
     def admit(self, sequence: Sequence) -> None:
         error, self.fail_admit = self.fail_admit, None
@@ -88,8 +90,12 @@ class ContentRunner:
             raise error
         number, request = sequence.slot, sequence.request
         assert 0 <= number < self.max_running
-        slot = Slot(list(sequence.blocks), list(request.prompt_ids), request.sampling.seed)
-        fresh = slot.blocks[sequence.cached // self.block_size :]
+        last = sequence.output[-1] if sequence.output else -1
+        slot = Slot(list(sequence.blocks), list(request.prompt_ids), request.sampling.seed, last)
+        # Admitted again, after a lost step, it has written some of its blocks, and others may share them.
+        fresh = [] if id(sequence) in self._known else slot.blocks[sequence.cached // self.block_size :]
+        self._known.add(id(sequence))
+        self._sequences.append(sequence)
         self._stream.append(lambda: self._fill_slot(number, slot, fresh))
 
     def launch(self, plan: StepPlan) -> ContentPending:

@@ -1,0 +1,38 @@
+"""Records device work as CUDA graphs that share one memory pool."""
+
+from collections.abc import Callable
+
+import torch
+
+from service.engine.graphs import Recording
+from service.errors import EngineFailed
+
+
+class CudaRecorder:
+    """`Recorder` on one GPU. Graphs of one pool reuse each other's memory, so they must be replayed one at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, body: Callable[[], torch.Tensor]) -> Recording:
+        """Run `body` once, so that kernels are compiled and libraries hold their workspaces, then capture it."""
+        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            body()
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: the listener's and the readers' threads may go on meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            output = body()
+        return Recording(graph.replay, output)
+
+    def require_usable(self) -> None:
+        """Raise EngineFailed when the CUDA context is poisoned."""
+        try:
+            torch.cuda.synchronize(self._device)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise EngineFailed(f"a failed CUDA graph left {self._device} unusable: {reason}") from error

@@ -1,0 +1,35 @@
+"""Tokens on their way from the device to the host: the one place where a step is waited for."""
+
+import torch
+
+from service.engine.memory_errors import is_out_of_memory
+from service.engine.step import OutOfMemory
+
+
+class PendingTokens:
+    """`Pending` of a step whose `tokens` [B] are queued on the device."""
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if tokens.is_cuda:
+            host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            self._tokens = host.copy_(tokens, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+        else:
+            self._tokens = tokens.clone()  # what it was given may be overwritten by the next step
+
+    def tokens(self) -> list[int]:
+        """Wait for the step; one token per entry of the plan's `sampled`.
+
+        Raises OutOfMemory when the step turns out to have lacked memory; what it computed is lost then.
+        """
+        try:
+            if self._event is not None:
+                self._event.synchronize()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(str(error)) from error
+        values: list[int] = self._tokens.tolist()
+        return values

@@ -1,0 +1,179 @@
+"""What a long prompt does to running streams, on a simulated GPU whose step times follow an H100's arithmetic."""
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from service.engine.admission import Limits
+from service.engine.base import GenerationRequest
+from service.engine.kv_cache import BlockPool
+from service.engine.pace import CROWD, LEAST_TOKENS, TOKENS_AT_FIRST, PrefillPace
+from service.engine.scheduler import Scheduler
+from service.engine.step import StepPlan
+
+STEP_TOKENS = 512
+SECONDS_PER_TOKEN = 27e-6
+"""15.5 GFLOP at 575 TFLOP/s."""
+SECONDS_PER_TOKEN_AND_CONTEXT = 4 * 4096 * 48 / 400e12
+"""Attention's FLOP, at what flash attention reaches."""
+
+
+@dataclass
+class Gpu:
+    """Seconds of a step: reading the weights, or computing the rows, whichever is longer, and attention on top."""
+
+    weights: float = 5.5e-3
+    per_row: float = 30e-6
+    speed: float = 1.0
+    jitter: float = 0.02
+    dice: random.Random = field(default_factory=lambda: random.Random(0))
+
+    def seconds(self, plan: StepPlan) -> float:
+        rows = len(plan.decodes) + sum(c.end - c.start for c in plan.chunks)
+        scores = sum((c.end - c.start) * (c.start + c.end) / 2 for c in plan.chunks)
+        compute = max(self.weights + self.per_row * len(plan.decodes), rows * SECONDS_PER_TOKEN)
+        noise = 1 + self.jitter * self.dice.random()
+        return (compute + scores * SECONDS_PER_TOKEN_AND_CONTEXT) * self.speed * noise
+
+
+@dataclass
+class Simulation:
+    """A scheduler on a simulated GPU; `depth` steps are planned before a step's time is known."""
+
+    gpu: Gpu
+    pace: PrefillPace | None
+    depth: int = 1
+    step_tokens: int = STEP_TOKENS
+    plans: list[StepPlan] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        limits = Limits(
+            max_context=40_000,
+            max_running=256,
+            max_queue=256,
+            step_tokens=self.step_tokens,
+            cache_tokens=1_000_000,
+            vocab_size=50_000,
+        )
+        self.scheduler = Scheduler(limits, BlockPool(16_000, 64, prefix_cache=False), self.pace)
+        self._in_flight: list[tuple[StepPlan, float]] = []
+
+    def add(self, name: str, prompt: int, new: int) -> None:
+        request = GenerationRequest(
+            id=name, prompt_ids=list(range(prompt)), max_new_tokens=new, stop_ids=[], deadline=1e9
+        )
+        assert self.scheduler.add(request, 0.0) == []
+
+    def step(self) -> StepPlan:
+        plan = self.scheduler.plan(0.0)
+        seconds = self.gpu.seconds(plan)
+        self.scheduler.launched(plan)
+        self.plans.append(plan)
+        self.times.append(seconds)
+        self._in_flight.append((plan, seconds))
+        while len(self._in_flight) > self.depth:
+            done, took = self._in_flight.pop(0)
+            self.scheduler.measured(done, took)
+            self.scheduler.commit(done, [1] * len(done.sampled), 0.0)
+        return plan
+
+    def run_until_decoding(self, streams: int) -> None:
+        for index in range(streams):
+            self.add(f"stream {index}", 200, 3000)
+        while len(self.step().decodes) < streams:
+            pass
+
+    def prefill_of(self, name: str, prompt: int) -> list[float]:
+        """Times of the steps from the prompt's first chunk to its first token."""
+        self.add(name, prompt, 2)
+        first = len(self.times)
+        while not any(s.request.id == name for s in self.step().sampled):
+            pass
+        return self.times[first:]
+
+
+def p99(times: list[float]) -> float:
+    return sorted(times)[int(len(times) * 0.99)]
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.0, 8.0], ids=["a faster GPU", "an H100", "a slow GPU"])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("streams", [1, 8, 64, 200])
+def test_a_prompt_of_30k_tokens_keeps_the_p99_time_between_tokens_below_twice(
+    streams: int, depth: int, speed: float
+) -> None:
+    it = Simulation(Gpu(speed=speed), PrefillPace(STEP_TOKENS), depth)
+    it.run_until_decoding(streams)
+    before = [it.gpu.seconds(it.step()) for _ in range(50)]
+    during = it.prefill_of("long", 30_000)
+    assert p99(during) <= 2 * p99(before)
+    # And the prompt gets what there is: not a crawl at the floor.
+    assert sum(during) / len(during) >= 1.5 * sum(before) / len(before)
+
+
+def test_without_a_pace_the_same_prompt_would_stall_the_streams() -> None:
+    """Guards the test above: the simulated GPU does feel a full chunk."""
+    it = Simulation(Gpu(), None)
+    it.run_until_decoding(8)
+    before = [it.gpu.seconds(it.step()) for _ in range(50)]
+    assert p99(it.prefill_of("long", 30_000)) > 3 * p99(before)
+
+
+def test_a_prompt_alone_is_computed_in_full_steps() -> None:
+    it = Simulation(Gpu(), PrefillPace(STEP_TOKENS))
+    it.add("alone", 5000, 3)
+    sizes = [sum(c.end - c.start for c in it.step().chunks) for _ in range(9)]
+    assert sizes == [STEP_TOKENS] * 9
+
+
+def test_every_prompt_token_is_computed_whatever_the_pace() -> None:
+    it = Simulation(Gpu(), PrefillPace(STEP_TOKENS))
+    it.run_until_decoding(4)
+    it.prefill_of("long", 30_000)
+    chunks = [c for plan in it.plans for c in plan.chunks if c.sequence.request.id == "long"]
+    assert [c.start for c in chunks] == [0, *(c.end for c in chunks[:-1])]
+    assert chunks[-1].end == 30_000
+    assert min(c.end - c.start for c in chunks[:-1]) >= LEAST_TOKENS
+
+
+def test_a_crowd_that_waits_for_its_first_tokens_is_not_held_up_by_a_few_streams() -> None:
+    pace = PrefillPace(STEP_TOKENS)
+    assert pace.budget(decodes=3, awaiting=CROWD) == STEP_TOKENS
+    assert pace.budget(decodes=3, awaiting=CROWD - 1) == TOKENS_AT_FIRST
+    assert pace.budget(decodes=CROWD + 1, awaiting=CROWD) == TOKENS_AT_FIRST
+
+
+def test_nothing_is_learnt_from_steps_without_running_streams() -> None:
+    pace = PrefillPace(STEP_TOKENS)
+    pace.measured(decodes=0, prompt_tokens=512, seconds=9.0)
+    pace.measured(decodes=1, prompt_tokens=128, seconds=9.0)
+    assert pace.budget(decodes=1, awaiting=1) == TOKENS_AT_FIRST
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "seconds", "expected"),
+    [
+        (128, 0.018, 128),  # exactly what is allowed
+        (128, 0.026, 64),  # twice too much
+        (128, 1.0, LEAST_TOKENS),
+        (128, 0.010, 141),  # free: a tenth more
+        (128, 0.002, 141),  # noise
+        (40, 0.011, 128),  # too short to tell
+        (40, 0.026, 20),  # but not too short to be too slow
+    ],
+)
+def test_the_share_follows_the_last_mixed_step(prompt_tokens: int, seconds: float, expected: int) -> None:
+    pace = PrefillPace(STEP_TOKENS)
+    pace.measured(decodes=2, prompt_tokens=0, seconds=0.010)
+    pace.measured(decodes=2, prompt_tokens=prompt_tokens, seconds=seconds)
+    assert pace.budget(decodes=2, awaiting=1) == pytest.approx(expected, abs=1)
+
+
+def test_the_share_never_exceeds_a_steps_tokens() -> None:
+    pace = PrefillPace(100)
+    assert pace.budget(decodes=1, awaiting=1) == 100
+    pace.measured(decodes=1, prompt_tokens=0, seconds=0.010)
+    pace.measured(decodes=1, prompt_tokens=100, seconds=0.010)
+    assert pace.budget(decodes=1, awaiting=1) == 100
