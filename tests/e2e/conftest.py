@@ -28,8 +28,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if os.environ.get("KUBECONFIG"):
         yield ready(clusters.lent_cluster(folder))
         return
-    images = {name: build(name) for name in ("server-cpu", "downloader")}
-    images["newer"] = build("server-cpu", "newer")
+    images = [build(name, tag) for name in ("server-cpu", "downloader") for tag in ("e2e", "newer")]
     with clusters.own_cluster(folder, images) as own:
         yield ready(own)
 

@@ -107,14 +107,14 @@ def lent_cluster(folder: Path) -> Cluster:
 
 
 @contextmanager
-def own_cluster(folder: Path, images: dict[str, str]) -> Iterator[Cluster]:
-    """Start the shared cluster, load `images` (name to image in local storage) into it, stop it at the end."""
+def own_cluster(folder: Path, images: list[str]) -> Iterator[Cluster]:
+    """Start the shared cluster, load `images` of local storage into it (the first names registry and tag), stop it."""
     exported = run(SHARED / "up")
     kubeconfig = next(word.removeprefix("KUBECONFIG=") for word in exported.split() if word.startswith("KUBECONFIG="))
     try:
-        run(SHARED / "load", *images.values())
-        registry, _, tag = images["server-cpu"].partition("/server-cpu:")
-        yield Cluster(kubeconfig, registry, tag, "Never", "shared", relaxed_chart(folder))
+        run(SHARED / "load", *images)
+        path, _, tag = images[0].rpartition(":")
+        yield Cluster(kubeconfig, path.rpartition("/")[0], tag, "Never", "shared", relaxed_chart(folder))
     finally:
         run(SHARED / "down")
 
