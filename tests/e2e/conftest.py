@@ -12,6 +12,8 @@ from tests.support.cluster import NAMESPACE, Cluster
 from tests.support.images import build
 
 REASON = clusters.reason_to_skip()
+SECONDS = 2400
+"""Per test: the first one builds images and starts a cluster, on whatever machine."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,6 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(SECONDS))
             item.add_marker(pytest.mark.skipif(bool(REASON), reason=REASON))
 
 

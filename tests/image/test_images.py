@@ -14,7 +14,7 @@ from tests.support.cluster import CommandFailed
 from tests.support.images import base_megabytes, build, container, logs, megabytes, podman
 
 REASON = images.reason_to_skip()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400), pytest.mark.skipif(bool(REASON), reason=REASON)]
 
 LAYERS_MB = {"downloader": 75, "server-cpu": 1500}
 """The most that each image may add to its base. The smallest official base has 125 MB: a downloader under 200 MB."""
