@@ -7,16 +7,24 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+import msgspec
 import torch
 
 from service.engine.attention import PagedCache
 from service.engine.base import Core, EngineConfig, EngineInfo, GpuMemory
-from service.engine.capacity import plan_capacity
+from service.engine.capacity import Capacity, plan_capacity, running_limit
+from service.engine.choose_paths import choose_paths
 from service.engine.config import read_config
 from service.engine.core import NativeCore
+from service.engine.cuda_graphs import CudaRecorder
 from service.engine.device import GpuGauge, choose_device, choose_dtype, usable_cores
+from service.engine.kernels.checks import ServedShapes
 from service.engine.model import Model
+from service.engine.pace import PrefillPace
+from service.engine.paths import Paths
+from service.engine.room import require_room
 from service.engine.runner import TorchRunner
+from service.engine.warm_up import measure_step_bytes
 from service.engine.weights import load_weights, open_checked
 from service.errors import ConfigurationError
 
@@ -60,6 +68,12 @@ def build_core(config: EngineConfig, progress: Progress) -> Core:
 def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype, phases: Phases) -> Core:
     model_dir = Path(config.model_dir)
     model_config = read_config(model_dir)
+    if device.type == "cuda":
+        with phases("memory", "checking that the model fits the GPU"):
+            require_room(config, dtype.itemsize, lambda: torch.cuda.mem_get_info(device))
+    with phases("kernels", "comparing kernels with torch"):
+        shapes = ServedShapes(model_config, config.block_size, dtype, device)
+        choice = choose_paths(shapes, running_limit(config, device))
     with phases("weights", f"reading the weights in {model_dir}"):
         weights, report = load_weights(model_dir, model_config, device, dtype)
     logger.info(
@@ -68,11 +82,10 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
         report.seconds,
         report.gigabytes_per_second,
     )
-    with phases("kv_cache", "allocating the KV cache"):
-        capacity = plan_capacity(config, model_config, device, dtype)
-        cache = PagedCache(model_config, capacity.num_blocks, config.block_size, device, dtype)
-        model = Model(model_config, weights, capacity.max_context)
-        runner = TorchRunner(model, cache, capacity.max_running, capacity.max_context)
+    config = msgspec.structs.replace(config, block_size=choice.block_size)
+    model = Model(model_config, weights, min(config.max_context, model_config.max_positions), choice.paths.ops)
+    runner, capacity = build_runner(model, choice.paths, config, device, dtype, phases)
+    graphs = runner.graphs.degraded if runner.graphs is not None else []
     info = EngineInfo(
         kind=config.kind,
         device=device_name(device),
@@ -81,6 +94,7 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
         max_running=capacity.max_running,
         vocab_size=model_config.vocab_size,
         versions={"torch": str(torch.__version__)},
+        degraded=[*choice.degraded, *graphs],
         startup_seconds=phases.seconds,
     )
     logger.info(
@@ -88,7 +102,33 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
         (capacity.num_blocks - 1) * config.block_size,
         capacity.max_running,
     )
-    return NativeCore(runner, info, config, depth=int(device.type == "cuda"), gpu_memory=_gauge(device))
+    if device.type != "cuda":
+        return NativeCore(runner, info, config)
+    return NativeCore(runner, info, config, depth=1, gpu_memory=_gauge(device), pace=PrefillPace(config.step_tokens))
+
+
+def build_runner(
+    model: Model, paths: Paths, config: EngineConfig, device: torch.device, dtype: torch.dtype, phases: Phases
+) -> tuple[TorchRunner, Capacity]:
+    """The runner on a KV cache of what is left; on a GPU after the largest steps have shown what they need, and with
+    its decodes recorded."""
+    on_gpu, step_bytes = device.type == "cuda", None
+
+    def make(capacity: Capacity) -> TorchRunner:
+        cache = PagedCache(model.config, capacity.num_blocks, config.block_size, device, dtype)
+        return TorchRunner(model, cache, capacity.max_running, capacity.max_context, paths)
+
+    if on_gpu:
+        with phases("warm_up", "computing the largest steps once"):
+            smallest = Capacity(2, running_limit(config, device), min(config.max_context, model.config.max_positions))
+            step_bytes = measure_step_bytes(device, lambda: make(smallest), config.step_tokens, smallest.max_context)
+    with phases("kv_cache", "allocating the KV cache"):
+        capacity = plan_capacity(config, model.config, device, dtype, step_bytes)
+        runner = make(capacity)
+    if on_gpu and paths.plans_decode:
+        with phases("graphs", "recording decodes of every batch size"):
+            runner.record(CudaRecorder(device))
+    return runner, capacity
 
 
 def _build_reference(config: EngineConfig, device: torch.device, dtype: torch.dtype, phases: Phases) -> Core:

@@ -25,15 +25,23 @@ class Capacity:
     max_context: int
 
 
-def plan_capacity(config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> Capacity:
-    """What fits beside the weights, which must be loaded.
+def running_limit(config: EngineConfig, device: torch.device) -> int:
+    """How many requests run at once."""
+    return config.max_running or (RUNNING_ON_GPU if device.type == "cuda" else RUNNING_ON_CPU)
+
+
+def plan_capacity(
+    config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype, step_bytes: int | None = None
+) -> Capacity:
+    """What fits beside the weights, which must be loaded. `step_bytes`: what steps were seen to need; None: estimated.
 
     Raises ConfigurationError when not even two blocks fit, with the numbers and the settings that help.
     """
-    max_running = config.max_running or (RUNNING_ON_GPU if device.type == "cuda" else RUNNING_ON_CPU)
+    max_running = running_limit(config, device)
     max_context = min(config.max_context, model.max_positions)
     per_token = PagedCache.bytes_per_token(model, dtype)
-    room = _room(config, model, device, dtype) // per_token
+    needed = working_bytes(config, model, dtype) if step_bytes is None else step_bytes
+    room = _room(config, device, needed) // per_token
     # More than every running request at its longest is of use only to the prefix cache, which a GPU has room for.
     wanted = room if device.type == "cuda" else min(room, max_running * max_context)
     blocks = -(-config.kv_cache_tokens // config.block_size) or wanted // config.block_size
@@ -42,13 +50,13 @@ def plan_capacity(config: EngineConfig, model: ModelConfig, device: torch.device
     return Capacity(blocks + 1, max_running, min(max_context, blocks * config.block_size))
 
 
-def _room(config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> int:
+def _room(config: EngineConfig, device: torch.device, step_bytes: int) -> int:
     """Bytes the cache may take."""
     if device.type != "cuda":
         share = 1.0 if config.kv_cache_tokens else CPU_CACHE_SHARE
         return int(available_memory() * share)
     free, total = torch.cuda.mem_get_info(device)
-    return int(free - total * (1 - config.gpu_memory_fraction)) - working_bytes(config, model, dtype)
+    return int(free - total * (1 - config.gpu_memory_fraction)) - step_bytes
 
 
 def working_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from service.engine.staging import Lane
+from service.engine.tensor_file import read_extents
 from service.errors import ConfigurationError
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -41,10 +43,13 @@ class Checkpoint:
         if told:
             raise ConfigurationError(f"{self.model_dir}: tensors do not match config.json; {'; '.join(told)}")
 
-    def read_into(self, places: Mapping[str, torch.Tensor]) -> int:
-        """Copy every tensor to its place, cast to the place's dtype. Returns the bytes read."""
+    def read_into(self, places: Mapping[str, torch.Tensor], *, staged: bool = False) -> int:
+        """Copy every tensor to its place, cast to the place's dtype. Returns the bytes read.
+
+        `staged`: through pinned buffers, as a GPU takes them fastest; else straight out of the mapped files.
+        """
         with ThreadPoolExecutor(READERS, thread_name_prefix="weights") as readers:
-            return sum(readers.map(partial(_read, places), self._tasks()))
+            return sum(readers.map(partial(_read_staged if staged else _read, places), self._tasks()))
 
     def _misshapen(self, places: Mapping[str, torch.Tensor]) -> list[str]:
         wrong = []
@@ -102,6 +107,19 @@ def _read(places: Mapping[str, torch.Tensor], task: tuple[Path, list[str]]) -> i
             tensor: torch.Tensor = opened.get_tensor(name)
             places[name].copy_(tensor)
             count += tensor.numel() * tensor.element_size()
+    return count
+
+
+def _read_staged(places: Mapping[str, torch.Tensor], task: tuple[Path, list[str]]) -> int:
+    path, names = task
+    try:
+        extents = read_extents(path)
+        lane = Lane(places[names[0]].device)
+        with path.open("rb", buffering=0) as file:
+            count = sum(lane.read(file.fileno(), path, extents[name], places[name]) for name in names)
+        lane.finish()
+    except OSError as error:
+        raise ConfigurationError(f"{path}: damaged or unreadable ({error})") from error
     return count
 
 

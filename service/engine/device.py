@@ -1,13 +1,17 @@
 """What this machine offers: the device, its dtype, cores, memory. Containers' limits count, not the host's sizes."""
 
+import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pynvml
 import torch
 
 from service.engine.base import GpuMemory
 from service.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where a container sees its own limits (cgroup v2)."""
@@ -31,6 +35,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY else torch.float16
+
+
+def upload(values: list[int] | list[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor [N] on the device, without waiting for it: only a copy from pinned memory is not waited for."""
+    tensor = torch.tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def usable_cores(cgroup: Path = CGROUP) -> int:
@@ -66,26 +76,43 @@ def _read(path: Path) -> str:
 
 
 class GpuGauge:
-    """Reads the memory of one GPU: the device's from NVML, this process's from torch."""
+    """Reads the memory of one GPU: the device's from NVML, or from CUDA where NVML does not know it (a MIG slice whose
+    name it refuses, a container without the library), this process's from torch."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         properties = torch.cuda.get_device_properties(device)
         self._index = device.index or 0
         self._name = str(properties.name)
-        pynvml.nvmlInit()
-        # By UUID: NVML counts the machine's GPUs, torch only those that CUDA_VISIBLE_DEVICES lets through.
-        self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}".encode())
+        self._handle = _nvml_handle(str(properties.uuid))
 
     def __call__(self) -> list[GpuMemory]:
-        memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
+        free, total = self._free_and_total()
         return [
             GpuMemory(
                 index=self._index,
                 name=self._name,
-                total=int(memory.total),
-                used=int(memory.used),
+                total=total,
+                used=total - free,
                 allocated=torch.cuda.memory_allocated(self._device),
                 reserved=torch.cuda.memory_reserved(self._device),
             )
         ]
+
+    def _free_and_total(self) -> tuple[int, int]:
+        if self._handle is None:
+            return torch.cuda.mem_get_info(self._device)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
+        return int(memory.total) - int(memory.used), int(memory.total)
+
+
+def _nvml_handle(uuid: str) -> Any:
+    """NVML's handle of a GPU or MIG slice, None when it has none. By UUID: NVML counts the machine's GPUs, torch only
+    those that CUDA_VISIBLE_DEVICES lets through."""
+    for prefix in ("GPU-", "MIG-"):
+        try:
+            pynvml.nvmlInit()
+            return pynvml.nvmlDeviceGetHandleByUUID(f"{prefix}{uuid}".encode())
+        except pynvml.NVMLError as error:
+            logger.info("NVML knows no %s%s: %s", prefix, uuid, error)
+    return None

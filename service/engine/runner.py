@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import torch
 
 from service.engine.attention import Attention, ChunkSpan, MixedAttention, PagedCache
-from service.engine.graphs import DecodeGraphs
+from service.engine.graphs import DecodeGraphs, Recorder
 from service.engine.memory_errors import is_out_of_memory
 from service.engine.model import Model
 from service.engine.paths import Paths
 from service.engine.pending import PendingTokens
-from service.engine.sampling import Method
+from service.engine.sampling import Method, sample
 from service.engine.slots import Slots
 from service.engine.step import Chunk, OutOfMemory, Sequence, StepPlan
 
@@ -57,6 +57,16 @@ class TorchRunner:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemory(str(error)) from error
+
+    @torch.inference_mode()
+    def record(self, recorder: Recorder) -> None:
+        """Have decodes recorded, one for each bucket of the paths. What could not be is in `graphs.degraded`."""
+        # A sampler of kernels reads each row's method on the device; torch's computes every method it is told of, and
+        # a sort of the vocabulary, seldom asked for, would cost all others.
+        sorts = self._model.ops.sample is sample
+        methods = set(Method) - ({Method.SORTED} if sorts else set())
+        self.graphs = DecodeGraphs(self.slots, methods)
+        self.graphs.record(recorder, lambda slots: self.decode(slots, methods), self._paths.buckets)
 
     @torch.inference_mode()
     def decode(self, slots: torch.Tensor, methods: set[Method], width: int = 0) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import torch
 
+from service.engine.device import upload
 from service.engine.sampling import Method, Rows, method_of
 from service.engine.step import Sequence
 
@@ -61,7 +62,4 @@ class Slots:
 
     def upload(self, values: list[int] | list[float], dtype: torch.dtype = torch.int64) -> torch.Tensor:
         """A tensor on the device, without waiting for it."""
-        tensor = torch.tensor(values, dtype=dtype)
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor
+        return upload(values, dtype, self._device)

@@ -63,7 +63,7 @@ def load_weights(
     started = time.perf_counter()
     checkpoint = open_checked(model_dir, config)
     weights = allocate(config, device, dtype)
-    bytes_read = checkpoint.read_into(places_of(weights, config))
+    bytes_read = checkpoint.read_into(places_of(weights, config), staged=device.type == "cuda")
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return weights, LoadReport(bytes_read, time.perf_counter() - started)

@@ -11,7 +11,7 @@ from service.engine.model import Model
 from service.engine.runner import TorchRunner
 from service.engine.step import Chunk, Decode, OutOfMemory, Sequence, StepPlan
 from tests.support.checkpoints import Shape, write_checkpoint
-from tests.support.plans import BLOCK_SIZE, decode, generate, load_native, prefill, runner_of, sequence_of
+from tests.support.plans import BLOCK_SIZE, GREEDY, decode, generate, load_native, prefill, runner_of, sequence_of
 
 PROMPTS = [
     [5],
@@ -214,6 +214,24 @@ def _plans(sequence: Sequence) -> list[StepPlan]:
     length = sequence.prompt_length
     chunks = [StepPlan([Chunk(sequence, 0, 9)], []), StepPlan([Chunk(sequence, 9, length)], [])]
     return chunks + [StepPlan([], [Decode(sequence, length + i)]) for i in range(10)]
+
+
+def test_a_sequence_admitted_again_goes_on_where_the_host_knows_it_to_be(model: Model, alone: list[list[int]]) -> None:
+    """After a lost step the device may be a token ahead, or have drawn what nobody got."""
+    strong = SamplingParams(temperature=0.0, repetition_penalty=1.5)
+    for sampling, expected in ((GREEDY, alone[3]), (strong, None)):
+        sequence = sequence_of(PROMPTS[3], slot=2, blocks=blocks_for(1, PROMPTS[3]), sampling=sampling)
+        whole = expected or generate(runner_of(model), sequence, COUNT)
+        runner, sequence = runner_of(model), sequence_of(PROMPTS[3], slot=2, blocks=sequence.blocks, sampling=sampling)
+        sequence.output.append(prefill(runner, sequence))
+        decode(runner, [sequence], 5)
+        lost = Decode(sequence, sequence.prompt_length + len(sequence.output) - 1)
+        runner.launch(StepPlan([], [lost])).tokens()
+        runner.admit(sequence)
+        rest = [runner.launch(StepPlan([], [lost])).tokens()[0]]
+        for step in range(1, 8):
+            rest += runner.launch(StepPlan([], [Decode(sequence, lost.position + step)])).tokens()
+        assert [*sequence.output, *rest] == whole[: len(sequence.output) + 8]
 
 
 def test_a_runner_says_what_it_has(model: Model) -> None:

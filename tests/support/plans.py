@@ -25,9 +25,16 @@ def load_native(model_dir: Path, dtype: torch.dtype = torch.float32) -> Model:
     return Model(config, weights, config.max_positions)
 
 
-def runner_of(model: Model, *, num_blocks: int = 64, max_running: int = 8, paths: Paths | None = None) -> TorchRunner:
+def runner_of(
+    model: Model,
+    *,
+    num_blocks: int = 64,
+    max_running: int = 8,
+    paths: Paths | None = None,
+    block_size: int = BLOCK_SIZE,
+) -> TorchRunner:
     """A runner whose cache starts out poisoned: whoever reads what was never written gets NaN."""
-    cache = PagedCache(model.config, num_blocks, BLOCK_SIZE, CPU, torch.float32)
+    cache = PagedCache(model.config, num_blocks, block_size, CPU, torch.float32)
     for tensor in (*cache.keys, *cache.values):
         tensor[1:] = float("nan")
     return TorchRunner(model, cache, max_running, model.config.max_positions, paths)

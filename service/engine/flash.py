@@ -1,0 +1,93 @@
+"""Attention by torch's flash kernel for sequences of any lengths: prefill, and decode where our own kernel can't serve.
+
+The kernel aligns a causal mask with the sequence's end, so that a chunk's queries see all cached positions before it.
+Needs Ampere or later and half precision (Dao, FlashAttention-2, 2023; torch.nn.attention.varlen).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.attention.varlen import varlen_attn
+
+from service.engine.attention import ChunkSpan, PagedCache
+from service.engine.device import upload
+from service.engine.kernels.batch import DecodeBatch
+
+FLASH_PAGE = 256
+"""The paged kernel takes KV blocks of a multiple of this."""
+CAUSAL = (-1, 0)
+
+Varlen = Callable[..., Any]
+"""`varlen_attn`, or what stands in for it on a CPU."""
+
+
+class FlashPrefillAttention:
+    """Causal attention of prompt chunks. Chunks that begin their sequences read the new keys where they are; as soon
+    as one has a context in the cache, each layer's context is gathered once for all chunks."""
+
+    def __init__(
+        self, cache: PagedCache, places: torch.Tensor, spans: list[ChunkSpan], varlen: Varlen = varlen_attn
+    ) -> None:
+        self.cache = cache
+        self.places = places
+        self._varlen = varlen
+        self._queries = upload([0, *(span.last for span in spans)], torch.int32, places.device)
+        ends = [0]
+        for span in spans:
+            ends.append(ends[-1] + span.end)
+        self._keys = upload(ends, torch.int32, places.device)
+        self._most_queries = max(span.last - span.first for span in spans)
+        self._most_keys = max(span.end for span in spans)
+        has_context = any(span.start for span in spans)
+        self._context = torch.cat([self._places_of(span) for span in spans]) if has_context else None
+
+    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if self._context is not None:
+            k = self.cache.keys[layer].flatten(0, 1).index_select(0, self._context)
+            v = self.cache.values[layer].flatten(0, 1).index_select(0, self._context)
+        bounds = (self._queries, self._keys, self._most_queries, self._most_keys)
+        out: torch.Tensor = self._varlen(q, k, v, *bounds, window_size=CAUSAL, enable_gqa=True)
+        return out
+
+    def _places_of(self, span: ChunkSpan) -> torch.Tensor:
+        """int64 [end]: where the cache keeps the sequence's positions."""
+        size = self.cache.block_size
+        offsets = torch.arange(size, device=span.blocks.device)
+        return (span.blocks.long()[:, None] * size + offsets).flatten()[: span.end]
+
+
+class FlashDecode:
+    """`plan_decode` and `decode_attention` of `Ops` by the paged flash kernel; blocks are multiples of FLASH_PAGE."""
+
+    def __init__(self, max_context: int, varlen: Varlen = varlen_attn) -> None:
+        self._max_context = max_context
+        self._varlen = varlen
+
+    def plan(
+        self, block_tables: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, k_cache: torch.Tensor
+    ) -> DecodeBatch:
+        """See `ops.PlanDecode`. The work is the batch's own block tables and the bounds of its queries, one a row."""
+        queries = torch.arange(slots.shape[0] + 1, dtype=torch.int32, device=slots.device)
+        return DecodeBatch(block_tables, slots, lengths, (block_tables[slots], queries))
+
+    def attend(
+        self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: DecodeBatch, scale: float
+    ) -> torch.Tensor:
+        """See `ops.DecodeAttention`."""
+        assert batch.work is not None
+        tables, queries = batch.work
+        out: torch.Tensor = self._varlen(
+            q,
+            k_cache,
+            v_cache,
+            queries,
+            None,
+            1,
+            self._max_context,
+            scale=scale,
+            enable_gqa=True,
+            seqused_k=batch.lengths,
+            block_table=tables,
+        )
+        return out

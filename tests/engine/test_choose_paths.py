@@ -1,0 +1,143 @@
+"""What serves when a fast path is missing or lies, with a stand-in for the flash kernel and torch for the others."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from service.engine.attention import PrefillAttention
+from service.engine.choose_paths import assemble, check_prefill, choose_paths
+from service.engine.flash import FLASH_PAGE, FlashPrefillAttention, Varlen
+from service.engine.kernels import torch_ops
+from service.engine.kernels.checks import Disagreement, ServedShapes
+from service.engine.kernels.ops import Ops
+from service.engine.kernels.selfcheck import Proof
+from service.engine.model import Model
+from service.engine.paths import Paths
+from service.engine.runner import TorchRunner
+from tests.engine.kernels.test_selfcheck import CONFIG
+from tests.support.checkpoints import Shape, write_checkpoint
+from tests.support.plans import BLOCK_SIZE, decode, load_native, prefill, runner_of, sequence_of
+from tests.support.varlen import plain_varlen
+
+SHAPES = ServedShapes(replace(CONFIG, max_positions=2000), 16, torch.float32, torch.device("cpu"))
+
+
+def our_attention(*args: Any) -> torch.Tensor:
+    return torch_ops.decode_attention(*args)
+
+
+PROVED = Proof(replace(Ops(), decode_attention=our_attention), [], 0.0)
+WITHOUT_DECODE = Proof(Ops(), ["decode_attention: does not compile"], 0.0)
+
+
+def ignores_the_mask(*args: Any, **options: Any) -> torch.Tensor:
+    return plain_varlen(*args, **(options | {"window_size": (-1, -1)}))
+
+
+def aligns_with_the_start(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    *args: Any,
+    **options: Any,
+) -> torch.Tensor:
+    """Every sequence's keys cut to as many as it has queries."""
+    lengths = (cu_q[1:] - cu_q[:-1]).tolist()
+    starts = cu_k.tolist()
+    rows = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=False)])
+    return plain_varlen(q, k[rows], v[rows], cu_q, cu_q, *args, **options)
+
+
+def is_not_there(*args: Any, **options: Any) -> torch.Tensor:
+    raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+
+def test_a_cpu_has_one_path_and_calls_that_no_degradation() -> None:
+    choice = choose_paths(SHAPES, 8)
+    assert (choice.paths, choice.block_size, choice.degraded) == (Paths(), 16, [])
+
+
+def test_everything_that_proved_right_serves() -> None:
+    choice = assemble(PROVED, SHAPES, 5, plain_varlen)
+    assert choice.degraded == []
+    assert choice.block_size == 16
+    assert choice.paths.plans_decode
+    assert choice.paths.buckets == (1, 2, 4, 5)
+    assert choice.paths.ops.decode_attention is our_attention
+    assert choice.paths.prefill is not PrefillAttention
+
+
+@pytest.mark.parametrize("varlen", [ignores_the_mask, aligns_with_the_start, is_not_there])
+def test_a_flash_kernel_that_lies_or_is_missing_leaves_prefill_to_plain_attention(varlen: Varlen) -> None:
+    choice = assemble(PROVED, SHAPES, 5, varlen)
+    assert choice.paths.prefill is PrefillAttention
+    assert [reason.split(":")[0] for reason in choice.degraded] == ["flash_prefill"]
+    assert choice.paths.plans_decode, "decode is not concerned"
+
+
+def test_without_our_decode_kernel_the_flash_kernel_takes_over_with_larger_blocks() -> None:
+    choice = assemble(WITHOUT_DECODE, SHAPES, 5, plain_varlen)
+    assert choice.degraded == WITHOUT_DECODE.degraded
+    assert choice.block_size == FLASH_PAGE
+    assert choice.paths.plans_decode
+    assert choice.paths.ops.decode_attention is not torch_ops.decode_attention
+
+
+def test_without_either_decode_kernel_nothing_is_planned_or_recorded() -> None:
+    choice = assemble(WITHOUT_DECODE, SHAPES, 5, is_not_there)
+    assert [reason.split(":")[0] for reason in choice.degraded] == ["decode_attention", "flash_decode", "flash_prefill"]
+    assert (choice.block_size, choice.paths.plans_decode, choice.paths.buckets) == (16, False, ())
+
+
+def test_the_check_itself_holds_plain_attention_right() -> None:
+    check_prefill(PrefillAttention, SHAPES)
+
+
+def test_the_check_sees_a_factory_that_forgets_a_sequence() -> None:
+    def forgetful(cache: Any, places: torch.Tensor, spans: Any) -> FlashPrefillAttention:
+        return FlashPrefillAttention(cache, places, spans[:-1], plain_varlen)
+
+    with pytest.raises((Disagreement, AssertionError)):
+        check_prefill(forgetful, SHAPES)
+
+
+# --- the same paths under a real model ---
+
+PROMPTS = [[7, 8, 9], list(range(20, 20 + 2 * BLOCK_SIZE)), [(i * 37) % 320 for i in range(60)]]
+COUNT = 10
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    torch.set_num_threads(1)
+    return load_native(write_checkpoint(tmp_path_factory.mktemp("model"), Shape(heads=16, kv_heads=2)))
+
+
+def answers(runner: TorchRunner, chunk: int) -> list[list[int]]:
+    served = []
+    for slot, prompt in enumerate(PROMPTS):
+        blocks = range(1 + 10 * slot, 1 + 10 * slot - (-(len(prompt) + COUNT) // runner.block_size))
+        served.append(sequence_of(prompt, slot=slot, blocks=list(blocks), new=COUNT))
+    first = [prefill(runner, sequence, chunk) for sequence in served]
+    rest = decode(runner, served, COUNT - 1)
+    return [[token, *tokens] for token, tokens in zip(first, rest, strict=True)]
+
+
+@pytest.mark.parametrize("chunk", [3, 16, 512])
+def test_flash_prefill_gives_the_plain_paths_tokens(model: Model, chunk: int) -> None:
+    paths = assemble(PROVED, SHAPES, 8, plain_varlen).paths
+    assert answers(runner_of(model, paths=paths), chunk) == answers(runner_of(model), chunk)
+
+
+def test_flash_decode_gives_the_plain_paths_tokens(model: Model) -> None:
+    choice = assemble(WITHOUT_DECODE, SHAPES, 8, plain_varlen)
+    assert choice.paths.plans_decode
+    paged = Model.__new__(Model)
+    paged.__dict__.update(model.__dict__)
+    paged.ops = choice.paths.ops
+    runner = runner_of(paged, paths=choice.paths, block_size=choice.block_size)
+    assert answers(runner, 512) == answers(runner_of(model), 512)

@@ -1,0 +1,79 @@
+"""Room for a model on a GPU that only exists as two numbers: refused at once, waited for, or given up by name."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.engine.base import EngineConfig
+from service.engine.room import OWN_CONTEXT_BYTES, POLL_SECONDS, PREDECESSOR_SECONDS, require_room
+from service.errors import ConfigurationError, EngineFailed
+from tests.support.checkpoints import Shape, write_checkpoint
+
+GIB = 1 << 30
+SHAPE = Shape()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> EngineConfig:
+    write_checkpoint(tmp_path, SHAPE)
+    return EngineConfig(kind="native", model_dir=str(tmp_path), max_context=512, max_running=2)
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def room(config: EngineConfig, readings: Iterator[int] | list[int], total: int = 8 * GIB) -> tuple[Any, Clock]:
+    clock, free = Clock(), iter(readings)
+    return require_room(config, 2, lambda: (next(free), total), clock, clock.sleep), clock
+
+
+def test_a_model_that_fits_is_let_in_at_once(config: EngineConfig) -> None:
+    fit, clock = room(config, [7 * GIB])
+    assert clock.now == 0
+    assert fit.tokens > 512
+
+
+def test_a_predecessors_memory_is_waited_for(config: EngineConfig) -> None:
+    _, clock = room(config, [0, 0, 0, 7 * GIB])
+    assert clock.now == 3 * POLL_SECONDS
+
+
+def test_a_predecessor_that_never_goes_is_named_after_a_minute(config: EngineConfig) -> None:
+    with pytest.raises(EngineFailed, match=r"another process holds the GPU's memory: .* weights"):
+        room(config, iter(lambda: 0, 1))
+
+
+def test_the_wait_is_bounded(config: EngineConfig) -> None:
+    clock = Clock()
+    with pytest.raises(EngineFailed):
+        require_room(config, 2, lambda: (0, 8 * GIB), clock, clock.sleep)
+    assert PREDECESSOR_SECONDS <= clock.now <= PREDECESSOR_SECONDS + POLL_SECONDS
+
+
+def test_a_model_too_large_for_the_empty_gpu_is_refused_with_the_settings_that_help(config: EngineConfig) -> None:
+    with pytest.raises(ConfigurationError, match=r"does not fit the GPU: .*INTERNLM_GPU_MEMORY_FRACTION.*MAX_RUNNING"):
+        room(config, [GIB // 2], total=GIB // 2)
+
+
+def test_this_processs_own_context_is_not_held_against_it(config: EngineConfig) -> None:
+    """The fit counts a CUDA context as still to come; it has come already."""
+    fit, _ = room(config, [4 * GIB])
+    assert fit.usable == int(4 * GIB + OWN_CONTEXT_BYTES - 8 * GIB * (1 - config.gpu_memory_fraction))
+
+
+def test_a_directory_that_is_no_model_is_a_configuration_error(tmp_path: Path) -> None:
+    config = EngineConfig(kind="native", model_dir=str(tmp_path))
+    with pytest.raises(ConfigurationError, match=str(tmp_path)):
+        room(config, [7 * GIB])

@@ -1,0 +1,78 @@
+"""The staged way into a device's memory, run on the CPU: every byte arrives, whatever buffer, type and file."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from service.engine.checkpoint import Checkpoint
+from service.engine.config import read_config
+from service.engine.staging import Lane
+from service.engine.tensor_file import Extent, read_extents
+from service.engine.weights import allocate, places_of
+from service.errors import ConfigurationError
+from tests.support.checkpoints import Shape, write_checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("shape", [Shape(shards=3), Shape(dtype=torch.bfloat16), Shape(tied=True, qkv_bias=True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_staged_weights_equal_mapped_ones(tmp_path: Path, shape: Shape, dtype: torch.dtype) -> None:
+    write_checkpoint(tmp_path, shape)
+    config = read_config(tmp_path)
+    checkpoint = Checkpoint(tmp_path, lambda name: False)
+    mapped, staged = (places_of(allocate(config, CPU, dtype), config) for _ in range(2))
+    assert checkpoint.read_into(staged, staged=True) == checkpoint.read_into(mapped)
+    for name, tensor in mapped.items():
+        assert torch.equal(staged[name], tensor), name
+
+
+@pytest.mark.parametrize("buffer_bytes", [8, 24, 100, 4096])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_tensor_larger_than_a_buffer_arrives_in_pieces(tmp_path: Path, buffer_bytes: int, dtype: torch.dtype) -> None:
+    tensors = {"a": torch.randn(3, 7).to(dtype), "b": torch.randn(5, 11).to(dtype)}
+    path = tmp_path / "file.safetensors"
+    save_file(tensors, path)
+    extents, lane = read_extents(path), Lane(CPU, buffer_bytes)
+    with path.open("rb") as file:
+        for name, tensor in tensors.items():
+            place = torch.zeros_like(tensor)
+            assert lane.read(file.fileno(), path, extents[name], place) == tensor.nbytes
+            assert torch.equal(place, tensor)
+    lane.finish()
+
+
+def test_a_place_inside_a_fused_matrix_is_filled_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    save_file({"part": torch.ones(2, 4)}, path)
+    fused = torch.zeros(6, 4)
+    with path.open("rb") as file:
+        Lane(CPU, 16).read(file.fileno(), path, read_extents(path)["part"], fused[2:4])
+    assert fused.sum(dim=1).tolist() == [0, 0, 4, 4, 0, 0]
+
+
+def test_a_file_that_ends_too_early_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "short"
+    path.write_bytes(b"1234")
+    with path.open("rb") as file, pytest.raises(OSError, match="ends at byte 4"):
+        Lane(CPU).read(file.fileno(), path, Extent(torch.float32, 0, 8), torch.zeros(2))
+
+
+def test_a_file_cut_off_after_its_check_is_a_configuration_error(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, Shape())
+    config = read_config(tmp_path)
+    checkpoint = Checkpoint(tmp_path, lambda name: False)
+    path = tmp_path / "model.safetensors"
+    os.truncate(path, path.stat().st_size - 1000)
+    with pytest.raises(ConfigurationError, match=r"model\.safetensors: damaged or unreadable"):
+        checkpoint.read_into(places_of(allocate(config, CPU, torch.float32), config), staged=True)
+
+
+def test_tensors_that_are_no_weights_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    save_file({"mask": torch.ones(2, dtype=torch.int8)}, path)
+    with pytest.raises(ConfigurationError, match="mask has the type I8"):
+        read_extents(path)

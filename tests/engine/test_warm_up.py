@@ -1,0 +1,88 @@
+"""A warm-up computes the largest steps there can be, on two blocks, and disturbs nothing that comes after."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from service.engine.base import EngineConfig
+from service.engine.capacity import plan_capacity
+from service.engine.config import read_config
+from service.engine.model import Model
+from service.engine.paths import Paths
+from service.engine.runner import TorchRunner
+from service.engine.sampling import Method
+from service.engine.step import StepPlan
+from service.engine.warm_up import warm_up
+from tests.support.checkpoints import Shape, write_checkpoint
+from tests.support.plans import generate, load_native, runner_of, sequence_of
+from tests.support.recorder import ReplayingRecorder
+
+PLANNED = Paths(plans_decode=True, buckets=(1, 2, 4))
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return write_checkpoint(tmp_path_factory.mktemp("model"), Shape(max_positions=200))
+
+
+@pytest.fixture(scope="module")
+def model(model_dir: Path) -> Model:
+    return load_native(model_dir)
+
+
+class Watched(TorchRunner):
+    """Keeps the plans it was given."""
+
+    plans: list[StepPlan]
+
+    def launch(self, plan: StepPlan) -> Any:
+        self.plans.append(plan)
+        return super().launch(plan)
+
+
+@pytest.mark.parametrize("paths", [None, PLANNED])
+def test_it_computes_a_full_batch_and_a_full_chunk_at_the_end_of_the_longest_prompt(
+    model: Model, paths: Paths | None
+) -> None:
+    runner = runner_of(model, num_blocks=2, max_running=4, paths=paths)
+    runner.__class__, runner.plans = Watched, []  # type: ignore[assignment, attr-defined]
+    warm_up(runner, 64, 200)
+    alone, mixed = runner.plans  # type: ignore[attr-defined]
+    assert (len(alone.decodes), len(alone.chunks)) == (4, 0)
+    assert [(c.start, c.end, c.completes) for c in mixed.chunks] == [(135, 199, True)]
+    assert len(mixed.decodes) == 3
+
+
+@pytest.mark.parametrize(("max_running", "step_tokens"), [(1, 16), (1, 512), (3, 512)])
+def test_the_smallest_engine_and_the_largest_chunk_are_warmed_up_too(
+    model: Model, max_running: int, step_tokens: int
+) -> None:
+    warm_up(runner_of(model, num_blocks=2, max_running=max_running), step_tokens, 200)
+
+
+def test_a_request_after_it_gets_its_own_tokens(model: Model) -> None:
+    def answer(runner: TorchRunner) -> list[int]:
+        return generate(runner, sequence_of(list(range(30)), slot=1, blocks=[2, 3, 4, 5, 6], new=8), 8)
+
+    warmed = runner_of(model)
+    warm_up(warmed, 64, 200)
+    assert answer(warmed) == answer(runner_of(model))
+
+
+def test_torchs_sampler_is_recorded_without_its_sort(model: Model) -> None:
+    """Else every step would sort the vocabulary for a method that hardly anybody asks for."""
+    runner = runner_of(model, max_running=4, paths=PLANNED)
+    runner.record(ReplayingRecorder())
+    assert runner.graphs is not None
+    assert runner.graphs.buckets == (1, 2, 4)
+    assert runner.graphs.can_run([0], {Method.GREEDY, Method.CANDIDATES, Method.UNFILTERED})
+    assert not runner.graphs.can_run([0], {Method.SORTED})
+
+
+def test_the_cache_gets_what_steps_were_seen_to_leave(model_dir: Path) -> None:
+    config = EngineConfig(kind="native", model_dir=str(model_dir), max_running=2, kv_cache_tokens=640)
+    arguments = (config, read_config(model_dir), torch.device("cpu"), torch.float32)
+    assert plan_capacity(*arguments, step_bytes=0).num_blocks == plan_capacity(*arguments).num_blocks == 11
