@@ -71,7 +71,7 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
     if device.type == "cuda":
         with phases("memory", "checking that the model fits the GPU"):
             require_room(config, dtype.itemsize, lambda: torch.cuda.mem_get_info(device))
-    with phases("kernels", "comparing kernels with torch"):
+    with phases("kernels", "choosing what to compute with"):
         shapes = ServedShapes(model_config, config.block_size, dtype, device)
         choice = choose_paths(shapes, running_limit(config, device))
     with phases("weights", f"reading the weights in {model_dir}"):

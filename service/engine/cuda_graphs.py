@@ -14,18 +14,18 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all: the allocator keeps the memory of each stream for that stream.
+        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def record(self, body: Callable[[], torch.Tensor]) -> Recording:
         """Run `body` once, so that kernels are compiled and libraries hold their workspaces, then capture it."""
-        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
+        self._side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._side):
             body()
-        torch.cuda.current_stream(self._device).wait_stream(side)
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         # thread_local: the listener's and the readers' threads may go on meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
             output = body()
         return Recording(graph.replay, output)
 

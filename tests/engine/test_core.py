@@ -359,3 +359,14 @@ def test_stats_tell_of_the_gpus_too() -> None:
     config = EngineConfig(kind="native", model_dir="")
     core = NativeCore(ContentRunner(num_blocks=9), info(), config, gpu_memory=lambda: [gpu])
     assert (core.stats().gpus, core.stats().kv_blocks_total) == ([gpu], 8)
+
+
+def test_a_cuda_errors_advice_for_debuggers_is_left_out_of_what_clients_read() -> None:
+    runner = ContentRunner()
+    core = added(core_of(runner, depth=1), request("a", range(3)))
+    runner.fail_tokens = RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with DSA\n")
+    with pytest.raises(StepFailed) as failure:
+        drain(core)
+    (end,) = [event for event in failure.value.events if isinstance(event, Finish)]
+    reason = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert end.message == f"the engine broke in a step: {reason}"

@@ -1,0 +1,291 @@
+"""Everything about the engine on this machine's GPU, beside the machine's limits and beside its peers.
+
+    python -m tests.bench.gpu --all            on a GPU host: verify, measure, judge; about ten minutes
+    python -m tests.bench.gpu --tiny           the same from end to end on a CPU, in seconds; judges nothing
+    python -m tests.bench.gpu --only web,load  some sections
+
+Random weights of the 8B model are written to a temporary directory (17.6 GB), or use --model-dir. Prints JSON lines
+and writes them to tests/bench/results/<gpu>-<date>.json. Every target is a ratio of two figures of the same run. Exit
+status 1 when a verification or a target failed.
+"""
+
+import argparse
+import asyncio
+import datetime
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from service.engine.base import Core, EngineConfig
+from service.engine.build import build_core
+from service.engine.config import read_config
+from tests.bench import web
+from tests.bench.limits import Limits, matrix_numbers, measure_limits, prefill_flop, step_bytes
+from tests.bench.load import Drive, Prompts, percentile, serve
+from tests.bench.peers import continuous_batching_rate, free_memory, serial_rate
+from tests.bench.scale import FULL, TINY, Scale, write_random_model
+from tests.bench.targets import verdicts
+
+RESULTS = Path(__file__).parent / "results"
+SECTIONS = ("verify", "web", "load", "decode", "throughput", "long", "prefill", "prefix", "stall", "peers")
+Line = dict[str, object]
+
+
+class Bench:
+    """One run. Each section prints lines and leaves its ratios in `figures`; one engine lives at a time."""
+
+    def __init__(self, scale: Scale, model_dir: Path, device: torch.device, emit: Callable[[Line], None]) -> None:
+        self.scale, self.model_dir, self.device, self.emit = scale, model_dir, device, emit
+        self.config = read_config(model_dir)
+        self.prompts = Prompts(self.config.vocab_size)
+        self.figures: dict[str, float] = {}
+        self.failed: list[str] = []
+        self._core: Core | None = None
+
+    @cached_property
+    def limits(self) -> Limits:
+        """Measured once, before any engine is there."""
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        found = measure_limits(self.device, dtype, self.model_dir)
+        self.emit({"section": "limits", **{name: round(value / 1e9, 2) for name, value in asdict(found).items()}})
+        return found
+
+    @property
+    def core(self) -> Core:
+        """The native engine, built when a section first needs it."""
+        if self._core is None:
+            settings = {} if self.device.type == "cuda" else {"threads": 1, "kv_cache_tokens": 8192}
+            config = EngineConfig(kind="native", model_dir=str(self.model_dir), device=self.device.type, **settings)
+            self._core = build_core(config, lambda message: None)
+            serve(self._core, self.prompts.spread(2, self.scale.prompts, 2))
+        return self._core
+
+    def drop_core(self) -> None:
+        """Free the device for others."""
+        self._core = None
+        free_memory()
+
+    def run(self, sections: list[str]) -> None:
+        """Every section in order; one that fails is printed and does not keep the others from running."""
+        _ = self.limits
+        for name in sections:
+            try:
+                getattr(self, name)()
+            except Exception as error:
+                self.failed.append(name)
+                self.emit({"section": name, "error": f"{type(error).__name__}: {error}"[:500]})
+                traceback.print_exc(file=sys.stderr)
+                self.drop_core()
+
+    def verify(self) -> None:
+        """The tests marked `gpu`; on a CPU they skip, which is what this prints then."""
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
+        command += ["tests/engine/kernels"] if self.device.type == "cuda" else []
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        words = done.stdout.strip().splitlines()[-1:]
+        self.emit({"section": "verify", "passed": done.returncode == 0, "tests": " ".join(words)})
+        if done.returncode:
+            raise RuntimeError(done.stdout[-2000:])
+
+    def web(self) -> None:
+        """The product over HTTP, and the engine alone with the very same lengths."""
+        self.drop_core()
+        settings: dict[str, object] = {"DEVICE": self.device.type}
+        if self.device.type != "cuda":
+            settings |= {"THREADS": 1, "KV_CACHE_TOKENS": 8192}
+        with tempfile.TemporaryDirectory() as cache, web.server(self.model_dir, settings | {"CACHE_DIR": cache}) as url:
+            words = self.scale.prompts[1] // 16
+            found = asyncio.run(web.load(url, self.scale.streams, words, self.scale.http_new_tokens))
+        requests = [
+            self.prompts.request(length, max(new, 1))
+            for length, new in zip(found.prompt_lengths, found.new_tokens, strict=True)
+        ]
+        alone = serve(self.core, requests)["tokens_per_second"]
+        self.figures["web_of_engine"] = found.tokens_per_second / alone
+        self._line("web", streams=self.scale.streams, tokens_per_second=found.tokens_per_second, engine=alone)
+
+    def load(self) -> None:
+        """How long a start takes, and the weights' share of it against reading the same files into nothing."""
+        self.drop_core()
+        seconds = self.core.info.startup_seconds
+        size = sum(path.stat().st_size for path in self.model_dir.glob("*.safetensors"))
+        rate = size / seconds["weights"]
+        self.figures["load_of_files"] = rate / self.limits.files
+        self._line("load", gb_per_s=rate / 1e9, files_gb_per_s=self.limits.files / 1e9, **seconds)
+        self.emit({"section": "load", "degraded": self.core.info.degraded})
+
+    def decode(self) -> None:
+        """Steps of nothing but decodes, beside the time their bytes take at the measured bandwidth."""
+        for batch in self.scale.step_batches:
+            took = self._step_seconds(batch)
+            size = step_bytes(self.config, batch, self.scale.step_context, self._itemsize)
+            of_limit = size / self.limits.memory / took
+            self.figures[f"decode_{batch}_of_limit"] = of_limit
+            self.figures[f"decode_{batch}_per_second"] = batch / took
+            self._line("decode", batch=batch, milliseconds=took * 1e3, of_limit=of_limit)
+
+    def throughput(self) -> None:
+        """Many requests at once, by how many."""
+        for count in self.scale.concurrency:
+            requests = self.prompts.spread(count, self.scale.prompts, self.scale.new_tokens)
+            found = serve(self.core, requests)
+            self.figures[f"engine_{count}_per_second"] = found["tokens_per_second"]
+            self._line("throughput", concurrent=count, **found)
+
+    def long(self) -> None:
+        """One long conversation."""
+        for context in self.scale.long_contexts:
+            self._line("long", context=context, **serve(self.core, [self.prompts.request(context, 32)]))
+
+    def prefill(self) -> None:
+        """One prompt's TTFT, beside the dense product's rate."""
+        tokens = self.scale.prefill
+        took = min(serve(self.core, [self.prompts.request(tokens, 1)])["ttft_ms_p50"] for _ in range(3)) / 1e3
+        rate = prefill_flop(self.config, tokens) / took
+        self.figures["prefill_of_matmul"] = rate / self.limits.matmul
+        self._line("prefill", tokens=tokens, seconds=took, tflop_per_s=rate / 1e12)
+
+    def prefix(self) -> None:
+        """The second turn of a chat, whose first turn is in the prefix cache, beside the same prompt cold."""
+        shared, tail = self.prompts.tokens(self.scale.shared_prefix), self.prompts.tokens(16)
+        serve(self.core, [self.prompts.request(shared, 2)])
+        warm = serve(self.core, [self.prompts.request(shared + tail, 2)])["ttft_ms_p50"]
+        cold = serve(self.core, [self.prompts.request(len(shared + tail), 2)])["ttft_ms_p50"]
+        self.figures["prefix_ttft_of_cold"] = warm / cold
+        self._line("prefix", shared=len(shared), warm_ttft_ms=warm, cold_ttft_ms=cold)
+
+    def stall(self) -> None:
+        """Time between the tokens of running streams, before and while a long prompt is computed beside them."""
+        drive, count = Drive(self.core), self.scale.stall_streams
+        new = min(4096, self.config.max_positions // 2)
+        lines = [drive.add(self.prompts.request(self.scale.prompts[0], new)) for _ in range(count)]
+        while min(len(line.times) for line in lines) < 50:
+            drive.step()
+        first = [len(line.times) for line in lines]
+        long = drive.add(self.prompts.request(self.scale.stall_prompt, 2))
+        while not long.times:
+            drive.step()
+        before = [gap for line, at in zip(lines, first, strict=True) for gap in line.gaps[10 : at - 1]]
+        during = [gap for line, at in zip(lines, first, strict=True) for gap in line.gaps[at - 1 :]]
+        for request_id in list(drive.timelines):
+            self.core.cancel(request_id)
+        drive.run()
+        self.figures["stalled_gap_of_before"] = percentile(during, 0.99) / percentile(before, 0.99)
+        self._line(
+            "stall",
+            prompt=self.scale.stall_prompt,
+            streams=count,
+            before_ms_p99=percentile(before, 0.99) * 1e3,
+            during_ms_p99=percentile(during, 0.99) * 1e3,
+            ttft_seconds=long.ttft,
+        )
+
+    def peers(self) -> None:
+        """transformers, one request at a time and with continuous batching, over the same requests."""
+        count, scale = self.scale.streams, self.scale
+        requests = self.prompts.spread(count, scale.prompts, scale.new_tokens)
+        ours = serve(self.core, requests)["tokens_per_second"]
+        alone = 1 / self._step_seconds(1)
+        self.drop_core()
+        serial = serial_rate(
+            self.model_dir, self.device.type, scale.step_context, scale.serial_tokens, self.config.vocab_size
+        )
+        self.figures["engine_64_over_serial"] = ours / serial
+        self.figures["decode_1_over_reference"] = alone / serial
+        self._line("reference", tokens_per_second=serial, engine_64=ours, engine_1=alone)
+        batched = continuous_batching_rate(self.model_dir, self.device, requests)
+        self.figures["engine_64_over_continuous_batching"] = ours / batched
+        self._line("continuous_batching", tokens_per_second=batched, engine=ours)
+
+    @property
+    def _itemsize(self) -> int:
+        return 4 if self.device.type == "cpu" else 2
+
+    def _step_seconds(self, batch: int) -> float:
+        """The median step of a full batch around the scale's context, with full sampling."""
+        drive = Drive(self.core)
+        steps = 64 if self.device.type == "cuda" else 4
+        lines = [drive.add(self.prompts.request(self.scale.step_context - 8, 8 * steps)) for _ in range(batch)]
+        while not all(line.times for line in lines):
+            drive.step()
+        began = len(drive.steps) + 2
+        while len(drive.steps) < began + steps:
+            drive.step()
+        for request_id in drive.timelines:
+            self.core.cancel(request_id)
+        drive.run()
+        full = [seconds for seconds, count in drive.steps[began : began + steps] if count == batch]
+        return percentile(full, 0.5)
+
+    def _line(self, section: str, **numbers: float) -> None:
+        self.emit({"section": section, **{name: round(value, 4) for name, value in numbers.items()}})
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="every section")
+    parser.add_argument("--tiny", action="store_true", help="a few layers, on a CPU too; nothing is judged")
+    parser.add_argument("--only", help=f"some of {','.join(SECTIONS)}")
+    parser.add_argument("--model-dir", type=Path, help="a model directory; unset: random weights of the 8B model")
+    parser.add_argument("--results", type=Path, help="where the lines are written; a tiny run writes nothing by itself")
+    options = parser.parse_args(arguments)
+    if not (options.all or options.tiny or options.only):
+        parser.error("say --all, --tiny or --only")
+    if not (options.tiny or torch.cuda.is_available()):
+        parser.error("no GPU here; --tiny shows that the command runs")
+    unknown = set((options.only or "").split(",")) - {"", *SECTIONS}
+    if unknown:
+        parser.error(f"no such section: {', '.join(sorted(unknown))}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run, print, write, judge."""
+    options = parse(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    lines: list[Line] = []
+
+    def emit(line: Line) -> None:
+        lines.append(line)
+        print(json.dumps(line), flush=True)
+
+    scale = TINY if options.tiny else FULL
+    with tempfile.TemporaryDirectory() as directory:
+        model_dir = options.model_dir or write_random_model(Path(directory) / "random", scale.shape)
+        config = read_config(model_dir)
+        billions = (matrix_numbers(config) + 2 * config.vocab_size * config.hidden_size) / 1e9
+        emit({"gpu": name, "torch": torch.__version__, "parameters_billion": round(billions, 3), "tiny": options.tiny})
+        bench = Bench(scale, model_dir, device, emit)
+        bench.run([s for s in SECTIONS if not options.only or s in options.only.split(",")])
+        bench.drop_core()
+    judged = [line | {"judged": not options.tiny} for line in verdicts(bench.figures)]
+    for line in judged:
+        emit(line)
+    results = options.results or (None if options.tiny else RESULTS)
+    if results:
+        write_results(results, name, lines)
+    missed = [line for line in judged if line["verdict"] != "pass"] if not options.tiny and not options.only else []
+    return int(bool(bench.failed or missed))
+
+
+def write_results(directory: Path, name: str, lines: list[Line]) -> Path:
+    """One file per GPU and day; a second run of a day replaces the first."""
+    directory.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    path = directory / f"{slug}-{datetime.date.today().isoformat()}.json"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""What the machine itself can do, measured in the same run as what is held against it; and what a step must do."""
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from service.engine.config import ModelConfig
+from tests.bench.timing import read_bandwidth, seconds
+
+READERS = 8
+PIECE = 16 << 20
+_own = threading.local()  # each reader's buffer
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes per second of memory, FLOP per second of a dense product in the served type, bytes per second of files."""
+
+    memory: float
+    matmul: float
+    files: float
+
+
+def measure_limits(device: torch.device, dtype: torch.dtype, model_dir: Path) -> Limits:
+    """All three; a tenth of a second each on a GPU."""
+    on_gpu = device.type == "cuda"
+    with torch.inference_mode():
+        memory = read_bandwidth(device, 1 << 31 if on_gpu else 1 << 22)
+        side = 8192 if on_gpu else 256
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        matmul = 2 * side**3 / seconds([lambda: a @ b], device)
+    return Limits(memory, matmul, file_rate(model_dir))
+
+
+def file_rate(model_dir: Path) -> float:
+    """Bytes per second of reading the weights' files into nothing, with as many readers as the engine has."""
+    pieces = [
+        (path, offset)
+        for path in sorted(model_dir.glob("*.safetensors"))
+        for offset in range(0, path.stat().st_size, PIECE)
+    ]
+    started = time.perf_counter()
+    with ThreadPoolExecutor(READERS) as pool:
+        count = sum(pool.map(_read, pieces))
+    return count / (time.perf_counter() - started)
+
+
+def _read(piece: tuple[Path, int]) -> int:
+    path, offset = piece
+    if not hasattr(_own, "buffer"):
+        _own.buffer = bytearray(PIECE)
+    with path.open("rb", buffering=0) as file:
+        return os.preadv(file.fileno(), [_own.buffer], offset)
+
+
+def matrix_numbers(c: ModelConfig) -> int:
+    """Numbers of all matrices that every token meets in every step, the head left out."""
+    per_layer = c.hidden_size * (2 * c.query_size + 2 * c.kv_size + 3 * c.intermediate_size)
+    return c.num_layers * per_layer
+
+
+def step_bytes(c: ModelConfig, batch: int, context: int, itemsize: int) -> int:
+    """What a decode must read at least: all matrices and the head once, each sequence's KV once."""
+    weights = matrix_numbers(c) + c.vocab_size * c.hidden_size
+    return (weights + batch * context * 2 * c.num_layers * c.kv_size) * itemsize
+
+
+def prefill_flop(c: ModelConfig, tokens: int) -> float:
+    """Two per weight and token; attention's two products over half the square."""
+    return 2.0 * matrix_numbers(c) * tokens + 2.0 * c.num_layers * c.query_size * tokens**2

@@ -1,0 +1,100 @@
+"""The GPU benchmark runs from end to end without a GPU; its arithmetic and its verdicts are right."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from service.engine.config import read_config
+from service.engine.weights import load_weights
+from tests.bench.gpu import SECTIONS, main, parse, write_results
+from tests.bench.kernels import INTERNLM3_8B
+from tests.bench.limits import matrix_numbers, prefill_flop, step_bytes
+from tests.bench.load import Prompts, Timeline, percentile
+from tests.bench.scale import FULL, TINY, write_random_model
+from tests.bench.targets import TARGETS, verdicts
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the dry run is for hosts without a GPU")
+def test_a_tiny_run_prints_every_section_and_every_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--tiny", "--results", str(tmp_path)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert not [line for line in lines if "error" in line]
+    printed = {line["section"] for line in lines if "section" in line}
+    assert printed == {"limits", "reference", "continuous_batching", *SECTIONS} - {"peers"}
+    by_target = {line["target"]: line for line in lines if "target" in line}
+    assert by_target.keys() == {target.what for target in TARGETS}
+    measured = {target.what for target in TARGETS if not {"64", "256"} & set(target.ratio.split("_")[:2])}
+    assert all(by_target[what]["verdict"] != "missing" for what in measured)
+    (written,) = tmp_path.iterdir()
+    assert [json.loads(line) for line in written.read_text().splitlines()] == lines
+    torch.set_num_threads(1)
+
+
+def test_the_random_model_is_one_that_loads_whole(tmp_path: Path) -> None:
+    write_random_model(tmp_path, TINY.shape)
+    weights, report = load_weights(tmp_path, read_config(tmp_path), torch.device("cpu"), torch.float32)
+    assert report.bytes_read > 0
+    first, second = weights.layers[0].qkv, weights.layers[1].qkv
+    assert not torch.equal(first, second), "every tensor has numbers of its own"
+    assert torch.isfinite(first).all()
+
+
+def test_the_full_scale_is_the_8b_model() -> None:
+    assert FULL.shape.layers == INTERNLM3_8B.num_layers
+    numbers = matrix_numbers(INTERNLM3_8B) + 2 * INTERNLM3_8B.vocab_size * INTERNLM3_8B.hidden_size
+    assert numbers == pytest.approx(8.804e9, rel=0.001)
+    assert step_bytes(INTERNLM3_8B, 1, 0, 2) == pytest.approx(16.55e9, rel=0.001)
+    assert step_bytes(INTERNLM3_8B, 64, 512, 2) - step_bytes(INTERNLM3_8B, 64, 511, 2) == 64 * 48 * 1024
+    assert prefill_flop(INTERNLM3_8B, 1000) == pytest.approx(15.5e12, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("figures", "target", "verdict"),
+    [
+        ({"decode_1_of_limit": 0.88}, 0, "pass"),
+        ({"decode_1_of_limit": 0.87}, 0, "fail"),
+        ({}, 0, "missing"),
+        ({"prefix_ttft_of_cold": 0.15}, 7, "pass"),
+        ({"prefix_ttft_of_cold": 0.16}, 7, "fail"),
+    ],
+)
+def test_a_verdict_says_what_was_asked_and_what_was_found(figures: dict[str, float], target: int, verdict: str) -> None:
+    line = verdicts(figures)[target]
+    assert line["verdict"] == verdict
+    assert str(TARGETS[target].bound) in str(line["must_be"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"), [([], "say --all"), (["--tiny", "--only", "nothing"], "no such section: nothing")]
+)
+def test_a_command_that_asks_for_nothing_is_refused(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(arguments)
+    assert complaint in capsys.readouterr().err
+
+
+def test_the_results_of_a_day_are_one_file_named_after_the_gpu(tmp_path: Path) -> None:
+    path = write_results(tmp_path, "NVIDIA H100 80GB HBM3", [{"a": 1}])
+    assert path.name.startswith("nvidia-h100-80gb-hbm3-20")
+    assert write_results(tmp_path, "NVIDIA H100 80GB HBM3", [{"a": 2}]) == path
+    assert json.loads(path.read_text()) == {"a": 2}
+
+
+def test_percentiles_and_gaps_are_those_of_the_tokens() -> None:
+    line = Timeline(1.0, [5, 6, 7], [1.5, 1.75, 2.5])
+    assert (line.ttft, line.gaps) == (0.5, [0.25, 0.75])
+    assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert percentile([1.0] * 99 + [9.0], 0.99) == 9.0
+    assert percentile([], 0.5) == 0.0
+
+
+def test_no_two_prompts_begin_alike() -> None:
+    prompts = Prompts(1000)
+    first = [tuple(request.prompt_ids[:4]) for request in prompts.spread(20, (4, 64), 3)]
+    assert len(set(first)) == 20
+    assert {len(r.prompt_ids) for r in prompts.spread(3, (10, 20), 1)} == {10, 15, 20}

@@ -1,0 +1,1 @@
+"""Tests of the whole engine that need an NVIDIA GPU."""

@@ -1,0 +1,54 @@
+"""The native engine on a GPU, on a small random model of the served head layout, and its oracle."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from service.engine.base import Core, EngineConfig
+from service.engine.build import build_core
+from tests.support.checkpoints import Shape, write_checkpoint
+
+HAS_GPU = torch.cuda.is_available()
+SHAPE = Shape(
+    heads=32,
+    kv_heads=2,
+    head_dim=128,
+    hidden=1024,
+    intermediate=2560,
+    layers=4,
+    vocab=4096,
+    max_positions=32_768,
+    dtype=torch.bfloat16,
+    scale=0.05,
+)
+Make = Callable[..., Core]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each test is skipped under its own name, so that a report counts what was not run."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+            if not HAS_GPU:
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model"), SHAPE)
+
+
+@pytest.fixture
+def make(model_dir: Path) -> Iterator[Make]:
+    """Builds cores with settings of the test's; frees the GPU after it."""
+
+    def build(**settings: object) -> Core:
+        fields: dict[str, object] = {"kind": "native", "model_dir": str(model_dir), "device": "cuda"}
+        fields |= {"max_running": 32, "kv_cache_tokens": 131_072, "gpu_memory_fraction": 0.5}
+        return build_core(EngineConfig(**(fields | settings)), lambda message: None)  # type: ignore[arg-type]
+
+    yield build
+    torch.cuda.empty_cache()
