@@ -2,11 +2,16 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.types import Receive
 
 Result = TypeVar("Result")
+
+LOOK_AGAIN_SECONDS = 0.5
+"""A client that sends more before its answer (a next request, a stray line break) makes uvicorn stop reading, and so
+miss that it leaves. Every new call of `receive` reads on."""
 
 
 class ClientGoneError(Exception):
@@ -32,5 +37,8 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, Result]) 
 
 
 async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    message = ""
+    while message != "http.disconnect":
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_AGAIN_SECONDS):
+                message = (await receive())["type"]

@@ -39,6 +39,18 @@ async def test_a_leaving_client_frees_its_slot_within_a_step(endless: Service, s
     assert endless.running.lifecycle.active == 0
 
 
+@pytest.mark.parametrize("more", [b"\r\n", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["line break", "request"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "json"])
+async def test_a_client_that_sent_more_is_missed_too(endless: Service, stream: bool, more: bytes) -> None:
+    writer = await connect_and_ask(endless, stream)
+    await until(lambda: endless.engine.status.stats.running == 1)
+    protocol = next(iter(endless.running.server.server_state.connections))
+    writer.write(more)
+    await until(lambda: protocol.flow.read_paused)
+    writer.transport.abort()
+    await until(lambda: endless.engine.status.stats.running == 0)
+
+
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "json"])
 async def test_a_waiting_request_leaves_the_queue_with_its_client(endless: Service, stream: bool) -> None:
     running = [await connect_and_ask(endless, stream) for _ in range(2)]
