@@ -38,6 +38,6 @@ def create_app(
     keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file else None
     for router in (chat.router(generation, settings), models.router(identity)):
         app.include_router(router, dependencies=[Depends(guard(keys))])
-    app.add_middleware(RequestContext, lifecycle=lifecycle, metrics=metrics)
     problems.install(app)
+    app.add_middleware(RequestContext, lifecycle=lifecycle, metrics=metrics)
     return app

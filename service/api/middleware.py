@@ -4,6 +4,8 @@ import logging
 import re
 import time
 import uuid
+from http import HTTPMethod
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +18,7 @@ logger = logging.getLogger("service.access")
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PROBES = {"/", "/healthz"}
+METHODS = frozenset(HTTPMethod)
 
 
 class RequestContext:
@@ -53,13 +56,14 @@ class RequestContext:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")  # the template: a raw path would be unbounded
-        self._metrics.http_requests.labels(route, scope["method"], status).inc()
+        method = scope["method"] if scope["method"] in METHODS else "other"  # a client may invent any number of them
+        self._metrics.http_requests.labels(route, method, status).inc()
         quiet = route in PROBES and status == 200
         logger.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %d",
             scope["method"],
-            scope["path"],
+            quote(scope["path"]),  # it came decoded, and could hold a line of its own
             status,
             extra={"fields": {"status": status, "route": route, "seconds": round(seconds, 4)}},
         )

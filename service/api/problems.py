@@ -6,6 +6,7 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
 
 from service.api.disconnect import ClientGoneError
 from service.errors import ServiceError
@@ -68,7 +69,8 @@ async def on_bug(_: Request, error: Exception) -> Response:
 
 
 def install(app: FastAPI) -> None:
+    """Before the middleware that gives ids: bugs are then answered, logged and counted inside it."""
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientGoneError, on_client_gone)
-    app.add_exception_handler(Exception, on_bug)
+    app.add_middleware(ServerErrorMiddleware, handler=on_bug)

@@ -2,9 +2,11 @@
 
 import asyncio
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.engine.fake import FakeScript
+from service.log import request_id
 from tests.api.conftest import Service, Start
 from tests.support.server import until
 
@@ -50,12 +52,17 @@ async def test_an_engine_that_dies_is_503_with_its_reason_and_readiness_falls(st
     assert (await service.http.get("/")).json()["status"] == "failed"
 
 
-async def test_a_bug_is_a_problem_without_inside_knowledge(service: Service, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+async def test_a_bug_is_a_problem_without_inside_knowledge(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.api.chat.to_chat", lambda _: 1 / 0)
-    response = await service.http.post("/v1/chat", json={"prompt": "hi"})
+    named: list[str] = []
+    monkeypatch.setattr("service.api.problems.logger.error", lambda *_, **__: named.append(request_id.get()))
+    response = await service.http.post("/v1/chat", json={"prompt": "hi"}, headers={"X-Request-Id": "one"})
     assert response.status_code == 500
     assert response.headers["content-type"] == "application/problem+json"
     assert "ZeroDivision" not in response.text
+    assert response.headers["x-request-id"] == "one"
+    assert named == ["one"]
+    assert samples(service)["internlm_http_requests_total", "/v1/chat 500"] == 1
 
 
 async def test_outcomes_and_latencies_are_counted(start: Start) -> None:

@@ -61,3 +61,21 @@ async def test_prompts_and_answers_are_logged_when_switched_on(start: Start, cap
 async def test_a_problem_does_not_repeat_the_prompt(service: Service) -> None:
     response = await service.http.post("/v1/chat", json={"prompt": SECRET + "\x00"})
     assert "xyzzy" not in response.text
+
+
+async def test_methods_that_a_client_invents_make_one_series(service: Service) -> None:
+    for method in ("SPY", "SPY2", "SPY3"):
+        assert (await service.http.request(method, "/v1/chat")).status_code == 405
+    counted = {
+        sample.labels["method"] for family in service.metrics.http_requests.collect() for sample in family.samples
+    }
+    assert "other" in counted
+    assert not any(method.startswith("SPY") for method in counted)
+
+
+async def test_a_path_cannot_write_a_log_line_of_its_own(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    await service.http.get("/%0A12:00:00%20info%1B[31m")
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "service.access"]
+    assert line.isprintable()
+    assert line.startswith("GET /%0A12")
