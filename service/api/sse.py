@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 
 from pydantic import BaseModel
 from starlette.responses import Response
@@ -24,8 +24,12 @@ HEADERS = {
 }
 
 
+# They end no line of an event stream, but many a client cuts its lines as Python's str.splitlines does.
+_SEPARATORS = str.maketrans({separator: f"\\u{ord(separator):04x}" for separator in "\x85\u2028\u2029"})
+
+
 def event(data: BaseModel) -> bytes:
-    return b"data: " + data.model_dump_json().encode() + b"\n\n"
+    return b"data: " + data.model_dump_json().translate(_SEPARATORS).encode() + b"\n\n"
 
 
 class _Problem(BaseModel, extra="allow"):
@@ -59,8 +63,12 @@ class EventStream(Response):
             await self._events.aclose()
 
     async def _send_all(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await _in_time(send({"type": "http.response.start", "status": 200, "headers": self.raw_headers}))
         async for chunk in self._events:
-            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await _in_time(send({"type": "http.response.body", "body": chunk, "more_body": True}))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _in_time(sending: Awaitable[None]) -> None:
+    async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
+        await sending

@@ -1,11 +1,14 @@
 """Streaming over a real socket: pieces as they come, errors with their own status, one [DONE]."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import pytest
+from starlette.types import Message
 
+from service.api import sse
 from service.engine.fake import FakeScript
 from tests.api.conftest import Service, Start
 
@@ -71,7 +74,33 @@ async def test_an_error_after_it_is_an_error_event(start: Start) -> None:
     assert seen[-1][1] == "[DONE]"
 
 
-@pytest.mark.parametrize("prompt", ['a "quote" and a \\ backslash', "line\nbreak\r\nand tab\t", "data: [DONE]"])
+@pytest.mark.parametrize(
+    "prompt", ['a "quote" and a \\ backslash', "line\nbreak\r\nand tab\t", "data: [DONE]", "\x85\u2028\u2029"]
+)
 async def test_any_text_survives_the_event_format(service: Service, prompt: str) -> None:
     seen = [data async for _, data in events(service, prompt=prompt)]
     assert prompt in seen[-2]["response"]
+
+
+@pytest.mark.parametrize("taken", [0, 1], ids=["not even the head", "only the head"])
+async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+    monkeypatch.setattr(sse, "SEND_TIMEOUT_SECONDS", 0.01)
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return await asyncio.get_running_loop().create_future()
+
+    async def send(message: Message) -> None:
+        if len(sent) == taken:
+            await receive()
+        sent.append(message)
+
+    async def endless() -> AsyncGenerator[bytes]:
+        while True:
+            yield sse.DONE
+
+    events = endless()
+    await sse.EventStream(events)({"type": "http"}, receive, send)
+    assert len(sent) == taken
+    with pytest.raises(StopAsyncIteration):
+        await anext(events)
