@@ -3,6 +3,7 @@
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from datetime import datetime
 from typing import Annotated
 
@@ -105,11 +106,12 @@ async def first_of(pieces: Pieces) -> TextDelta | Done:
 
 
 async def collect(pieces: Pieces, transcript: Transcript) -> dict[str, object]:
-    """The whole answer as one object."""
-    async for piece in pieces:
-        if isinstance(piece, Done):
-            return transcript.finish(piece).model_dump()
-        transcript.add(piece)
+    """The whole answer as one object; it is over, and counted, before it is sent."""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if isinstance(piece, Done):
+                return transcript.finish(piece).model_dump()
+            transcript.add(piece)
     raise AssertionError("an answer ends in Done or raises")
 
 

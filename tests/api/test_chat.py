@@ -5,11 +5,14 @@ import json
 import re
 import shlex
 import subprocess
+from collections.abc import AsyncGenerator
 from datetime import datetime
 
 import pytest
 import requests
 
+from service.api.chat import Transcript, collect
+from service.chat.generation import Done, TextDelta
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from tests.api.conftest import Service
 
@@ -99,3 +102,18 @@ async def test_a_stop_text_ends_the_answer_before_it(service: Service, stream: b
 async def test_readiness_and_other_routes_answer_while_a_chat_runs(service: Service) -> None:
     asked = await asyncio.gather(service.ask(), service.http.get("/"), service.http.get("/openapi.json"))
     assert [response.status_code for response in asked] == [200, 200, 200]
+
+
+async def test_an_answer_is_over_before_it_is_sent() -> None:
+    over: list[bool] = []
+
+    async def pieces() -> AsyncGenerator[TextDelta | Done]:
+        try:
+            yield TextDelta("hi")
+            yield Done("stop", 1, 1, 0)
+        finally:
+            over.append(True)
+
+    kept = pieces()  # so that no garbage collection ends it
+    assert (await collect(kept, Transcript(None)))["response"] == "hi"
+    assert over
