@@ -14,6 +14,7 @@ from service.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Unsupporte
 Model = TypeVar("Model", bound=BaseModel)
 
 SHOWN_CHARACTERS = 60
+LONGEST_FIELD = 200
 
 
 def json_body(model: type[Model], max_bytes: int, timeout: float) -> Callable[[Request], Awaitable[Model]]:
@@ -76,7 +77,7 @@ def _validate(model: type[Model], value: Any) -> Model:
 
 def _first_complaint(model: type[BaseModel], error: ValidationError) -> InvalidRequest:
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "body"
+    field = ".".join(str(part) for part in first["loc"])[:LONGEST_FIELD] or "body"
     if first["type"] == "extra_forbidden":
         known = ", ".join(model.model_fields)
         return InvalidRequest(f"{field} is not a field of this request; known: {known}", field=field)

@@ -10,6 +10,8 @@ DEFAULT_NEW_TOKENS = 1024
 MAX_TEXT_CHARACTERS = 400_000
 """More than 32,768 tokens of natural language ever hold; what is longer is refused without tokenizing it."""
 
+MAX_STOP_CHARACTERS = 1000
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -25,6 +27,7 @@ def _printable(text: str) -> str:
 
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS), AfterValidator(_printable)]
 NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS), AfterValidator(_printable)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS), AfterValidator(_printable)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -37,6 +40,19 @@ class Turn(BaseModel):
     content: Text
 
 
+def _bounded(turns: list[Turn]) -> list[Turn]:
+    characters = sum(len(turn.content) for turn in turns)
+    if characters > MAX_TEXT_CHARACTERS:
+        raise ValueError(
+            f"its turns have {characters} characters together; at most {MAX_TEXT_CHARACTERS} are read. "
+            "Leave out the oldest ones."
+        )
+    return turns
+
+
+History = Annotated[list[Turn], Field(max_length=1000), AfterValidator(_bounded)]
+
+
 class ChatRequest(BaseModel):
     """A question, and how to answer it. Only `prompt` is required; the defaults are the model card's."""
 
@@ -47,7 +63,7 @@ class ChatRequest(BaseModel):
 
     prompt: NonEmptyText = Field(description="What the user says.")
     system: Text | None = Field(None, description=f"System prompt; unset: {DEFAULT_SYSTEM!r}. Empty: none.")
-    history: list[Turn] = Field([], max_length=1000, description="Earlier turns, oldest first.")
+    history: History = Field([], description="Earlier turns, oldest first.")
     thinking: bool = Field(False, description="Think step by step: InternLM3's deep-thinking system prompt.")
     stream: bool = Field(False, description="Answer as server-sent events, piece by piece.")
     max_new_tokens: int | None = Field(
@@ -65,7 +81,7 @@ class ChatRequest(BaseModel):
         1.005, ge=0.01, le=10, description="Above 1: shun tokens that were used; 1: off."
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed and settings give the same answer.")
-    stop: list[NonEmptyText] = Field([], max_length=16, description="The answer ends before the first of these texts.")
+    stop: list[Stop] = Field([], max_length=16, description="The answer ends before the first of these texts.")
 
 
 class Usage(BaseModel):

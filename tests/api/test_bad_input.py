@@ -52,6 +52,12 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("text as flag", {"prompt": "a", "stream": "yes"}, "stream"),
     ("text as stop", {"prompt": "a", "stop": "END"}, "stop"),
     ("empty stop", {"prompt": "a", "stop": [""]}, "stop.0"),
+    ("a stop text without an end", {"prompt": "a", "stop": ["x" * 1001]}, "stop.0"),
+    (
+        "a history without an end",
+        {"prompt": "a", "history": [{"role": "user", "content": "x" * 390_000}] * 2},
+        "history",
+    ),
     ("too many stops", {"prompt": "a", "stop": ["x"] * 17}, "stop"),
     ("thinking and system", {"prompt": "a", "thinking": True, "system": "b"}, "thinking"),
 ]
@@ -108,6 +114,12 @@ async def test_bodies_that_cannot_be_read_are_explained(small: Service) -> None:
         response = await small.http.post("/v1/chat", content=body, headers=JSON)
         assert response.status_code == 400, (name, response.text[:300])
         check(response, field)
+
+
+async def test_a_field_name_without_an_end_is_not_sent_back_whole(small: Service) -> None:
+    response = await small.http.post("/v1/chat", json={"prompt": "a", "x" * 100_000: 1})
+    check(response, "x" * 200)
+    assert len(response.content) < 2000
 
 
 async def test_a_good_request_still_works_after_all_that(small: Service) -> None:
