@@ -93,8 +93,8 @@ class Generation:
 
     async def answer(self, chat: Chat) -> AsyncGenerator[TextDelta | Done]:
         """As `stream`, whatever the lifecycle says: the readiness probe asks before the service is ready."""
-        request = await self._request(chat)
         watch = _Stopwatch(self._metrics)
+        request = await self._request(chat)
         answer = _Answer(Detokenizer(self._tokenizer), StopMatcher(chat.stop))
         try:
             async with aclosing(self._engine.submit(request)) as events:
