@@ -14,7 +14,8 @@ from service.settings import PREFIX, private_run_dir
 
 _settings = load_settings()
 
-bind = f"{_settings.host}:{_settings.port}"
+_host = f"[{_settings.host}]" if ":" in _settings.host else _settings.host  # an IPv6 address has colons of its own
+bind = f"{_host}:{_settings.port}"
 workers = 1  # one GPU, one engine; the web side is far from its limit
 worker_class = "service.gunicorn_worker.Worker"
 timeout = 30  # an event loop that is blocked for so long is replaced; the engine, in its own process, goes on

@@ -1,0 +1,28 @@
+"""gunicorn's settings follow ours."""
+
+import importlib.util
+import runpy
+
+import pytest
+from gunicorn.util import parse_address
+
+
+def configured() -> dict[str, object]:
+    """The settings as gunicorn reads them: the file is run anew, in this test's environment."""
+    spec = importlib.util.find_spec("service.gunicorn_conf")
+    assert spec is not None
+    assert spec.origin is not None
+    return runpy.run_path(spec.origin)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::1", "fd00::17", "localhost"])
+def test_gunicorn_listens_where_the_settings_say(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("INTERNLM_HOST", host)
+    monkeypatch.setenv("INTERNLM_PORT", "7001")
+    assert parse_address(configured()["bind"]) == (host, 7001)
+
+
+def test_gunicorn_waits_for_longer_than_a_drain_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERNLM_REQUEST_TIMEOUT", "40")
+    monkeypatch.setenv("INTERNLM_DRAIN_DELAY", "3")
+    assert configured()["graceful_timeout"] > 43  # type: ignore[operator]
