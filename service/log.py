@@ -39,10 +39,16 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", {})
-        tail = "".join(f" {key}={value}" for key, value in fields.items())
+        tail = "".join(f" {key}={_one_line(value)}" for key, value in fields.items())
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
         line = f"{stamp} {record.levelname.lower():<8} {record.name}: {record.getMessage()}{tail}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _one_line(value: object) -> str:
+    """A prompt may hold line breaks; in quotes and escaped, it cannot pass for lines of the log."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
 
 
 def configure(level: str, log_format: str) -> None:

@@ -50,6 +50,13 @@ def test_console_lines_read_well(record: logging.LogRecord) -> None:
     assert log.ConsoleFormatter().format(record).endswith("warning  service.test: 3 blocks of 你 route=/v1/chat")
 
 
+def test_a_field_cannot_write_a_console_line_of_its_own(record: logging.LogRecord) -> None:
+    record.fields = {"prompt": "你好\n12:00:00 error    forged\x1b[2J", "seconds": 0.5}
+    line = log.ConsoleFormatter().format(record)
+    assert line.isprintable()
+    assert line.endswith("prompt='你好\\n12:00:00 error    forged\\x1b[2J' seconds=0.5")
+
+
 def test_configuring_sets_level_and_format(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.root, "handlers", [])
     monkeypatch.setattr(logging.root, "level", logging.root.level)
