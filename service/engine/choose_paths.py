@@ -1,23 +1,21 @@
 """Decides what serves on this device. On a GPU every fast path is compared with the plain one first, and what fails is
 replaced and named; a CPU has one path only."""
 
-import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 
 from service.engine.attention import ChunkSpan, PagedCache, PrefillAttention
-from service.engine.flash import FLASH_PAGE, FlashDecode, FlashPrefillAttention, Varlen
+from service.engine.flash import FLASH_PAGE, FlashDecode, FlashPrefillAttention, Varlen, flash_kernel
 from service.engine.graphs import buckets_for
 from service.engine.kernels import checks
 from service.engine.kernels.checks import Candidate, ServedShapes, require_close
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import Proof, prove, prove_candidates
 from service.engine.paths import Paths, PrefillFactory
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,38 +34,56 @@ def choose_paths(shapes: ServedShapes, max_running: int) -> Choice:
     return assemble(prove(shapes), shapes, max_running)
 
 
-def assemble(proof: Proof, shapes: ServedShapes, max_running: int, varlen: Varlen | None = None) -> Choice:
-    """Paths from the kernels that proved right. `varlen` stands in for the flash kernel where there is none."""
-    prefill: PrefillFactory = partial(FlashPrefillAttention, varlen=varlen) if varlen else FlashPrefillAttention
+def assemble(
+    proof: Proof, shapes: ServedShapes, max_running: int, flash: Sequence[Varlen] = (flash_kernel, varlen_attn)
+) -> Choice:
+    """Paths from the kernels that proved right, and the first of `flash` that does."""
     degraded, block_size, ops = list(proof.degraded), shapes.block_size, proof.ops
     has_decode = ops.decode_attention is not Ops().decode_attention
     if not has_decode:
         block_size = -(-shapes.block_size // FLASH_PAGE) * FLASH_PAGE
-        ops, reasons = _with_flash_decode(ops, replace(shapes, block_size=block_size), varlen)
+        ops, reasons = _with_flash_decode(ops, replace(shapes, block_size=block_size), flash)
         has_decode, degraded = not reasons, degraded + reasons
         block_size = block_size if has_decode else shapes.block_size
-    reasons = _failing("flash_prefill", partial(check_prefill, prefill), shapes)
+    prefill, reasons = _flash_prefill(shapes, flash)
     paths = Paths(
         ops=ops,
-        prefill=PrefillAttention if reasons else prefill,
+        prefill=prefill,
         plans_decode=has_decode,
         buckets=buckets_for(max_running) if has_decode else (),
     )
     return Choice(paths, block_size, degraded + reasons)
 
 
-def _with_flash_decode(ops: Ops, shapes: ServedShapes, varlen: Varlen | None) -> tuple[Ops, list[str]]:
-    longest = shapes.config.max_positions
-    flash = FlashDecode(longest, varlen) if varlen else FlashDecode(longest)
-    fields = {"plan_decode": flash.plan, "decode_attention": flash.attend}
-    proof = prove_candidates([Candidate("flash_decode", fields, checks.check_decode_attention)], shapes, ops)
-    return proof.ops, proof.degraded
+def _with_flash_decode(ops: Ops, shapes: ServedShapes, flash: Sequence[Varlen]) -> tuple[Ops, list[str]]:
+    """`ops` with the first of `flash` that is right; as they were, with the reasons, when none is."""
+    reasons: list[str] = []
+    for varlen in flash:
+        decode = FlashDecode(shapes.config.max_positions, varlen)
+        fields = {"plan_decode": decode.plan, "decode_attention": decode.attend}
+        candidate = Candidate("flash_decode", fields, checks.check_decode_attention)
+        proof = prove_candidates([candidate], shapes, ops)
+        if not proof.degraded:
+            return proof.ops, []
+        reasons += proof.degraded
+    return ops, reasons
 
 
-def _failing(name: str, check: Callable[[ServedShapes], None], shapes: ServedShapes) -> list[str]:
-    """Why the path is wrong for these shapes; [] when it is right."""
-    candidate = Candidate(name, {}, lambda _, served: check(served))
-    return prove_candidates([candidate], shapes, Ops()).degraded
+def _flash_prefill(shapes: ServedShapes, flash: Sequence[Varlen]) -> tuple[PrefillFactory, list[str]]:
+    """The first of `flash` that is right, or plain attention with the reasons."""
+    reasons: list[str] = []
+    for varlen in flash:
+        factory = partial(FlashPrefillAttention, varlen=varlen)
+        candidate = Candidate("flash_prefill", {}, partial(_check_prefill_of, factory))
+        failed = prove_candidates([candidate], shapes, Ops()).degraded
+        if not failed:
+            return factory, []
+        reasons += failed
+    return PrefillAttention, reasons
+
+
+def _check_prefill_of(factory: PrefillFactory, _: Ops, shapes: ServedShapes) -> None:
+    check_prefill(factory, shapes)
 
 
 def check_prefill(factory: PrefillFactory, shapes: ServedShapes) -> None:

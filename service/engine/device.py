@@ -40,7 +40,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def upload(values: list[int] | list[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A tensor [N] on the device, without waiting for it: only a copy from pinned memory is not waited for."""
     tensor = torch.tensor(values, dtype=dtype)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def usable_cores(cgroup: Path = CGROUP) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.attention.varlen import varlen_attn
 
 from service.engine.attention import ChunkSpan, PagedCache
 from service.engine.device import upload
@@ -19,7 +18,44 @@ FLASH_PAGE = 256
 CAUSAL = (-1, 0)
 
 Varlen = Callable[..., Any]
-"""`varlen_attn`, or what stands in for it on a CPU."""
+"""Takes what `torch.nn.attention.varlen.varlen_attn` takes."""
+
+
+def flash_kernel(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor | None,
+    max_q: int,
+    max_k: int,
+    *,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+    scale: float | None = None,
+    seqused_k: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`varlen_attn` by the operator beneath it: a step that mixes prompts and decodes is launched kernel by kernel, and
+    48 layers of a Python-defined operator would take as long to launch as a decode takes to run."""
+    out: torch.Tensor = torch.ops.aten._flash_attention_forward(
+        q,
+        k,
+        v,
+        cu_seq_q,
+        cu_seq_k,
+        max_q,
+        max_k,
+        0.0,
+        window_size == CAUSAL,
+        False,
+        scale=scale,
+        window_size_left=window_size[0],
+        window_size_right=window_size[1],
+        seqused_k=seqused_k,
+        block_table=block_table,
+    )[0]
+    return out
 
 
 class FlashPrefillAttention:
@@ -27,7 +63,7 @@ class FlashPrefillAttention:
     as one has a context in the cache, each layer's context is gathered once for all chunks."""
 
     def __init__(
-        self, cache: PagedCache, places: torch.Tensor, spans: list[ChunkSpan], varlen: Varlen = varlen_attn
+        self, cache: PagedCache, places: torch.Tensor, spans: list[ChunkSpan], varlen: Varlen = flash_kernel
     ) -> None:
         self.cache = cache
         self.places = places
@@ -60,7 +96,7 @@ class FlashPrefillAttention:
 class FlashDecode:
     """`plan_decode` and `decode_attention` of `Ops` by the paged flash kernel; blocks are multiples of FLASH_PAGE."""
 
-    def __init__(self, max_context: int, varlen: Varlen = varlen_attn) -> None:
+    def __init__(self, max_context: int, varlen: Varlen = flash_kernel) -> None:
         self._max_context = max_context
         self._varlen = varlen
 

@@ -62,7 +62,7 @@ def test_a_cpu_has_one_path_and_calls_that_no_degradation() -> None:
 
 
 def test_everything_that_proved_right_serves() -> None:
-    choice = assemble(PROVED, SHAPES, 5, plain_varlen)
+    choice = assemble(PROVED, SHAPES, 5, [plain_varlen])
     assert choice.degraded == []
     assert choice.block_size == 16
     assert choice.paths.plans_decode
@@ -73,14 +73,14 @@ def test_everything_that_proved_right_serves() -> None:
 
 @pytest.mark.parametrize("varlen", [ignores_the_mask, aligns_with_the_start, is_not_there])
 def test_a_flash_kernel_that_lies_or_is_missing_leaves_prefill_to_plain_attention(varlen: Varlen) -> None:
-    choice = assemble(PROVED, SHAPES, 5, varlen)
+    choice = assemble(PROVED, SHAPES, 5, [varlen])
     assert choice.paths.prefill is PrefillAttention
     assert [reason.split(":")[0] for reason in choice.degraded] == ["flash_prefill"]
     assert choice.paths.plans_decode, "decode is not concerned"
 
 
 def test_without_our_decode_kernel_the_flash_kernel_takes_over_with_larger_blocks() -> None:
-    choice = assemble(WITHOUT_DECODE, SHAPES, 5, plain_varlen)
+    choice = assemble(WITHOUT_DECODE, SHAPES, 5, [plain_varlen])
     assert choice.degraded == WITHOUT_DECODE.degraded
     assert choice.block_size == FLASH_PAGE
     assert choice.paths.plans_decode
@@ -88,9 +88,18 @@ def test_without_our_decode_kernel_the_flash_kernel_takes_over_with_larger_block
 
 
 def test_without_either_decode_kernel_nothing_is_planned_or_recorded() -> None:
-    choice = assemble(WITHOUT_DECODE, SHAPES, 5, is_not_there)
+    choice = assemble(WITHOUT_DECODE, SHAPES, 5, [is_not_there])
     assert [reason.split(":")[0] for reason in choice.degraded] == ["decode_attention", "flash_decode", "flash_prefill"]
     assert (choice.block_size, choice.paths.plans_decode, choice.paths.buckets) == (16, False, ())
+
+
+@pytest.mark.parametrize("proof", [PROVED, WITHOUT_DECODE], ids=["prefill", "prefill and decode"])
+def test_the_second_way_to_the_flash_kernel_serves_when_the_first_is_gone(proof: Proof) -> None:
+    """The operator beneath the public function is private: another torch may have renamed it."""
+    choice = assemble(proof, SHAPES, 5, [is_not_there, plain_varlen])
+    assert choice.degraded == proof.degraded
+    assert choice.paths.plans_decode
+    assert choice.paths.prefill is not PrefillAttention
 
 
 def test_the_check_itself_holds_plain_attention_right() -> None:
@@ -129,12 +138,12 @@ def answers(runner: TorchRunner, chunk: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("chunk", [3, 16, 512])
 def test_flash_prefill_gives_the_plain_paths_tokens(model: Model, chunk: int) -> None:
-    paths = assemble(PROVED, SHAPES, 8, plain_varlen).paths
+    paths = assemble(PROVED, SHAPES, 8, [plain_varlen]).paths
     assert answers(runner_of(model, paths=paths), chunk) == answers(runner_of(model), chunk)
 
 
 def test_flash_decode_gives_the_plain_paths_tokens(model: Model) -> None:
-    choice = assemble(WITHOUT_DECODE, SHAPES, 8, plain_varlen)
+    choice = assemble(WITHOUT_DECODE, SHAPES, 8, [plain_varlen])
     assert choice.paths.plans_decode
     paged = Model.__new__(Model)
     paged.__dict__.update(model.__dict__)

@@ -14,7 +14,8 @@ from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
 from service.engine.sampling import Method
 from service.engine.step import StepPlan
-from service.engine.warm_up import warm_up
+from service.engine.warm_up import GRAPH_BYTES, measure_step_bytes, warm_up
+from service.errors import ConfigurationError
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.plans import generate, load_native, runner_of, sequence_of
 from tests.support.recorder import ReplayingRecorder
@@ -80,6 +81,39 @@ def test_torchs_sampler_is_recorded_without_its_sort(model: Model) -> None:
     assert runner.graphs.buckets == (1, 2, 4)
     assert runner.graphs.can_run([0], {Method.GREEDY, Method.CANDIDATES, Method.UNFILTERED})
     assert not runner.graphs.can_run([0], {Method.SORTED})
+
+
+def test_what_steps_need_is_their_peak_once_more_for_the_recordings(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: said.append("emptied"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: said.append("reset"))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 1000)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 1500 if said[-1] == "made" else 0)
+
+    def make() -> TorchRunner:
+        said.append("made")
+        return runner_of(model, num_blocks=2, max_running=2)
+
+    assert measure_step_bytes(torch.device("cuda"), make, 64, 200) == 2 * 500 + GRAPH_BYTES
+    assert said == ["emptied", "reset", "made", "emptied"]
+
+
+@pytest.mark.parametrize(("step_bytes", "blocks"), [(0, 800), (400 * 4096, 400), (800 * 4096, None)])
+def test_a_gpus_cache_gets_what_its_share_and_the_steps_leave(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, step_bytes: int, blocks: int | None
+) -> None:
+    """Two layers of 2 * 16 numbers of two bytes: 128 bytes a token, 4096 a block of 32."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (900 * 4096, 1000 * 4096))
+    config = EngineConfig(kind="native", model_dir=str(model_dir), block_size=32, gpu_memory_fraction=0.9)
+    arguments = (config, read_config(model_dir), torch.device("cuda"), torch.float16, step_bytes)
+    if blocks is None:
+        with pytest.raises(ConfigurationError, match="KV cache needs room"):
+            plan_capacity(*arguments)
+    else:
+        # A share of 0.9 is not a whole number of bytes.
+        assert plan_capacity(*arguments).num_blocks - 1 in (blocks - 1, blocks)
 
 
 def test_the_cache_gets_what_steps_were_seen_to_leave(model_dir: Path) -> None:
