@@ -1,18 +1,16 @@
 """Builds the engine's core from its configuration: device, weights, cache, runner, each phase timed and reported."""
 
 import logging
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 import torch
 
-from service.engine.attention import PagedCache
 from service.engine.base import Core, EngineConfig, EngineInfo, GpuMemory
-from service.engine.capacity import Capacity, plan_capacity, running_limit
+from service.engine.build_runner import build_runner
+from service.engine.capacity import running_limit
 from service.engine.choose_paths import choose_paths
 from service.engine.config import read_config
 from service.engine.core import NativeCore
@@ -21,32 +19,12 @@ from service.engine.device import GpuGauge, choose_device, choose_dtype, usable_
 from service.engine.kernels.checks import ServedShapes
 from service.engine.model import Model
 from service.engine.pace import PrefillPace
-from service.engine.paths import Paths
+from service.engine.phases import Phases, Progress
 from service.engine.room import require_room
-from service.engine.runner import TorchRunner
-from service.engine.warm_up import measure_step_bytes
 from service.engine.weights import load_weights, open_checked
 from service.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str], None]
-
-
-class Phases:
-    """Says what the start-up is doing and remembers how long each part took."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str, message: str) -> Iterator[None]:
-        """One phase: `message` goes to the progress before it, its time under `name` after it."""
-        self._progress(message)
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - started, 3)
 
 
 def build_core(config: EngineConfig, progress: Progress) -> Core:
@@ -76,15 +54,11 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
         choice = choose_paths(shapes, running_limit(config, device))
     with phases("weights", f"reading the weights in {model_dir}"):
         weights, report = load_weights(model_dir, model_config, device, dtype)
-    logger.info(
-        "read %.2f GB of weights in %.1f s, %.2f GB/s",
-        report.bytes_read / 1e9,
-        report.seconds,
-        report.gigabytes_per_second,
-    )
+    logger.info("weights: %s", report)
     config = msgspec.structs.replace(config, block_size=choice.block_size)
     model = Model(model_config, weights, min(config.max_context, model_config.max_positions), choice.paths.ops)
-    runner, capacity = build_runner(model, choice.paths, config, device, dtype, phases)
+    recorder = CudaRecorder(device) if device.type == "cuda" else None
+    runner, capacity = build_runner(model, choice.paths, config, device, dtype, phases, recorder)
     graphs = runner.graphs.degraded if runner.graphs is not None else []
     info = EngineInfo(
         kind=config.kind,
@@ -97,38 +71,11 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
         degraded=[*choice.degraded, *graphs],
         startup_seconds=phases.seconds,
     )
-    logger.info(
-        "KV cache of %s tokens, %s requests at once",
-        (capacity.num_blocks - 1) * config.block_size,
-        capacity.max_running,
-    )
+    tokens = (capacity.num_blocks - 1) * config.block_size
+    logger.info("KV cache of %s tokens, %s requests at once", tokens, capacity.max_running)
     if device.type != "cuda":
         return NativeCore(runner, info, config)
     return NativeCore(runner, info, config, depth=1, gpu_memory=_gauge(device), pace=PrefillPace(config.step_tokens))
-
-
-def build_runner(
-    model: Model, paths: Paths, config: EngineConfig, device: torch.device, dtype: torch.dtype, phases: Phases
-) -> tuple[TorchRunner, Capacity]:
-    """The runner on a KV cache of what is left; on a GPU after the largest steps have shown what they need, and with
-    its decodes recorded."""
-    on_gpu, step_bytes = device.type == "cuda", None
-
-    def make(capacity: Capacity) -> TorchRunner:
-        cache = PagedCache(model.config, capacity.num_blocks, config.block_size, device, dtype)
-        return TorchRunner(model, cache, capacity.max_running, capacity.max_context, paths)
-
-    if on_gpu:
-        with phases("warm_up", "computing the largest steps once"):
-            smallest = Capacity(2, running_limit(config, device), min(config.max_context, model.config.max_positions))
-            step_bytes = measure_step_bytes(device, lambda: make(smallest), config.step_tokens, smallest.max_context)
-    with phases("kv_cache", "allocating the KV cache"):
-        capacity = plan_capacity(config, model.config, device, dtype, step_bytes)
-        runner = make(capacity)
-    if on_gpu and paths.plans_decode:
-        with phases("graphs", "recording decodes of every batch size"):
-            runner.record(CudaRecorder(device))
-    return runner, capacity
 
 
 def _build_reference(config: EngineConfig, device: torch.device, dtype: torch.dtype, phases: Phases) -> Core:

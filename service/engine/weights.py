@@ -51,6 +51,9 @@ class LoadReport:
     def gigabytes_per_second(self) -> float:
         return self.bytes_read / max(self.seconds, 1e-9) / 1e9
 
+    def __str__(self) -> str:
+        return f"{self.bytes_read / 1e9:.2f} GB in {self.seconds:.1f} s, {self.gigabytes_per_second:.2f} GB/s"
+
 
 def load_weights(
     model_dir: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype

@@ -126,12 +126,12 @@ class Bench:
     def decode(self) -> None:
         """Steps of nothing but decodes, beside the time their bytes take at the measured bandwidth."""
         for batch in self.scale.step_batches:
-            took = self._step_seconds(batch)
-            size = step_bytes(self.config, batch, self.scale.step_context, self._itemsize)
+            took, context = self._step(batch)
+            size = step_bytes(self.config, batch, context, self._itemsize)
             of_limit = size / self.limits.memory / took
             self.figures[f"decode_{batch}_of_limit"] = of_limit
             self.figures[f"decode_{batch}_per_second"] = batch / took
-            self._line("decode", batch=batch, milliseconds=took * 1e3, of_limit=of_limit)
+            self._line("decode", batch=batch, context=context, milliseconds=took * 1e3, of_limit=of_limit)
 
     def throughput(self) -> None:
         """Many requests at once, by how many."""
@@ -194,7 +194,7 @@ class Bench:
         count, scale = self.scale.streams, self.scale
         requests = self.prompts.spread(count, scale.prompts, scale.new_tokens)
         ours = serve(self.core, requests)["tokens_per_second"]
-        alone = 1 / self._step_seconds(1)
+        alone = 1 / self._step(1)[0]
         self.drop_core()
         serial = serial_rate(
             self.model_dir, self.device.type, scale.step_context, scale.serial_tokens, self.config.vocab_size
@@ -210,21 +210,27 @@ class Bench:
     def _itemsize(self) -> int:
         return 4 if self.device.type == "cpu" else 2
 
-    def _step_seconds(self, batch: int) -> float:
-        """The median step of a full batch around the scale's context, with full sampling."""
+    def _step(self, batch: int) -> tuple[float, int]:
+        """Seconds of the median step of a full batch with full sampling, and the sequences' mean length in it.
+
+        The first streams run on while the last ones' prompts are computed, so a large batch begins with shorter ones.
+        """
         drive = Drive(self.core)
         steps = 64 if self.device.type == "cuda" else 4
-        lines = [drive.add(self.prompts.request(self.scale.step_context - 8, 8 * steps)) for _ in range(batch)]
+        prompt = self.scale.step_context // 2 if batch > 4 else self.scale.step_context - steps // 2
+        new_tokens = min(4096, self.config.max_positions - prompt)
+        lines = [drive.add(self.prompts.request(prompt, new_tokens)) for _ in range(batch)]
         while not all(line.times for line in lines):
             drive.step()
         began = len(drive.steps) + 2
         while len(drive.steps) < began + steps:
             drive.step()
+        context = prompt + sum(len(line.tokens) for line in lines) // batch - steps // 2
         for request_id in drive.timelines:
             self.core.cancel(request_id)
         drive.run()
         full = [seconds for seconds, count in drive.steps[began : began + steps] if count == batch]
-        return percentile(full, 0.5)
+        return percentile(full, 0.5), context
 
     def _line(self, section: str, **numbers: float) -> None:
         self.emit({"section": section, **{name: round(value, 4) for name, value in numbers.items()}})
