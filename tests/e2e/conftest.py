@@ -40,6 +40,7 @@ def ready(cluster: Cluster) -> Cluster:
     """An empty namespace that enforces the restricted Pod Security standard, where the cluster knows it."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     # Pods first: deleting a namespace can give each of them the longest grace period of all.
+    cluster.kubectl("delete", "deployments,statefulsets", "--all")
     cluster.kubectl("delete", "pods", "--all", "--grace-period=1")
     cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait")
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})

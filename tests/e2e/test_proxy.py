@@ -57,7 +57,8 @@ def nginx(folder: Path, upstream: str, settings: str) -> Iterator[str]:
     config.write_text(CONFIG.format(folder=folder, port=port, upstream=upstream, directives=settings))
     with subprocess.Popen(["nginx", "-p", folder, "-c", config]) as process:
         try:
-            httpx.Client(transport=httpx.HTTPTransport(retries=8)).get(f"http://127.0.0.1:{port}/", timeout=60)
+            with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as client:
+                client.get(f"http://127.0.0.1:{port}/", timeout=60)
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
