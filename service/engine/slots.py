@@ -25,6 +25,9 @@ class Slots:
         self._whole = torch.zeros(3, rows, dtype=torch.int64, device=device)  # method, top_k, seed
         self._real = torch.ones(3, rows, dtype=torch.float32, device=device)  # temperature, top_p, penalty
         self._seen = torch.zeros(rows, vocab_size, dtype=torch.bool, device=device)
+        # Made here and not in a step: half an advance, for want of memory, could not be run again.
+        self._one = torch.ones(1, dtype=torch.int64, device=device)
+        self._true = torch.ones((), dtype=torch.bool, device=device)
         self._methods = [Method.GREEDY] * rows
 
     def admit(self, sequence: Sequence) -> None:
@@ -46,9 +49,9 @@ class Slots:
     def advance(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
         """Each of `slots` [B] has sampled the token beside it."""
         self.tokens.index_copy_(0, slots, tokens)
-        self.positions.index_add_(0, slots, torch.ones_like(slots))
+        self.positions.index_add_(0, slots, self._one.expand_as(slots))
         self.positions[self.spare].zero_()  # padding rows would run out of the block table in time
-        self._seen.index_put_((slots, tokens), torch.ones((), dtype=torch.bool, device=self._device))
+        self._seen.index_put_((slots, tokens), self._true)
 
     def rows(self, slots: torch.Tensor) -> Rows:
         """Sampling parameters of `slots` [B]."""
