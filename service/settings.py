@@ -20,7 +20,7 @@ request would change another's answer. Up to it the frequencies are constant (tr
 class Settings(BaseSettings):
     """What an operator can set. Units are in the names or the descriptions."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
 
     host: str = Field("0.0.0.0", description="Address the API listens on.")  # noqa: S104
     port: int = Field(6006, ge=0, le=65535, description="Port of the API.")

@@ -33,6 +33,7 @@ def create_app(
         description="Chat with one model on one GPU.",
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would be built from the Host header, with the wrong scheme behind TLS
     )
     app.include_router(health.router(lifecycle, status, identity))
     keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file else None

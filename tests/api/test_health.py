@@ -35,6 +35,11 @@ async def test_an_unknown_path_is_404_as_a_problem(service: Service) -> None:
     assert response.json()["status"] == 404
 
 
+async def test_a_trailing_slash_is_another_path_and_no_redirect(service: Service) -> None:
+    response = await service.http.get("/healthz/")
+    assert response.status_code == 404
+
+
 async def test_while_the_model_loads_the_port_answers_and_nothing_is_ready(start: Start) -> None:
     service = await start(FakeScript(load_seconds=1.0), wait=False)
     ready, alive, asked = await asyncio.gather(service.http.get("/"), service.http.get("/healthz"), service.ask())

@@ -51,6 +51,12 @@ def test_a_value_out_of_bounds_is_named_with_its_variable(
     assert f"{PREFIX}{name}={value!r}" in caught.value.message
 
 
+def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERNLM_MODEL_DIR", "")
+    monkeypatch.setenv("INTERNLM_API_KEYS_FILE", "")
+    assert (load_settings().model_dir, load_settings().api_keys_file) == (None, None)
+
+
 def test_every_setting_says_what_it_does() -> None:
     undescribed = [name for name, field in Settings.model_fields.items() if not field.description]
     assert undescribed == []
