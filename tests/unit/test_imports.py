@@ -18,6 +18,7 @@ ROWS: list[set[str]] = [
     {
         "engine.kernels",
         "engine.reference",
+        "engine.room",
         "engine.worker",
     },  # what computes: these, and every module of the engine that imports torch
     {"chat"},
