@@ -13,7 +13,7 @@ from service.delivery.failures import Cause, DeliveryFailed
 from service.delivery.safetensors_header import BadHeader, read_header
 
 CUDA_BYTES = 1 << 30
-"""CUDA context, library workspaces and the decode graphs of all batch sizes, as measured on an H100, rounded up."""
+"""CUDA context, library workspaces and the decode graphs of all batch sizes: an estimate, on the safe side."""
 
 BLOCK_TOKENS = 64
 GIB = 1 << 30
