@@ -293,7 +293,7 @@ async def test_a_web_worker_whose_engine_was_replaced_does_not_take_it_back(tmp_
 
 
 async def test_a_silent_engine_found_is_killed_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "HELLO_TIMEOUT", 0.2)
+    monkeypatch.setattr(process, "HELLO_TIMEOUT", 1.0)
     with web_worker(tmp_path / "run", fake_config(), orphan=60) as old:
         os.kill(old, signal.SIGSTOP)
     async with running(tmp_path / "run"):
