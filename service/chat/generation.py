@@ -191,6 +191,8 @@ class _Stopwatch:
     def close(self, prompt_tokens: int) -> None:
         reason = self.finish.reason if self.finish else FinishReason.CANCELLED
         self._metrics.requests.labels(reason.value).inc()
+        if reason is FinishReason.REJECTED:
+            return  # its few milliseconds would make an overloaded service look fast
         self._metrics.prompt_tokens.observe(prompt_tokens)
         self._metrics.generation_tokens.observe(self.tokens)
         self._metrics.request_seconds.observe(time.perf_counter() - self._start)

@@ -35,6 +35,18 @@ async def test_a_full_queue_is_429_with_the_time_to_wait(start: Start) -> None:
     await abandon(tasks)
 
 
+async def test_a_refused_request_does_not_make_the_service_look_fast(start: Start) -> None:
+    service = await start(FakeScript(step_seconds=0.01), max_running=1, max_queue=0)
+    tasks = await fill(service, 1)
+    before = samples(service)
+    assert (await service.ask()).status_code == 429
+    after = samples(service)
+    assert after["internlm_requests_total", "rejected"] == before["internlm_requests_total", "rejected"] + 1
+    duration = ("internlm_request_duration_seconds_count", "")
+    assert after[duration] == before[duration]
+    await abandon(tasks)
+
+
 async def test_an_answer_that_takes_too_long_is_504_and_names_the_limit(start: Start) -> None:
     service = await start(FakeScript(step_seconds=0.05), request_timeout=0.3)
     response = await service.ask(**LONG)
