@@ -1,8 +1,13 @@
-"""What every test gets: an environment without our settings."""
+"""What every test gets: an environment without our settings, and Triton's interpreter where there is no GPU."""
 
 import os
+from pathlib import Path
 
 import pytest
+
+# Settled when Triton is first imported, which any test module may do while it is collected: so before them all.
+if not Path("/dev/nvidia0").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from service.settings import PREFIX
 from tests.support.smollm2 import smollm2_dir as smollm2_dir
