@@ -24,7 +24,7 @@ def plain_varlen(
     """Flash attention over sequences side by side, or over pages; a causal mask ends where the sequence ends."""
     assert enable_gqa
     assert cu_seq_q.dtype == torch.int32
-    out = torch.empty_like(q)
+    out = torch.full_like(q, torch.nan)  # what is forgotten must show, and fresh memory may hold the right answer
     bounds = cu_seq_q.tolist()
     for row, (first, last) in enumerate(itertools.pairwise(bounds)):
         assert last - first <= max_q
