@@ -10,11 +10,10 @@ import pytest
 import yaml
 
 from tests.support.helm import CHART, KUBERNETES, Manifest, render
-from tests.support.tools import HELM, HELM3, Binary, cache_dir
+from tests.support.tools import HELM, HELM3, Binary, python_with
 
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 KUBERNETES_MINORS = ("1.33.0", "1.35.0", "1.37.0")
-VALIDATOR = "kubernetes-validate==1.37.0"
 CRDS = Path(os.environ.get("CRDS") or Path(__file__).parents[3] / "shared" / "crds")
 OWN_CRDS = {"InferencePool"}
 
@@ -30,14 +29,8 @@ for version, manifest in json.load(sys.stdin):
 
 @pytest.fixture(scope="session")
 def validator() -> Path:
-    """A Python with the schemas of many Kubernetes versions: 100 MB, so in an environment of its own, made once."""
-    home = cache_dir() / VALIDATOR
-    python = home / "bin" / "python"
-    if not (home / "complete").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", VALIDATOR], check=True)
-        (home / "complete").touch()
-    return python
+    """A Python with the schemas of many Kubernetes versions: 100 MB."""
+    return python_with("kubernetes-validate==1.37.0")
 
 
 def is_custom(manifest: Manifest) -> bool:

