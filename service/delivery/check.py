@@ -3,7 +3,6 @@
 The server runs the cheap half of it before it reads a byte of weights.
 """
 
-import logging
 import sys
 import time
 from collections.abc import Callable
@@ -19,18 +18,13 @@ from service.delivery.check_hub import check_hub
 from service.delivery.check_model import check_disk, check_files, check_manifest
 from service.delivery.finding import Finding, State, skip
 from service.delivery.manifest import Manifest
+from service.delivery.predecessor import once_free
 from service.download_settings import DownloadSettings
 from service.environment import load_download_settings, load_settings
 from service.errors import ConfigurationError
 from service.settings import Settings
 
-log = logging.getLogger(__name__)
-
 WIDTH_IN_LOGS = 1000
-PREDECESSOR_SECONDS = 60.0
-"""How long a pod that is being replaced may take to give its GPU memory back: its grace period is over by then."""
-NOTICE_SECONDS = 5.0
-POLL_SECONDS = 0.5
 
 STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "bold red", State.SKIP: "dim"}
 
@@ -73,26 +67,16 @@ def before_loading(
     Takes well under a second, unless a predecessor still holds the GPU's memory: that is waited for, within bounds.
     Raises ConfigurationError with the first failure and the setting that would mend it.
     """
-    for finding in (check_files(model_dir), *_gpu_once_free(settings, model_dir, clock, sleep)):
+    gpu = once_free(lambda: check_gpu(settings, model_dir), _in_the_way, clock, sleep)
+    for finding in (check_files(model_dir), *gpu):
         if finding.state is State.FAIL:
             sentence = f"{finding.name}: {finding.found}; {finding.remedy}"
             raise ConfigurationError(sentence, field=finding.setting)
     return manifests.read(model_dir)
 
 
-def _gpu_once_free(
-    settings: Settings, model_dir: Path, clock: Callable[[], float], sleep: Callable[[float], None]
-) -> list[Finding]:
-    deadline, notice = clock() + PREDECESSOR_SECONDS, clock()
-    while True:
-        findings = check_gpu(settings, model_dir)
-        taken = [finding.found for finding in findings if finding.transient]
-        if not taken or clock() >= deadline:
-            return findings
-        if clock() >= notice:
-            log.info("another process still holds memory of the GPU; waiting for it to go: %s", taken[0])
-            notice = clock() + NOTICE_SECONDS
-        sleep(POLL_SECONDS)
+def _in_the_way(findings: list[Finding]) -> str:
+    return next((finding.found for finding in findings if finding.transient), "")
 
 
 def table_of(findings: list[Finding]) -> Table:

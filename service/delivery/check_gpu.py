@@ -5,13 +5,12 @@ from pathlib import Path
 
 from service.delivery.failures import DeliveryFailed
 from service.delivery.finding import Finding, State, fail, ok, skip, warn
-from service.delivery.fit import BLOCK_TOKENS, Demand, Fit, compute_fit, count_elements, read_shape
+from service.delivery.fit import BLOCK_TOKENS, RUNNING_ON_GPU, Demand, Fit, compute_fit, count_elements, read_shape
 from service.delivery.gpu import LEAST_CAPABILITY, Gpu, NoGpu, read_gpu, torch_cuda
 from service.delivery.symptoms import failure_of
 from service.settings import Settings
 
 NAMES = ("NVIDIA driver", "CUDA", "compute capability", "GPU memory")
-RUNNING_ON_GPU = 256
 NUMBER_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 
 

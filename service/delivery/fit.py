@@ -15,6 +15,9 @@ from service.delivery.safetensors_header import BadHeader, read_header
 CUDA_BYTES = 1 << 30
 """CUDA context, library workspaces and the decode graphs of all batch sizes: an estimate, on the safe side."""
 
+RUNNING_ON_GPU = 256
+"""Requests a GPU decodes at once unless INTERNLM_MAX_RUNNING says otherwise."""
+
 BLOCK_TOKENS = 64
 GIB = 1 << 30
 
@@ -39,7 +42,8 @@ class ModelShape:
     def working_bytes(self, number_bytes: int, step_tokens: int, running: int, context: int) -> int:
         """What a step needs beside weights and cache: a chunk's activations, a batch's logits, a context's queries.
 
-        The sampler's temporaries count as six fp32 copies of the logits.
+        The sampler's temporaries count as six fp32 copies of the logits: scores, their sort (values and indices are
+        twelve bytes a token), probabilities and sums.
         """
         projection = (self.heads + 2 * self.kv_heads) * self.head_dim
         widest = max(2 * self.intermediate, projection) + 4 * self.hidden

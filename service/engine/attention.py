@@ -29,11 +29,6 @@ class PagedCache:
         self.keys = [layer[0] for layer in self._data]
         self.values = [layer[1] for layer in self._data]
 
-    @staticmethod
-    def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-        """Bytes that one position takes in all layers."""
-        return 2 * config.num_layers * config.kv_size * dtype.itemsize
-
     def clear(self, blocks: torch.Tensor) -> None:
         """Zero `blocks` [N]. A batch reads a block beyond its sequence's end and masks the scores; what lies there
         must be finite, since neither a score nor a weight of zero takes a stranger's NaN away."""

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from service.engine.attention import PagedCache
+from service.delivery.fit import RUNNING_ON_GPU, ModelShape
 from service.engine.base import EngineConfig
 from service.engine.config import ModelConfig
 from service.engine.device import available_memory
 from service.errors import ConfigurationError
 
-RUNNING_ON_GPU, RUNNING_ON_CPU = 256, 8
+RUNNING_ON_CPU = 8
 CPU_CACHE_SHARE = 0.25
 """Share of the free main memory a CPU's cache may grow to: the rest is for weights read lazily and for others."""
 MIB = 1 << 20
@@ -39,7 +39,7 @@ def plan_capacity(
     """
     max_running = running_limit(config, device)
     max_context = min(config.max_context, model.max_positions)
-    per_token = PagedCache.bytes_per_token(model, dtype)
+    per_token = shape_of(model).kv_bytes_per_token(dtype.itemsize)
     needed = working_bytes(config, model, dtype) if step_bytes is None else step_bytes
     room = _room(config, device, needed) // per_token
     # More than every running request at its longest is of use only to the prefix cache, which a GPU has room for.
@@ -60,16 +60,23 @@ def _room(config: EngineConfig, device: torch.device, step_bytes: int) -> int:
 
 
 def working_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes a step needs besides weights and cache, at most: a chunk's activations, and a batch's logits.
+    """Bytes a step needs besides weights and cache, at most."""
+    running = config.max_running or RUNNING_ON_GPU
+    return shape_of(model).working_bytes(dtype.itemsize, config.step_tokens, running, config.max_context)
 
-    The sampler's temporaries are counted as six fp32 copies of the logits: scores, their sort (values and indices
-    are twelve bytes a token), probabilities and sums.
-    """
-    widest = max(2 * model.intermediate_size, model.query_size + 2 * model.kv_size) + 4 * model.hidden_size
-    activations = 2 * config.step_tokens * widest * dtype.itemsize
-    logits = 6 * 4 * (config.max_running or RUNNING_ON_GPU) * model.vocab_size
-    context = 4 * config.max_context * model.query_size * dtype.itemsize
-    return activations + logits + context
+
+def shape_of(model: ModelConfig) -> ModelShape:
+    """What of the model decides about memory: reckoned as the doctor does, who must promise no more."""
+    return ModelShape(
+        layers=model.num_layers,
+        hidden=model.hidden_size,
+        intermediate=model.intermediate_size,
+        heads=model.num_heads,
+        kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        vocabulary=model.vocab_size,
+        positions=model.max_positions,
+    )
 
 
 def _too_small(config: EngineConfig, room: int, per_token: int, wanted: int) -> str:

@@ -1,21 +1,15 @@
 """Whether the model fits the GPU, known before its weights are read; a predecessor's memory is waited for."""
 
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from service.delivery.failures import DeliveryFailed
-from service.delivery.fit import BLOCK_TOKENS, Demand, Fit, compute_fit, count_elements, read_shape
+from service.delivery.fit import BLOCK_TOKENS, RUNNING_ON_GPU, Demand, Fit, compute_fit, count_elements, read_shape
+from service.delivery.predecessor import once_free
 from service.engine.base import EngineConfig
-from service.engine.capacity import RUNNING_ON_GPU
 from service.errors import ConfigurationError, EngineFailed
 
-logger = logging.getLogger(__name__)
-
-PREDECESSOR_SECONDS = 60.0
-"""How long another process may take to give the GPU's memory back: one that was killed is gone by then."""
-POLL_SECONDS = 0.5
 OWN_CONTEXT_BYTES = 512 << 20
 """What this process's CUDA context holds already; the fit counts it as still to come."""
 
@@ -36,18 +30,23 @@ def require_room(
     another process holds the memory for too long.
     """
     judge = _judge(config, number_bytes)
-    deadline = clock() + PREDECESSOR_SECONDS
-    while True:
+
+    def look() -> tuple[Fit, Fit]:
         free, total = memory()
-        fit = judge(free + OWN_CONTEXT_BYTES, total)
-        if fit.tokens >= BLOCK_TOKENS:
-            return fit
-        if judge(total, total).tokens < BLOCK_TOKENS:
-            raise ConfigurationError(_too_large(fit))
-        if clock() >= deadline:
-            raise EngineFailed(f"another process holds the GPU's memory: {fit.summary}")
-        logger.info("waiting for another process to give the GPU's memory back: %s", fit.summary)
-        sleep(POLL_SECONDS)
+        return judge(free + OWN_CONTEXT_BYTES, total), judge(total, total)
+
+    now, alone = once_free(look, _in_the_way, clock, sleep)
+    if now.tokens >= BLOCK_TOKENS:
+        return now
+    if alone.tokens < BLOCK_TOKENS:
+        raise ConfigurationError(_too_large(now))
+    raise EngineFailed(f"another process holds the GPU's memory: {now.summary}")
+
+
+def _in_the_way(fits: tuple[Fit, Fit]) -> str:
+    """`fits`: on the GPU as it is, and on the GPU alone."""
+    now, alone = fits
+    return now.summary if now.tokens < BLOCK_TOKENS <= alone.tokens else ""
 
 
 def _judge(config: EngineConfig, number_bytes: int) -> Callable[[int, int], Fit]:

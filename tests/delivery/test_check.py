@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from service.delivery import check_gpu
-from service.delivery.check import PREDECESSOR_SECONDS, before_loading, check_all
+from service.delivery.check import before_loading, check_all
 from service.delivery.finding import Finding, State
 from service.delivery.gpu import Gpu, NoGpu, read_gpu
+from service.delivery.predecessor import PREDECESSOR_SECONDS
 from service.download_settings import DownloadSettings
 from service.errors import ConfigurationError
 from service.settings import Settings

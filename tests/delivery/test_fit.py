@@ -7,16 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.delivery.check_gpu import RUNNING_ON_GPU, fit_on, judge_fit
+from service.delivery.check_gpu import fit_on, judge_fit
 from service.delivery.failures import DeliveryFailed
 from service.delivery.finding import State
 from service.delivery.fit import BLOCK_TOKENS, Demand, ModelShape, compute_fit, count_elements, read_shape
 from service.delivery.gpu import Gpu
 from service.delivery.safetensors_header import read_header
-from service.engine import capacity
 from service.engine.attention import PagedCache
 from service.engine.base import EngineConfig
-from service.engine.capacity import working_bytes
+from service.engine.capacity import shape_of
 from service.engine.config import read_config
 from service.settings import Settings
 from tests.support.model_files import SHARDS, make_repository
@@ -89,22 +88,17 @@ def test_a_cache_larger_than_the_room_is_refused_with_the_size_that_fits() -> No
     assert internlm3(24, kv_cache_tokens=tokens)[0] is State.OK
 
 
-@pytest.mark.parametrize(("step_tokens", "running", "context"), [(512, 256, 32768), (64, 8, 4096)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_engine_reckons_alike(
-    tmp_path: Path, dtype: torch.dtype, step_tokens: int, running: int, context: int
-) -> None:
+def test_the_engine_reckons_alike(tmp_path: Path, dtype: torch.dtype) -> None:
     """The doctor must not promise what the engine then refuses, nor refuse what it would load."""
     make_repository(tmp_path)
     write_config(tmp_path, INTERNLM3_8B)
-    shape, model = read_shape(tmp_path), read_config(tmp_path)
-    config = EngineConfig(
-        kind="native", model_dir="", step_tokens=step_tokens, max_running=running, max_context=context
-    )
-    reckoned = shape.working_bytes(dtype.itemsize, step_tokens, running, context)
-    assert reckoned == working_bytes(config, model, dtype)
-    assert shape.kv_bytes_per_token(dtype.itemsize) == PagedCache.bytes_per_token(model, dtype)
-    assert (capacity.RUNNING_ON_GPU, config.block_size) == (RUNNING_ON_GPU, BLOCK_TOKENS)
+    model, config = read_config(tmp_path), EngineConfig(kind="native", model_dir="")
+    assert shape_of(model) == read_shape(tmp_path) == INTERNLM3_8B
+    assert config.block_size == BLOCK_TOKENS
+    cache = PagedCache(model, num_blocks=2, block_size=BLOCK_TOKENS, device=torch.device("cpu"), dtype=dtype)
+    taken = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
+    assert taken == 2 * BLOCK_TOKENS * INTERNLM3_8B.kv_bytes_per_token(dtype.itemsize)
 
 
 def write_config(model_dir: Path, shape: ModelShape) -> None:

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from service.engine.attention import PagedCache
 from service.engine.base import Core, EngineConfig, FinishReason
 from service.engine.build import build_core
-from service.engine.capacity import plan_capacity, working_bytes
+from service.engine.capacity import plan_capacity, shape_of, working_bytes
 from service.engine.config import read_config
 from service.engine.device import available_memory, choose_device, choose_dtype, usable_cores
 from service.errors import ConfigurationError
@@ -126,7 +125,7 @@ def test_a_cache_size_that_is_asked_for_is_rounded_up_to_blocks(model_dir: Path,
 
 
 def test_a_cache_is_bounded_by_free_memory(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    per_token = PagedCache.bytes_per_token(read_config(model_dir), torch.float32)
+    per_token = shape_of(read_config(model_dir)).kv_bytes_per_token(4)
     assert per_token == 2 * SHAPE.layers * SHAPE.kv_heads * SHAPE.head_dim * 4
     monkeypatch.setattr("service.engine.capacity.available_memory", lambda: 4 * 1000 * per_token)
     assert capacity_blocks(model_dir, block_size=16) == 1000 // 16 + 1
@@ -135,7 +134,7 @@ def test_a_cache_is_bounded_by_free_memory(model_dir: Path, monkeypatch: pytest.
 def test_a_cache_that_does_not_fit_is_refused_with_the_numbers(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    per_token = PagedCache.bytes_per_token(read_config(model_dir), torch.float32)
+    per_token = shape_of(read_config(model_dir)).kv_bytes_per_token(4)
     monkeypatch.setattr("service.engine.capacity.available_memory", lambda: 500 * per_token)
     with pytest.raises(
         ConfigurationError, match=r"room for 1024 tokens of 256 bytes .* room for 500 .*KV_CACHE_TOKENS"

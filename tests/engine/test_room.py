@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from service.delivery.predecessor import POLL_SECONDS, PREDECESSOR_SECONDS
 from service.engine.base import EngineConfig
-from service.engine.room import OWN_CONTEXT_BYTES, POLL_SECONDS, PREDECESSOR_SECONDS, require_room
+from service.engine.room import OWN_CONTEXT_BYTES, require_room
 from service.errors import ConfigurationError, EngineFailed
 from tests.support.checkpoints import Shape, write_checkpoint
 
