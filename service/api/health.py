@@ -35,6 +35,8 @@ class Identity:
 def router(lifecycle: Lifecycle, status: Callable[[], EngineStatus], identity: Identity) -> APIRouter:
     routes = APIRouter()
 
+    # Load balancers probe with HEAD; uvicorn leaves the body out.
+    @routes.head("/", include_in_schema=False)
     @routes.get("/", response_model=Health, summary="Does the model answer?")
     async def readiness() -> JSONResponse:
         body = health(lifecycle, status(), identity)
@@ -42,6 +44,7 @@ def router(lifecycle: Lifecycle, status: Callable[[], EngineStatus], identity: I
         headers = None if ready else {"Retry-After": str(RETRY_AFTER_SECONDS)}
         return JSONResponse(body.model_dump(), 200 if ready else 503, headers)
 
+    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz", summary="Is the process worth keeping?")
     async def liveness() -> JSONResponse:
         engine = status()

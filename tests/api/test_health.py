@@ -22,6 +22,28 @@ async def test_a_ready_service_is_healthy_and_says_which_model_answers(service: 
     assert body["versions"]["internlm-chat"]
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz"])
+@pytest.mark.parametrize("ready", [True, False], ids=["ready", "loading"])
+async def test_head_is_answered_as_get_without_a_body(start: Start, path: str, ready: bool) -> None:
+    service = await start(FakeScript(hang_at_step=0 if ready else 1), wait=ready)
+    head, get = await service.http.head(path), await service.http.get(path)
+    assert head.status_code == get.status_code == (200 if ready or path == "/healthz" else 503)
+    assert head.content == b""
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert int(head.headers["content-length"]) > 2
+    assert ("retry-after" in head.headers) == ("retry-after" in get.headers)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat", "/v1/models"])
+async def test_head_on_anything_else_is_405(service: Service, path: str) -> None:
+    assert (await service.http.head(path)).status_code == 405
+
+
+async def test_head_is_not_in_the_schema(service: Service) -> None:
+    paths = (await service.http.get("/openapi.json")).json()["paths"]
+    assert [set(paths[path]) for path in ("/", "/healthz")] == [{"get"}, {"get"}]
+
+
 async def test_post_on_the_root_is_405(service: Service) -> None:
     response = await service.http.post("/", json={"prompt": "hi"})
     assert response.status_code == 405
