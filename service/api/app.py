@@ -10,6 +10,7 @@ from service.api import chat, health, models, problems
 from service.api.auth import ApiKeys, guard
 from service.api.health import Identity
 from service.api.middleware import RequestContext
+from service.api.unread_body import UnreadBody
 from service.chat.generation import Generation
 from service.engine.base import EngineStatus
 from service.lifecycle import Lifecycle
@@ -41,4 +42,5 @@ def create_app(
         app.include_router(router, dependencies=[Depends(guard(keys))])
     problems.install(app)
     app.add_middleware(RequestContext, lifecycle=lifecycle, metrics=metrics)
+    app.add_middleware(UnreadBody)
     return app
