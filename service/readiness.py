@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
+from functools import partial
 
 from service.api.health import Identity
 from service.api.schema import DEFAULT_NEW_TOKENS
@@ -10,6 +12,7 @@ from service.chat.generation import Chat, Generation, Limits
 from service.chat.loading import load_tokenizer
 from service.chat.templates import ChatTemplate, Message
 from service.chat.tokenizer import Tokenizer
+from service.daemon_thread import in_daemon_thread
 from service.delivery.local import LocalModel, find_model
 from service.delivery.progress import show_progress
 from service.engine.base import Engine, EngineConfig, EngineState, EngineStatus, SamplingParams
@@ -21,9 +24,15 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.25
+UNWIND_SECONDS = 2.0
+"""How long a search that was given up gets to leave nothing behind: pip, half a model, a hidden cursor."""
 PROBE = Chat([Message("user", "Hello")], SamplingParams(temperature=0, top_k=0, top_p=1), max_new_tokens=1)
 
 MakeEngine = Callable[[EngineConfig], Engine]
+
+
+class _GivenUpError(Exception):
+    """The server ends while its model is still being fetched."""
 
 
 class Readiness:
@@ -36,6 +45,7 @@ class Readiness:
         self._make_engine = make_engine
         self._engine: Engine | None = None
         self._generation: Generation | None = None
+        self._ends = threading.Event()
         self.metrics = Metrics(self.status, lambda: lifecycle.ready)
 
     def status(self) -> EngineStatus:
@@ -67,7 +77,7 @@ class Readiness:
 
     async def _load(self) -> Engine:
         self._lifecycle.move(State.LOADING, "finding the model")
-        model = await asyncio.to_thread(self._find_model, asyncio.get_running_loop())
+        model = await self._find_model()
         self._identity.learn(model.id, model.manifest)
         self._engine = engine = self._make_engine(engine_config(self._settings, model))
         self._lifecycle.move(State.LOADING, "loading the model")
@@ -82,10 +92,24 @@ class Readiness:
         await self._probe()
         return engine
 
-    def _find_model(self, loop: asyncio.AbstractEventLoop) -> LocalModel:
+    async def _find_model(self) -> LocalModel:
+        """It may have to wait for pip, another process or a GPU; a server that is told to end does not wait with it."""
+        finding = in_daemon_thread(partial(self._look_for_model, asyncio.get_running_loop()), "find model")
+        outcome = asyncio.gather(finding, return_exceptions=True)
+        try:
+            await asyncio.wait([outcome])
+        except asyncio.CancelledError:
+            self._ends.set()
+            await asyncio.wait([outcome], timeout=UNWIND_SECONDS)
+            raise
+        return finding.result()
+
+    def _look_for_model(self, loop: asyncio.AbstractEventLoop) -> LocalModel:
         """In a thread. Progress is shown on the terminal or in the log, and as the reason of `GET /`."""
 
         def report(phase: str, done: int, total: int) -> None:
+            if self._ends.is_set():
+                raise _GivenUpError
             show(phase, done, total)
             reason = f"{phase}: {100 * done // max(total, 1)} %"
             loop.call_soon_threadsafe(self._lifecycle.move, State.LOADING, reason)

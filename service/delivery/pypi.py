@@ -6,12 +6,14 @@ on this machine work here too.
 
 import os
 import re
+import select
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from service.delivery.pip_failure import explain
 from service.delivery.progress import Progress
@@ -19,6 +21,7 @@ from service.delivery.progress import Progress
 PHASE = "downloading"
 _RAW_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _KEPT_LINES = 500
+_SILENCE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class PinnedWheel:
 def fetch_wheel(wheel: PinnedWheel, directory: Path, progress: Progress, keep_open: Iterable[int] = ()) -> Path:
     """Download `wheel` into `directory` (which it makes) and return its file.
 
+    `progress` is called at least twice a second, also while an index is silent; what it raises ends pip.
     `keep_open` are file descriptors pip inherits: a lock stays held while an orphaned pip still writes.
     Raises IndexUnreachable, or ConfigurationError for everything else that pip cannot do, each with the way out.
     """
@@ -60,25 +64,41 @@ def _command(requirements: Path, directory: Path) -> list[str]:
 
 def _run_pip(command: list[str], progress: Progress, keep_open: Iterable[int]) -> tuple[int, list[str]]:
     """Run pip, feed its byte counts to `progress`; its exit code and its last lines."""
-    lines: deque[str] = deque(maxlen=_KEPT_LINES)
+    kept: deque[str] = deque(maxlen=_KEPT_LINES)
+    done = total = 0
     with subprocess.Popen(  # noqa: S603
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
         env=os.environ | {"PYTHONIOENCODING": "utf-8"},
         pass_fds=tuple(keep_open),
+        start_new_session=True,  # Ctrl-C is ours to handle: pip's own account of it would read as a failure
     ) as pip:
         assert pip.stdout is not None
         try:
-            for line in pip.stdout:
+            for line in _lines(pip.stdout):
                 if counted := _RAW_PROGRESS.match(line):
-                    progress(PHASE, int(counted[1]), int(counted[2]))
-                else:
-                    lines.append(line.strip())
+                    done, total = int(counted[1]), int(counted[2])
+                elif line:
+                    kept.append(line)
+                if counted or not line:
+                    progress(PHASE, done, total)
         except BaseException:
             pip.kill()
             raise
-    return pip.returncode, list(lines)
+    return pip.returncode, list(kept)
+
+
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """Lines as they come, stripped; an empty one whenever none came for a while."""
+    rest = b""
+    while True:
+        if not select.select([stream], [], [], _SILENCE_SECONDS)[0]:
+            yield ""
+            continue
+        piece = os.read(stream.fileno(), 65536)
+        *lines, rest = (rest + (piece or b"\n")).split(b"\n")
+        yield from (line.decode("utf-8", "replace").strip() for line in lines)
+        if not piece:
+            return

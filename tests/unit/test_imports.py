@@ -23,7 +23,7 @@ ROWS: list[set[str]] = [
     },  # what computes: these, and every module of the engine that imports torch
     {"chat"},
     {"api"},
-    {"cli", "readiness", "server", "terminal", "gunicorn_conf", "gunicorn_worker", "__main__"},
+    {"cli", "daemon_thread", "readiness", "server", "terminal", "gunicorn_conf", "gunicorn_worker", "__main__"},
 ]
 
 TORCH_ROW = next(index for index, entries in enumerate(ROWS) if "engine.worker" in entries)
