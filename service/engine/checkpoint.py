@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from service.engine.staging import Lane
-from service.engine.tensor_file import read_extents
+from service.engine.staging import Lanes
+from service.engine.tensor_file import Extent, read_extents
 from service.errors import ConfigurationError
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -49,7 +49,13 @@ class Checkpoint:
         `staged`: through pinned buffers, as a GPU takes them fastest; else straight out of the mapped files.
         """
         with ThreadPoolExecutor(READERS, thread_name_prefix="weights") as readers:
-            return sum(readers.map(partial(_read_staged if staged else _read, places), self._tasks()))
+            if not staged:
+                return sum(readers.map(partial(_read, places), self._by_size(places)))
+            lanes = Lanes()
+            extents = {path: _extents(path) for path in self._by_file()}
+            count = sum(readers.map(partial(_read_staged, places, extents, lanes), self._by_size(places)))
+            lanes.finish()
+            return count
 
     def _misshapen(self, places: Mapping[str, torch.Tensor]) -> list[str]:
         wrong = []
@@ -61,14 +67,11 @@ class Checkpoint:
                         wrong.append(f"{name} {found} instead of {list(places[name].shape)}")
         return wrong
 
-    def _tasks(self) -> list[tuple[Path, list[str]]]:
-        """Each file's tensors dealt out, so that a single file too is read by several readers."""
-        size = max(1, len(self._files) // READERS)
-        return [
-            (path, names[start : start + size])
-            for path, names in self._by_file().items()
-            for start in range(0, len(names), size)
-        ]
+    def _by_size(self, places: Mapping[str, torch.Tensor]) -> list[tuple[Path, str]]:
+        """Each tensor a task of its own, whatever file it is in, the largest first: the readers then end together
+        (Graham, 1969, "Bounds on multiprocessing timing anomalies")."""
+        names = sorted(self._files, key=lambda name: -places[name].numel())
+        return [(self._files[name], name) for name in names]
 
     def _by_file(self) -> dict[Path, list[str]]:
         by_file: dict[Path, list[str]] = {}
@@ -99,28 +102,33 @@ def _read_index(path: Path) -> dict[str, str]:
         raise ConfigurationError(f"{path}: not a safetensors index ({error!r})") from error
 
 
-def _read(places: Mapping[str, torch.Tensor], task: tuple[Path, list[str]]) -> int:
-    path, names = task
-    count = 0
+def _read(places: Mapping[str, torch.Tensor], task: tuple[Path, str]) -> int:
+    path, name = task
     with _open(path) as opened:
-        for name in names:
-            tensor: torch.Tensor = opened.get_tensor(name)
-            places[name].copy_(tensor)
-            count += tensor.numel() * tensor.element_size()
-    return count
+        tensor: torch.Tensor = opened.get_tensor(name)
+        places[name].copy_(tensor)
+    return tensor.numel() * tensor.element_size()
 
 
-def _read_staged(places: Mapping[str, torch.Tensor], task: tuple[Path, list[str]]) -> int:
-    path, names = task
+def _read_staged(
+    places: Mapping[str, torch.Tensor],
+    extents: Mapping[Path, Mapping[str, Extent]],
+    lanes: Lanes,
+    task: tuple[Path, str],
+) -> int:
+    path, name = task
     try:
-        extents = read_extents(path)
-        lane = Lane(places[names[0]].device)
         with path.open("rb", buffering=0) as file:
-            count = sum(lane.read(file.fileno(), path, extents[name], places[name]) for name in names)
-        lane.finish()
+            return lanes.of(places[name].device).read(file.fileno(), path, extents[path][name], places[name])
     except OSError as error:
         raise ConfigurationError(f"{path}: damaged or unreadable ({error})") from error
-    return count
+
+
+def _extents(path: Path) -> dict[str, Extent]:
+    try:
+        return read_extents(path)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: damaged or unreadable ({error})") from error
 
 
 def _slice(opened: Any, path: Path, name: str) -> Any:

@@ -5,6 +5,7 @@ copy from pageable memory (a mapped file) would be staged by the driver at a fra
 """
 
 import os
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 
 from service.engine.tensor_file import Extent
 
-BUFFER_BYTES = 16 << 20
-"""Large enough that a read call and a copy cost nothing to start; eight readers with two each pin 256 MiB."""
+BUFFER_BYTES = 8 << 20
+"""Large enough that a read call and a copy cost nothing to start; eight readers with two each pin 128 MiB, which the
+driver takes a twentieth of a second for."""
 
 
 class Lane:
@@ -66,3 +68,24 @@ class Lane:
             place.copy_(staged.to(place.device, non_blocking=True), non_blocking=True)
         if self._stream is not None:
             self._copied[self._turn] = self._stream.record_event()
+
+
+class Lanes:
+    """A lane for each thread that asks, kept for all it reads: pinning memory costs as much as reading into it."""
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+        self._all: list[Lane] = []
+
+    def of(self, device: torch.device) -> Lane:
+        """The calling thread's lane to `device`, always the same one."""
+        if not hasattr(self._own, "lane"):
+            self._own.lane = Lane(device)
+            self._all.append(self._own.lane)
+        lane: Lane = self._own.lane
+        return lane
+
+    def finish(self) -> None:
+        """Wait until everything that was read has arrived."""
+        for lane in self._all:
+            lane.finish()

@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from service.engine.checkpoint import Checkpoint
+from service.engine import staging
+from service.engine.checkpoint import READERS, Checkpoint
 from service.engine.config import read_config
-from service.engine.staging import Lane
+from service.engine.staging import Lane, Lanes
 from service.engine.tensor_file import Extent, read_extents
 from service.engine.weights import allocate, places_of
 from service.errors import ConfigurationError
@@ -76,3 +77,42 @@ def test_tensors_that_are_no_weights_are_refused_by_name(tmp_path: Path) -> None
     save_file({"mask": torch.ones(2, dtype=torch.int8)}, path)
     with pytest.raises(ConfigurationError, match="mask has the type I8"):
         read_extents(path)
+
+
+def test_the_readers_share_the_largest_tensors_first_whatever_files_they_are_in(tmp_path: Path) -> None:
+    """Nine files for eight readers, or one file of unequal tensors, must not end with a single reader at work."""
+    write_checkpoint(tmp_path, Shape(shards=3))
+    checkpoint = Checkpoint(tmp_path, lambda name: False)
+    places = places_of(allocate(read_config(tmp_path), CPU, torch.float32), read_config(tmp_path))
+    sizes = [places[name].numel() for _, name in checkpoint._by_size(places)]
+    assert sizes == sorted((place.numel() for place in places.values()), reverse=True)
+    loads = [0] * READERS
+    for size in sizes:  # each reader takes the next tensor as soon as it is done
+        loads[loads.index(min(loads))] += size
+    assert max(loads) - min(loads) <= max(sizes)
+
+
+def test_a_reader_keeps_its_pinned_buffers_for_all_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Lane] = []
+
+    class Counted(Lane):
+        def __init__(self, device: torch.device) -> None:
+            super().__init__(device, 64)
+            self.finished = 0
+            made.append(self)
+
+        def finish(self) -> None:
+            self.finished += 1
+
+    monkeypatch.setattr(staging, "Lane", Counted)
+    write_checkpoint(tmp_path, Shape(layers=6, shards=3))
+    config = read_config(tmp_path)
+    checkpoint = Checkpoint(tmp_path, lambda name: False)
+    checkpoint.read_into(places_of(allocate(config, CPU, torch.float32), config), staged=True)
+    assert 1 <= len(made) <= READERS
+    assert [lane.finished for lane in made] == [1] * len(made)  # type: ignore[attr-defined]
+
+
+def test_a_thread_gets_the_same_lane_again() -> None:
+    lanes = Lanes()
+    assert lanes.of(CPU) is lanes.of(CPU)
