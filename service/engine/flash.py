@@ -26,7 +26,7 @@ def flash_kernel(
     k: torch.Tensor,
     v: torch.Tensor,
     cu_seq_q: torch.Tensor,
-    cu_seq_k: torch.Tensor | None,
+    cu_seq_k: torch.Tensor,
     max_q: int,
     max_k: int,
     *,
@@ -38,6 +38,8 @@ def flash_kernel(
 ) -> torch.Tensor:
     """`varlen_attn` by the operator beneath it: a step that mixes prompts and decodes is launched kernel by kernel, and
     48 layers of a Python-defined operator would take as long to launch as a decode takes to run."""
+    # Only what is used is passed on: torch 2.11 knows no block tables, and prefill needs none.
+    paged = {} if block_table is None else {"seqused_k": seqused_k, "block_table": block_table}
     out: torch.Tensor = torch.ops.aten._flash_attention_forward(
         q,
         k,
@@ -52,8 +54,7 @@ def flash_kernel(
         scale=scale,
         window_size_left=window_size[0],
         window_size_right=window_size[1],
-        seqused_k=seqused_k,
-        block_table=block_table,
+        **paged,
     )[0]
     return out
 
@@ -103,22 +104,27 @@ class FlashDecode:
     def plan(
         self, block_tables: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, k_cache: torch.Tensor
     ) -> DecodeBatch:
-        """See `ops.PlanDecode`. The work is the batch's own block tables and the bounds of its queries, one a row."""
+        """See `ops.PlanDecode`. The work is the batch's own block tables and the bounds of its queries and of its keys.
+
+        Pages make the keys' bounds superfluous, but the kernel refuses bounds for the queries alone.
+        """
         queries = torch.arange(slots.shape[0] + 1, dtype=torch.int32, device=slots.device)
-        return DecodeBatch(block_tables, slots, lengths, (block_tables[slots], queries))
+        keys = torch.zeros_like(queries)
+        torch.cumsum(lengths, 0, dtype=torch.int32, out=keys[1:])
+        return DecodeBatch(block_tables, slots, lengths, (block_tables[slots], queries, keys))
 
     def attend(
         self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: DecodeBatch, scale: float
     ) -> torch.Tensor:
         """See `ops.DecodeAttention`."""
         assert batch.work is not None
-        tables, queries = batch.work
+        tables, queries, keys = batch.work
         out: torch.Tensor = self._varlen(
             q,
             k_cache,
             v_cache,
             queries,
-            None,
+            keys,
             1,
             self._max_context,
             scale=scale,

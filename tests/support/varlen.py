@@ -11,7 +11,7 @@ def plain_varlen(
     k: torch.Tensor,
     v: torch.Tensor,
     cu_seq_q: torch.Tensor,
-    cu_seq_k: torch.Tensor | None,
+    cu_seq_k: torch.Tensor,
     max_q: int,
     max_k: int,
     *,
@@ -23,7 +23,8 @@ def plain_varlen(
 ) -> torch.Tensor:
     """Flash attention over sequences side by side, or over pages; a causal mask ends where the sequence ends."""
     assert enable_gqa
-    assert cu_seq_q.dtype == torch.int32
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert cu_seq_q.shape == cu_seq_k.shape, "bounds for the queries alone are refused"
     out = torch.full_like(q, torch.nan)  # what is forgotten must show, and fresh memory may hold the right answer
     bounds = cu_seq_q.tolist()
     for row, (first, last) in enumerate(itertools.pairwise(bounds)):
@@ -36,11 +37,11 @@ def plain_varlen(
 
 def _held(k: Any, v: Any, row: int, cu_seq_k: Any, seqused_k: Any, block_table: Any) -> tuple[torch.Tensor, ...]:
     if block_table is None:
-        assert cu_seq_k.dtype == torch.int32
         rows = slice(int(cu_seq_k[row]), int(cu_seq_k[row + 1]))
         return k[rows], v[rows]
     assert k.shape[1] % 256 == 0, "pages of a multiple of 256"
     pages, length = block_table[row].long(), int(seqused_k[row])
+    assert int(cu_seq_k[row + 1] - cu_seq_k[row]) == length
     return k[pages].flatten(0, 1)[:length], v[pages].flatten(0, 1)[:length]
 
 
