@@ -19,14 +19,19 @@ class CudaRecorder:
 
     def record(self, body: Callable[[], torch.Tensor]) -> Recording:
         """Run `body` once, so that kernels are compiled and libraries hold their workspaces, then capture it."""
-        self._side.wait_stream(torch.cuda.current_stream(self._device))
+        serving = torch.cuda.current_stream(self._device)
+        self._side.wait_stream(serving)
         with torch.cuda.stream(self._side):
             body()
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: the listener's and the readers' threads may go on meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
-            output = body()
+        try:
+            # thread_local: the listener's and the readers' threads may go on meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
+                output = body()
+        finally:
+            # A capture that fails at its end stays on its stream, whose memory is the graphs'.
+            torch.cuda.set_stream(serving)
         return Recording(graph.replay, output)
 
     def require_usable(self) -> None:

@@ -200,9 +200,9 @@ SAMPLED = (
 
 
 def check_sample(ops: Ops, shapes: ServedShapes) -> None:
-    """The very tokens that torch draws."""
+    """The very tokens that torch draws, of logits of the served type."""
     vocab = shapes.config.vocab_size
-    logits = shapes.random(len(SAMPLED), vocab, spread=3.0).float()
+    logits = shapes.random(len(SAMPLED), vocab, spread=3.0)
     rows = sampling_rows(SAMPLED, logits > 1.0)
     positions = torch.arange(len(SAMPLED), device=shapes.device) + 100
     methods = {sampling.Method(m) for m in rows.method.tolist()}

@@ -28,9 +28,12 @@ BEST_GROUPS = tl.constexpr(64)
 GREEDY = tl.constexpr(int(Method.GREEDY))
 UNFILTERED = tl.constexpr(int(Method.UNFILTERED))
 LARGEST_INDEX = tl.constexpr(0x7FFFFFFF)
+PER_ROW = ["method", "temperature", "top_k", "top_p", "penalty", "seed", "positions"]
+"""One number a row, cut out of larger tensors: where a piece begins follows from the batch size. Its alignment would
+have the largest kernel compiled anew, for seconds, at several batch sizes; a single number gains nothing by it."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=PER_ROW)
 def scan_kernel(
     logits: tl.tensor,
     seen: tl.tensor,
@@ -133,7 +136,7 @@ def filter_leaders(order, scaled, inside, bound, total, k, p, vocab):  # type: i
     return least, exact & (least > bound)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=PER_ROW)
 def draw_kernel(
     logits: tl.tensor,
     seen: tl.tensor,

@@ -39,3 +39,22 @@ def test_kernels_fit_the_gpu_without_a_gpu(
         assert int(report["stack"]) <= 64, report  # spilled registers: a few bytes at most, and not in a loop's core
         if report["kernel"] in STREAMING:
             assert report["widest_load"] == 16, report
+
+
+PRINT_ALIGNED = """
+from service.engine.kernels.sampling import draw_kernel, scan_kernel
+for kernel in (scan_kernel, draw_kernel):
+    print(*(p.name for p in kernel.params if not p.is_constexpr and not p.do_not_specialize_on_alignment))
+"""
+
+
+@pytest.mark.skipif(HAS_GPU, reason="a GPU host compiles for its own GPU in the tests marked gpu")
+def test_the_samplers_are_compiled_once_for_all_batch_sizes() -> None:
+    """A row's parameters begin wherever the batch size puts them, the rest where an allocation begins."""
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", PRINT_ALIGNED]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    scan, draw = (set(line.split()) for line in printed.splitlines())
+    fresh = {"logits", "seen", "group_best", "chunk_sum", "chunk_winner", "vocab", "groups", "chunks"}
+    assert (scan, draw) == (fresh, fresh | {"out"})

@@ -1,0 +1,109 @@
+"""A recording's way through CUDA's calls, on stand-ins that behave as torch's do when a capture fails."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from service.engine.cuda_graphs import CudaRecorder
+from service.errors import EngineFailed
+
+DEVICE = torch.device("cuda", 0)
+
+
+class FakeCuda:
+    """Streams and captures by name. Like torch 2.13's `torch.cuda.graph`, a capture that fails at its end leaves its
+    stream the current one."""
+
+    def __init__(self) -> None:
+        self.current = "serving"
+        self.said: list[str] = []
+        self.end_fails = self.is_poisoned = False
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, graph: Any, pool: str, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        assert (pool, capture_error_mode) == ("pool", "thread_local")
+        before, self.current = self.current, stream.name
+        self.said.append("capture")
+        try:
+            yield
+        finally:
+            if self.end_fails:
+                raise RuntimeError("operation failed due to a previous error during capture")
+            self.current = before
+
+    def set_stream(self, stream: Any) -> None:
+        self.current = stream.name
+
+    def synchronize(self, device: torch.device) -> None:
+        if self.is_poisoned:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nadvice for the debugger")
+        self.said.append("synchronize")
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+
+    def side_stream(_: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(name="side", wait_stream=lambda other: fake.said.append(f"wait for {other.name}"))
+
+    stand_ins: dict[str, Any] = {
+        "graph_pool_handle": lambda: "pool",
+        "Stream": side_stream,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: fake.said.append("replay")),
+        "current_stream": lambda _: SimpleNamespace(name=fake.current),
+        **{name: getattr(fake, name) for name in ("stream", "graph", "set_stream", "synchronize")},
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    return fake
+
+
+def test_a_body_runs_once_before_it_is_captured_both_times_off_the_serving_stream(cuda: FakeCuda) -> None:
+    seen: list[str] = []
+
+    def body() -> torch.Tensor:
+        cuda.said.append("body")
+        seen.append(cuda.current)
+        return torch.tensor([len(seen)])
+
+    recording = CudaRecorder(DEVICE).record(body)
+    recording.replay()
+    assert cuda.said == ["wait for serving", "body", "synchronize", "capture", "body", "replay"]
+    assert (seen, cuda.current) == (["side", "side"], "serving")
+    assert recording.output.tolist() == [2], "what the capture left, not what ran before it"
+
+
+@pytest.mark.parametrize("end_fails", [False, True])
+def test_after_a_failed_capture_steps_run_on_the_serving_stream_again(cuda: FakeCuda, end_fails: bool) -> None:
+    """Else whatever they allocate would come out of the memory that the graphs write to."""
+    cuda.end_fails = end_fails
+
+    def body() -> torch.Tensor:
+        if "capture" in cuda.said:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return torch.zeros(1)
+
+    with pytest.raises(RuntimeError, match=r"capture|capturing"):
+        CudaRecorder(DEVICE).record(body)
+    assert cuda.current == "serving"
+
+
+def test_a_device_beyond_use_ends_the_engine_in_one_line(cuda: FakeCuda) -> None:
+    recorder = CudaRecorder(DEVICE)
+    recorder.require_usable()
+    cuda.is_poisoned = True
+    with pytest.raises(EngineFailed, match=r"unusable: CUDA error: an illegal memory access was encountered$"):
+        recorder.require_usable()
