@@ -8,8 +8,8 @@ import pytest
 
 from tests.e2e.release import Hub, Release
 from tests.support import cluster as clusters
+from tests.support import images
 from tests.support.cluster import NAMESPACE, Cluster
-from tests.support.images import build
 
 REASON = clusters.reason_to_skip()
 SECONDS = 2400
@@ -25,14 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skipif(bool(REASON), reason=REASON))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("chart")
     if os.environ.get("KUBECONFIG"):
         yield ready(clusters.lent_cluster(folder))
         return
-    images = [build(name, tag) for name in ("server-cpu", "downloader") for tag in ("e2e", "newer")]
-    with clusters.own_cluster(folder, images) as own:
+    built = [images.build(name, tag) for name in ("server-cpu", "downloader") for tag in ("e2e", "newer")]
+    archive = images.save(built, folder / "images.tar")
+    with clusters.own_cluster(folder, archive, registry=images.REGISTRY, tag="e2e") as own:
         yield ready(own)
 
 
@@ -47,14 +48,14 @@ def ready(cluster: Cluster) -> Cluster:
     return cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def hub(cluster: Cluster) -> Hub:
     made = Hub(cluster)
     made.start()
     return made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def release(cluster: Cluster, hub: Hub) -> Iterator[Release]:
     """The release, installed by the first test that needs it."""
     made = Release(cluster, hub)

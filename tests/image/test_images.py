@@ -1,6 +1,7 @@
 """What is in the images, how large they are, and that the CPU image answers a chat without any network."""
 
 import contextlib
+import importlib.util
 import json
 import sys
 import time
@@ -28,6 +29,20 @@ body = json.dumps(json.loads(sys.argv[1])).encode() if len(sys.argv) > 1 else No
 path = "/v1/chat" if body else "/"
 request = urllib.request.Request("http://127.0.0.1:6006" + path, body, {"Content-Type": "application/json"})
 print(urllib.request.urlopen(request, timeout=200).read().decode())
+"""
+
+
+BUILD_DRIVER = """
+import pathlib, subprocess, tempfile
+from triton.backends.nvidia import driver
+from triton.runtime.build import _build
+with tempfile.TemporaryDirectory() as folder:
+    source = pathlib.Path(folder, "cuda_utils.c")
+    source.write_text(pathlib.Path(driver.__file__).with_name("driver.c").read_text())
+    # The driver's own library comes from the node; an empty one is enough to link against.
+    subprocess.run(["gcc", "-shared", "-o", folder + "/libcuda.so.1", "-xc", "/dev/null"], check=True)
+    built = _build("cuda_utils", str(source), folder, [folder], driver.include_dirs, driver.libraries, [])
+    print(pathlib.Path(built).stat().st_size)
 """
 
 
@@ -108,6 +123,18 @@ def test_the_server_ends_at_sigterm_with_status_0() -> None:
         wait_ready(name)
         podman("kill", "--signal", "TERM", name)
         assert podman("wait", name).strip() == "0"
+
+
+def test_the_gpu_image_builds_what_triton_builds_at_its_first_kernel() -> None:
+    """With its compiler, headers and linker, without rights, and in places that a read-only root leaves writable."""
+    module = importlib.util.find_spec("triton")
+    assert module is not None
+    assert module.submodule_search_locations is not None
+    triton = module.submodule_search_locations[0]
+    options = ["--volume", f"{triton}:/opt/triton/triton:ro", "--env", "PYTHONPATH=/opt/triton"]
+    with container(build("server"), *options, command=("python", "-c", BUILD_DRIVER)) as name:
+        assert podman("wait", name).strip() == "0", logs(name)
+        assert int(logs(name)) > 0
 
 
 def test_a_new_version_of_our_code_costs_one_small_layer() -> None:

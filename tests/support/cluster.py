@@ -107,14 +107,14 @@ def lent_cluster(folder: Path) -> Cluster:
 
 
 @contextmanager
-def own_cluster(folder: Path, images: list[str]) -> Iterator[Cluster]:
-    """Start the shared cluster, load `images` of local storage into it (the first names registry and tag), stop it."""
+def own_cluster(folder: Path, images: Path, *, registry: str, tag: str) -> Iterator[Cluster]:
+    """Start the shared cluster, load the archive `images` into it, stop it."""
     exported = run(SHARED / "up")
     kubeconfig = next(word.removeprefix("KUBECONFIG=") for word in exported.split() if word.startswith("KUBECONFIG="))
     try:
-        run(SHARED / "load", *images)
-        path, _, tag = images[0].rpartition(":")
-        yield Cluster(kubeconfig, path.rpartition("/")[0], tag, "Never", "shared", relaxed_chart(folder))
+        run(SHARED / "load", images)
+        images.unlink()
+        yield Cluster(kubeconfig, registry, tag, "Never", "shared", relaxed_chart(folder))
     finally:
         run(SHARED / "down")
 

@@ -3,14 +3,18 @@
 import os
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 from tests.support.cluster import ROOT, SHARED, run
 
 REGISTRY = "localhost/internlm-chat"
-PYTHON_IMAGE = "docker.io/library/python:3.11-slim"
+SLIM_IMAGE = "docker.io/library/python:3.11-slim"
+PYTHON_IMAGE = "localhost/python:3.11-slim-headers"
+"""The official image has Python's headers, the one made on this machine has not: SLIM_IMAGE and headers."""
 
 
 def reason_to_skip() -> str:
@@ -30,14 +34,32 @@ def containers_conf() -> dict[str, str]:
 
 
 @cache
+def base() -> str:
+    """The image that docker/Dockerfile begins with."""
+    run(SHARED / "base-image", "3.11")
+    if not run("buildah", "images", "--filter", f"reference={PYTHON_IMAGE}", "--quiet", env=containers_conf()):
+        made = run("buildah", "from", "--pull-never", SLIM_IMAGE, env=containers_conf()).strip()
+        run("buildah", "copy", made, sysconfig.get_paths()["include"], "/usr/local/include/python3.11")
+        run("buildah", "commit", "--quiet", "--rm", made, PYTHON_IMAGE, env=containers_conf())
+    return PYTHON_IMAGE
+
+
+@cache
 def build(target: str, tag: str = "e2e") -> str:
     """The image of one target of docker/Dockerfile; layers of earlier builds are taken from storage."""
-    run(SHARED / "base-image", "3.11")
     image = f"{REGISTRY}/{target}:{tag}"
     arguments = ["-t", image, "-f", "docker/Dockerfile", "--ignorefile", "docker/Dockerfile.dockerignore"]
-    arguments += ["--build-arg", "TORCH_CPU_INDEX=", "--build-arg", f"VERSION={tag}", "--target", target]
+    for each in (f"PYTHON_IMAGE={base()}", "TORCH_CPU_INDEX=", f"VERSION={tag}"):
+        arguments += ["--build-arg", each]
+    arguments += ["--target", target]
     subprocess.run([SHARED / "build", *arguments, "."], cwd=ROOT, check=True, capture_output=True, timeout=1800)
     return image
+
+
+def save(built: list[str], archive: Path) -> Path:
+    """One archive of many images, in which the layers they share are written once."""
+    podman("save", "--quiet", "--multi-image-archive", "--output", str(archive), *built)
+    return archive
 
 
 def megabytes(image: str) -> int:
@@ -69,4 +91,4 @@ def container(image: str, *options: str, command: tuple[str, ...] = ()) -> Itera
 
 
 def base_megabytes() -> int:
-    return megabytes(PYTHON_IMAGE)
+    return megabytes(base())

@@ -34,7 +34,7 @@ def test_the_first_two_commands_are_one_line_each_and_serve_and_test() -> None:
 def test_ci_runs_the_readmes_test_command() -> None:
     script = (README.parent / ".ci" / "run").read_text().replace("bash -euo pipefail -c", ": would run")
     done = subprocess.run(["bash", "-c", script, str(README.parent / ".ci" / "run")], capture_output=True, text=True)
-    assert f"+ {blocks('sh')[1].rstrip()}" in done.stdout, done.stderr
+    assert f"+ E2E=1 {blocks('sh')[1].rstrip()}" in done.stdout, done.stderr
 
 
 def test_every_route_is_named() -> None:
