@@ -24,9 +24,12 @@ from service.engine.restarts import RestartPolicy
 from service.engine.run_dir import forget
 from service.engine.streams import Streams, refusal
 from service.engine.watchdog import Watchdog
-from service.errors import EngineFailed
+from service.errors import EngineFailed, ServiceError
 
 logger = logging.getLogger(__name__)
+
+STOP_ATTEMPTS = 3
+"""How often an engine that does not stop is looked at before it is left to the kernel."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,19 @@ class EngineClient:
         if self._link is not None:
             self._link.send(wire.Stop())
         if self._life is not None:
-            _, late = await asyncio.wait([self._life], timeout=self._patience.exit)
+            await self._end_life(self._life)
+        self._finish(EngineState.STOPPED, "the engine was stopped")
+
+    async def _end_life(self, life: asyncio.Task[None]) -> None:
+        # More than once: the process may only just be starting, and then nobody is joined to it yet.
+        patience = self._patience.exit
+        for _ in range(STOP_ATTEMPTS):
+            _, late = await asyncio.wait([life], timeout=patience)
             if late and self._link is not None:
                 self._link.kill("the engine process did not stop when it was told to")
-            await self._life
-        self._finish(EngineState.STOPPED, "the engine was stopped")
+            patience = EXIT_TIMEOUT  # a busy machine takes a moment to act on a kill
+        life.cancel()
+        await asyncio.wait([life])
 
     def _state(self) -> tuple[EngineState, str]:
         if self._end is not None:
@@ -135,6 +146,9 @@ class EngineClient:
                 why = await self._follow(link)
                 if self._stopping.is_set() or not await self._may_restart(link, why):
                     return
+        except ServiceError as error:
+            logger.error("the engine cannot be run: %s", error.message)
+            self._finish(EngineState.FAILED, error.message)
         except Exception as error:
             logger.exception("the engine cannot be run")
             self._finish(EngineState.FAILED, str(error))

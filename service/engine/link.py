@@ -48,6 +48,7 @@ class Link:
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
         self._kept = False
+        self._killed = False
 
     @property
     def pid(self) -> int:
@@ -76,9 +77,11 @@ class Link:
             self._writer.write(wire.frame(message))
 
     def kill(self, why: str) -> None:
-        """End the process at once."""
-        logger.error("killing the engine process: %s", why, extra={"fields": {"pid": self.pid}})
-        self.why = why
+        """End the process at once. One that hangs in the kernel lives on; that is told once."""
+        if not self._killed:
+            logger.error("killing the engine process: %s", why, extra={"fields": {"pid": self.pid}})
+            self.why = why
+        self._killed = True
         self._found.process.kill()
 
     async def _follow(self) -> None:

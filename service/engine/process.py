@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import msgspec
 from service.engine import wire
 from service.engine.base import EngineConfig
 from service.engine.run_dir import locked, pid_path, prepare, recorded_pid, remove_traces, socket_path
+from service.errors import EngineFailed
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +65,20 @@ class EngineProcess:
             threading.Thread(target=self.child.wait, name="engine reaper", daemon=True).start()
 
     def reap(self) -> str:
-        """Wait for the end of a process whose connection has ended, and say how it ended. Blocks."""
+        """Wait for the end of a process whose connection has ended, and say how it ended. Blocks.
+
+        Raises EngineFailed for one that not even SIGKILL ends: what it holds of the GPU is lost to a new one.
+        """
         if self.child is None:
             return f"the engine process {self.pid} went away"
-        try:
-            status = self.child.wait(EXIT_TIMEOUT)
-        except subprocess.TimeoutExpired:
+        for _ in range(2):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return describe_exit(self.child.wait(EXIT_TIMEOUT))
             self.kill()
-            status = self.child.wait()
-        return describe_exit(status)
+        raise EngineFailed(
+            f"the engine process {self.pid} was killed and does not end: it hangs in the kernel, most likely in the "
+            "GPU's driver; the node's kernel log (dmesg) says more, and the node may need a restart"
+        )
 
 
 @dataclass(slots=True)
@@ -152,26 +159,27 @@ def _end(connection: socket.socket, pid: int | None, *, asked: bool) -> None:
     if asked:
         with contextlib.suppress(OSError):
             connection.sendall(wire.frame(wire.Stop(force=True)))
-    connection.settimeout(EXIT_TIMEOUT if asked else 0.0)
-    if not _gone(connection) and pid is not None:
+    if not _gone(connection, EXIT_TIMEOUT if asked else 0.0) and pid is not None:
         EngineProcess(pid).kill()
-        connection.settimeout(EXIT_TIMEOUT)
-        _gone(connection)
+        _gone(connection, EXIT_TIMEOUT)
 
 
-def _gone(connection: socket.socket) -> bool:
-    """Read until the other side has gone; False when it is still there after the socket's timeout.
+def _gone(connection: socket.socket, seconds: float) -> bool:
+    """Read until the other side has gone; False when it is still there after so many seconds, silent or not.
 
     The kernel closes the connection when the process ends: this works for processes that are nobody's child.
     """
+    deadline = time.monotonic() + seconds
     try:
-        while connection.recv(65536):
-            pass
+        while (left := deadline - time.monotonic()) > 0:
+            connection.settimeout(left)
+            if not connection.recv(65536):
+                return True
     except ConnectionError:
         return True
-    except (TimeoutError, BlockingIOError):
-        return False
-    return True
+    except TimeoutError:
+        pass
+    return False
 
 
 def _start(config: EngineConfig, run_dir: Path, command: Sequence[str], orphan_seconds: float) -> Found:

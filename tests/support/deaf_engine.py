@@ -1,4 +1,4 @@
-"""An engine process that introduces itself, beats, and hears nothing: no Stop, no SIGTERM. Argument: the run directory."""
+"""An engine process that says Hello, beats, and hears neither Stop nor SIGTERM. Argument: the run directory."""
 
 import os
 import signal
