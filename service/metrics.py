@@ -112,6 +112,12 @@ def _state(status: EngineStatus) -> Iterator[Metric]:
     for phase, seconds in info.startup_seconds.items():
         phases.add_metric([phase], seconds)
     yield phases
+    if info.weights_bytes_per_second:
+        yield GaugeMetricFamily(
+            "internlm_weights_bytes_per_second",
+            "Rate at which the start read the weights.",
+            value=info.weights_bytes_per_second,
+        )
     degraded = GaugeMetricFamily(
         "internlm_engine_degraded", "1 per fast path replaced by a slower one.", labels=["path"]
     )

@@ -47,7 +47,9 @@ class Settings(BaseSettings):
     )
     max_running: int = Field(0, ge=0, le=1024, description="Requests decoded at once; 0: 256 on a GPU, 8 on a CPU.")
     max_queue: int = Field(256, ge=0, description="Requests that may wait; one more is answered 429.")
-    step_tokens: int = Field(512, ge=16, description="Most tokens one engine step computes: the prefill chunk.")
+    step_tokens: int = Field(
+        0, ge=0, description="Most tokens one engine step computes: the prefill chunk; 0: 2048 on a GPU, 512 on a CPU."
+    )
     kv_cache_tokens: int = Field(0, ge=0, description="Tokens the KV cache holds; 0: what fits the memory.")
     gpu_memory_fraction: float = Field(0.9, gt=0, le=1, description="Share of the GPU's memory the engine may use.")
     prefix_cache: bool = Field(True, description="Reuse KV blocks of equal prompt beginnings.")

@@ -5,7 +5,16 @@ from pathlib import Path
 
 from service.delivery.failures import DeliveryFailed
 from service.delivery.finding import Finding, State, fail, ok, skip, warn
-from service.delivery.fit import BLOCK_TOKENS, RUNNING_ON_GPU, Demand, Fit, compute_fit, count_elements, read_shape
+from service.delivery.fit import (
+    BLOCK_TOKENS,
+    RUNNING_ON_GPU,
+    STEP_TOKENS_ON_GPU,
+    Demand,
+    Fit,
+    compute_fit,
+    count_elements,
+    read_shape,
+)
 from service.delivery.gpu import LEAST_CAPABILITY, Gpu, NoGpu, read_gpu, torch_cuda
 from service.delivery.symptoms import failure_of
 from service.settings import Settings
@@ -75,7 +84,7 @@ def fit_on(gpu: Gpu, settings: Settings, model_dir: Path) -> Fit:
     demand = Demand(
         max_context=settings.max_context,
         running=settings.max_running or RUNNING_ON_GPU,
-        step_tokens=settings.step_tokens,
+        step_tokens=settings.step_tokens or STEP_TOKENS_ON_GPU,
         memory_fraction=settings.gpu_memory_fraction,
         number_bytes=NUMBER_BYTES[settings.dtype],
     )

@@ -107,6 +107,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str] = {}
     degraded: list[str] = []
     startup_seconds: dict[str, float] = {}
+    weights_bytes_per_second: float = 0.0  # at which they were read; 0 for an engine without any
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +121,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_context: int = 32_768
     max_running: int = 0
     max_queue: int = 256
-    step_tokens: int = 512
+    step_tokens: int = 0
     block_size: int = 64
     kv_cache_tokens: int = 0
     gpu_memory_fraction: float = 0.9

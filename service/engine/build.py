@@ -10,7 +10,7 @@ import torch
 
 from service.engine.base import Core, EngineConfig, EngineInfo, GpuMemory
 from service.engine.build_runner import build_runner
-from service.engine.capacity import running_limit
+from service.engine.capacity import running_limit, step_limit
 from service.engine.choose_paths import choose_paths
 from service.engine.config import read_config
 from service.engine.core import NativeCore
@@ -21,6 +21,7 @@ from service.engine.model import Model
 from service.engine.pace import PrefillPace
 from service.engine.phases import Phases, Progress
 from service.engine.room import require_room
+from service.engine.warm_up import time_decodes
 from service.engine.weights import load_weights, open_checked
 from service.errors import ConfigurationError
 
@@ -33,6 +34,7 @@ def build_core(config: EngineConfig, progress: Progress) -> Core:
     Raises ConfigurationError when the model directory or a setting cannot work.
     """
     device = choose_device(config.device)
+    config = msgspec.structs.replace(config, step_tokens=step_limit(config, device))
     dtype = choose_dtype(config.dtype, device)
     torch.set_num_threads(config.threads or usable_cores())
     phases = Phases(progress)
@@ -70,12 +72,14 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
         versions={"torch": str(torch.__version__)},
         degraded=[*choice.degraded, *graphs],
         startup_seconds=phases.seconds,
+        weights_bytes_per_second=report.bytes_per_second,
     )
     tokens = (capacity.num_blocks - 1) * config.block_size
     logger.info("KV cache of %s tokens, %s requests at once", tokens, capacity.max_running)
     if device.type != "cuda":
         return NativeCore(runner, info, config)
-    return NativeCore(runner, info, config, depth=1, gpu_memory=_gauge(device), pace=PrefillPace(config.step_tokens))
+    pace = PrefillPace(config.step_tokens, time_decodes(runner))
+    return NativeCore(runner, info, config, depth=1, gpu_memory=_gauge(device), pace=pace)
 
 
 def _build_reference(config: EngineConfig, device: torch.device, dtype: torch.dtype, phases: Phases) -> Core:

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from service.delivery.fit import RUNNING_ON_GPU, ModelShape
+from service.delivery.fit import RUNNING_ON_GPU, STEP_TOKENS_ON_GPU, ModelShape
 from service.engine.base import EngineConfig
 from service.engine.config import ModelConfig
 from service.engine.device import available_memory
 from service.errors import ConfigurationError
 
-RUNNING_ON_CPU = 8
+RUNNING_ON_CPU, STEP_TOKENS_ON_CPU = 8, 512
 CPU_CACHE_SHARE = 0.25
 """Share of the free main memory a CPU's cache may grow to: the rest is for weights read lazily and for others."""
 MIB = 1 << 20
@@ -28,6 +28,11 @@ class Capacity:
 def running_limit(config: EngineConfig, device: torch.device) -> int:
     """How many requests run at once."""
     return config.max_running or (RUNNING_ON_GPU if device.type == "cuda" else RUNNING_ON_CPU)
+
+
+def step_limit(config: EngineConfig, device: torch.device) -> int:
+    """How many tokens a step computes."""
+    return config.step_tokens or (STEP_TOKENS_ON_GPU if device.type == "cuda" else STEP_TOKENS_ON_CPU)
 
 
 def plan_capacity(
@@ -61,8 +66,8 @@ def _room(config: EngineConfig, device: torch.device, step_bytes: int) -> int:
 
 def working_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
     """Bytes a step needs besides weights and cache, at most."""
-    running = config.max_running or RUNNING_ON_GPU
-    return shape_of(model).working_bytes(dtype.itemsize, config.step_tokens, running, config.max_context)
+    running, step_tokens = config.max_running or RUNNING_ON_GPU, config.step_tokens or STEP_TOKENS_ON_GPU
+    return shape_of(model).working_bytes(dtype.itemsize, step_tokens, running, config.max_context)
 
 
 def shape_of(model: ModelConfig) -> ModelShape:

@@ -40,7 +40,7 @@ class NativeCore:
 
     `depth` steps stay in flight after `step`: 0 waits for each step (CPU), 1 launches the next step before it waits
     for the last one's tokens (GPU), so that the device computes while the host handles them. `pace` bounds what
-    prompts may add to the steps of running streams; None: nothing but `step_tokens` does.
+    prompts may add to the steps of running streams; None: nothing but `config.step_tokens` does, which is settled here.
     """
 
     def __init__(

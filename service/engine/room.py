@@ -5,7 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.delivery.failures import DeliveryFailed
-from service.delivery.fit import BLOCK_TOKENS, RUNNING_ON_GPU, Demand, Fit, compute_fit, count_elements, read_shape
+from service.delivery.fit import (
+    BLOCK_TOKENS,
+    RUNNING_ON_GPU,
+    STEP_TOKENS_ON_GPU,
+    Demand,
+    Fit,
+    compute_fit,
+    count_elements,
+    read_shape,
+)
 from service.delivery.predecessor import once_free
 from service.engine.base import EngineConfig
 from service.errors import ConfigurationError, EngineFailed
@@ -53,7 +62,7 @@ def _judge(config: EngineConfig, number_bytes: int) -> Callable[[int, int], Fit]
     demand = Demand(
         max_context=config.max_context,
         running=config.max_running or RUNNING_ON_GPU,
-        step_tokens=config.step_tokens,
+        step_tokens=config.step_tokens or STEP_TOKENS_ON_GPU,
         memory_fraction=config.gpu_memory_fraction,
         number_bytes=number_bytes,
     )

@@ -1,10 +1,12 @@
 """The largest steps a runner can get, computed once before serving: kernels compile, and memory shows its peak."""
 
+import time
 from collections.abc import Callable
 
 import torch
 
 from service.engine.base import GenerationRequest, SamplingParams
+from service.engine.pace import DecodeTimes
 from service.engine.runner import TorchRunner
 from service.engine.step import Chunk, Decode, Sequence, StepPlan
 
@@ -14,35 +16,73 @@ BLOCK = 1
 """The block that all sequences of a warm-up share: what they compute is of no interest."""
 GRAPH_BYTES = 512 << 20
 """What the driver keeps for the recorded graphs of all batch sizes, beside their activations; rounded up."""
+DECODES_TIMED = 5
+"""The fastest of so many counts: the first ones may still be slow."""
 
 
 def warm_up(runner: TorchRunner, step_tokens: int, max_context: int) -> None:
-    """A full batch of decodes, and beside it a full chunk at the end of the longest prompt. The runner needs two
+    """A full batch of decodes, and beside one a full chunk at the end of the longest prompt. The runner needs two
     blocks, and its slots hold anything after it."""
-    runners = [_sequence(slot, 1, runner) for slot in range(runner.max_running)]
-    for sequence in runners:
-        runner.admit(sequence)
-    decodes = [Decode(sequence, 1) for sequence in runners]
-    runner.launch(StepPlan([], decodes)).tokens()
+    _decode_all(runner)
+    _prefill_beside_decodes(runner, step_tokens, max_context)
+
+
+def measure_step_bytes(
+    device: torch.device, make: Callable[[], TorchRunner], step_tokens: int, max_context: int
+) -> int:
+    """Bytes of the GPU that steps take beside weights and KV cache, at their peak; the recorded decodes' own memory,
+    at most that of the largest decode, counted in."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_reserved(device)
+    peaks = _peaks(device, make(), step_tokens, max_context)
+    torch.cuda.empty_cache()
+    return sum(peak - before for peak in peaks) + GRAPH_BYTES
+
+
+def _peaks(device: torch.device, runner: TorchRunner, step_tokens: int, max_context: int) -> tuple[int, int]:
+    """Most bytes reserved after the largest decode, and after the largest step."""
+    _decode_all(runner)
+    of_decodes = torch.cuda.max_memory_reserved(device)
+    _prefill_beside_decodes(runner, step_tokens, max_context)
+    return of_decodes, torch.cuda.max_memory_reserved(device)
+
+
+def _decode_all(runner: TorchRunner) -> None:
+    runner.launch(StepPlan([], _decodes(runner, runner.max_running))).tokens()
+
+
+def _prefill_beside_decodes(runner: TorchRunner, step_tokens: int, max_context: int) -> None:
+    decodes = _decodes(runner, runner.max_running)
     longest = _sequence(0, max_context - 1, runner)
     runner.admit(longest)
     chunk = Chunk(longest, max(0, max_context - 1 - step_tokens), max_context - 1)
     runner.launch(StepPlan([chunk], decodes[1:])).tokens()
 
 
-def measure_step_bytes(
-    device: torch.device, make: Callable[[], TorchRunner], step_tokens: int, max_context: int
-) -> int:
-    """Bytes of the GPU that steps take beside weights and KV cache, at their peak; a recorded copy of the decode's
-    counted in."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_reserved(device)
-    warm_up(make(), step_tokens, max_context)
-    peak = torch.cuda.max_memory_reserved(device) - before
-    torch.cuda.empty_cache()
-    # The recorded decode has its own memory, at most that of the largest step.
-    return 2 * peak + GRAPH_BYTES
+def time_decodes(runner: TorchRunner) -> DecodeTimes:
+    """How long decodes of one sequence and of a full batch take. The runner's slots hold anything after it."""
+    most = runner.max_running
+    return DecodeTimes(_time_decode(runner, 1), _time_decode(runner, most), most)
+
+
+def _time_decode(runner: TorchRunner, count: int) -> float:
+    plan = StepPlan([], _decodes(runner, count))
+
+    def once() -> float:
+        started = time.perf_counter()
+        runner.launch(plan).tokens()
+        return time.perf_counter() - started
+
+    return min(once() for _ in range(DECODES_TIMED))
+
+
+def _decodes(runner: TorchRunner, count: int) -> list[Decode]:
+    """So many sequences of one token each, admitted, with their second one to compute."""
+    sequences = [_sequence(slot, 1, runner) for slot in range(count)]
+    for sequence in sequences:
+        runner.admit(sequence)
+    return [Decode(sequence, 1) for sequence in sequences]
 
 
 def _sequence(slot: int, prompt: int, runner: TorchRunner) -> Sequence:

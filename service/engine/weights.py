@@ -48,11 +48,11 @@ class LoadReport:
     seconds: float
 
     @property
-    def gigabytes_per_second(self) -> float:
-        return self.bytes_read / max(self.seconds, 1e-9) / 1e9
+    def bytes_per_second(self) -> float:
+        return self.bytes_read / max(self.seconds, 1e-9)
 
     def __str__(self) -> str:
-        return f"{self.bytes_read / 1e9:.2f} GB in {self.seconds:.1f} s, {self.gigabytes_per_second:.2f} GB/s"
+        return f"{self.bytes_read / 1e9:.2f} GB in {self.seconds:.1f} s, {self.bytes_per_second / 1e9:.2f} GB/s"
 
 
 def load_weights(

@@ -8,7 +8,7 @@ import torch
 
 from service.engine.base import Core, EngineConfig, FinishReason
 from service.engine.build import build_core
-from service.engine.capacity import plan_capacity, shape_of, working_bytes
+from service.engine.capacity import plan_capacity, shape_of, step_limit, working_bytes
 from service.engine.config import read_config
 from service.engine.device import available_memory, choose_device, choose_dtype, usable_cores
 from service.errors import ConfigurationError
@@ -43,6 +43,7 @@ def test_a_core_reports_what_was_loaded_and_how_long_it_took(model_dir: Path, ki
     assert info.versions["torch"] == torch.__version__
     assert ("transformers" in info.versions) == (kind == "reference")
     assert "weights" in info.startup_seconds
+    assert (info.weights_bytes_per_second > 0) == (kind == "native")
     assert all(seconds >= 0 for seconds in info.startup_seconds.values())
     assert any("weights" in message for message in said)
 
@@ -150,6 +151,21 @@ def test_working_memory_grows_with_what_a_step_computes(model_dir: Path) -> None
     small = working_bytes(config_for(model_dir, max_running=1), model, torch.float16)
     assert working_bytes(config_for(model_dir, max_running=64), model, torch.float16) > small
     assert working_bytes(config_for(model_dir, max_running=1, step_tokens=4096), model, torch.float16) > small
+
+
+@pytest.mark.parametrize(("asked", "on_gpu", "on_cpu"), [(0, 2048, 512), (64, 64, 64)])
+def test_a_gpus_step_computes_more_than_a_cpus_unless_told_otherwise(
+    model_dir: Path, asked: int, on_gpu: int, on_cpu: int
+) -> None:
+    config = config_for(model_dir, step_tokens=asked)
+    assert (step_limit(config, torch.device("cuda")), step_limit(config, CPU)) == (on_gpu, on_cpu)
+
+
+def test_a_built_core_computes_long_prompts_in_a_cpus_chunks(model_dir: Path) -> None:
+    core = build(model_dir)
+    assert core.add(a_request([1] * 505, new=2)) == []
+    assert build(model_dir, step_tokens=100).info.max_context == core.info.max_context
+    assert core._scheduler._limits.step_tokens == 512  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -330,7 +330,7 @@ def test_a_step_time_is_counted_from_the_end_of_the_step_before() -> None:
             return self._pending.tokens()
 
     runner.launch = timed_launch  # type: ignore[method-assign, assignment]
-    config = EngineConfig(kind="native", model_dir="")
+    config = EngineConfig(kind="native", model_dir="", step_tokens=512)
     core = NativeCore(runner, info(), config, depth=1, clock=lambda: now[0], pace=Recorded(512))
     drain(added(core, request("a", range(9), new=4)))
     assert seen == [(0, 9, 3.0), (1, 0, 3.0), (1, 0, 3.0), (1, 0, 3.0)]

@@ -8,11 +8,19 @@ import pytest
 from service.engine.admission import Limits
 from service.engine.base import GenerationRequest
 from service.engine.kv_cache import BlockPool
-from service.engine.pace import CROWD, LEAST_TOKENS, TOKENS_AT_FIRST, PrefillPace
+from service.engine.pace import (
+    CROWD,
+    CROWD_SHARE,
+    CROWD_TOKENS,
+    LEAST_TOKENS,
+    TOKENS_AT_FIRST,
+    DecodeTimes,
+    PrefillPace,
+)
 from service.engine.scheduler import Scheduler
 from service.engine.step import StepPlan
 
-STEP_TOKENS = 512
+STEP_TOKENS = 2048
 SECONDS_PER_TOKEN = 27e-6
 """15.5 GFLOP at 575 TFLOP/s."""
 SECONDS_PER_TOKEN_AND_CONTEXT = 4 * 4096 * 48 / 400e12
@@ -28,6 +36,11 @@ class Gpu:
     speed: float = 1.0
     jitter: float = 0.02
     dice: random.Random = field(default_factory=lambda: random.Random(0))
+
+    def timed(self) -> DecodeTimes:
+        """Before serving, with almost no context."""
+        of_one, of_most = (self.speed * (self.weights + self.per_row / 2 * count) for count in (1, 256))
+        return DecodeTimes(of_one, of_most, 256)
 
     def seconds(self, plan: StepPlan) -> float:
         rows = len(plan.decodes) + sum(c.end - c.start for c in plan.chunks)
@@ -101,10 +114,12 @@ def p99(times: list[float]) -> float:
 @pytest.mark.parametrize("speed", [0.5, 1.0, 8.0], ids=["a faster GPU", "an H100", "a slow GPU"])
 @pytest.mark.parametrize("depth", [0, 1, 2])
 @pytest.mark.parametrize("streams", [1, 8, 64, 200])
+@pytest.mark.parametrize("is_timed", [False, True], ids=["learning", "timed before"])
 def test_a_prompt_of_30k_tokens_keeps_the_p99_time_between_tokens_below_twice(
-    streams: int, depth: int, speed: float
+    streams: int, depth: int, speed: float, is_timed: bool
 ) -> None:
-    it = Simulation(Gpu(speed=speed), PrefillPace(STEP_TOKENS), depth)
+    gpu = Gpu(speed=speed)
+    it = Simulation(gpu, PrefillPace(STEP_TOKENS, gpu.timed() if is_timed else None), depth)
     it.run_until_decoding(streams)
     before = [it.gpu.seconds(it.step()) for _ in range(50)]
     during = it.prefill_of("long", 30_000)
@@ -123,7 +138,7 @@ def test_without_a_pace_the_same_prompt_would_stall_the_streams() -> None:
 
 def test_a_prompt_alone_is_computed_in_full_steps() -> None:
     it = Simulation(Gpu(), PrefillPace(STEP_TOKENS))
-    it.add("alone", 5000, 3)
+    it.add("alone", 20_000, 3)
     sizes = [sum(c.end - c.start for c in it.step().chunks) for _ in range(9)]
     assert sizes == [STEP_TOKENS] * 9
 
@@ -138,11 +153,43 @@ def test_every_prompt_token_is_computed_whatever_the_pace() -> None:
     assert min(c.end - c.start for c in chunks[:-1]) >= LEAST_TOKENS
 
 
-def test_a_crowd_that_waits_for_its_first_tokens_is_not_held_up_by_a_few_streams() -> None:
-    pace = PrefillPace(STEP_TOKENS)
-    assert pace.budget(decodes=3, awaiting=CROWD) == STEP_TOKENS
-    assert pace.budget(decodes=3, awaiting=CROWD - 1) == TOKENS_AT_FIRST
-    assert pace.budget(decodes=CROWD + 1, awaiting=CROWD) == TOKENS_AT_FIRST
+@pytest.mark.parametrize(
+    ("decodes", "awaiting", "expected"),
+    [
+        (0, 1, STEP_TOKENS),  # nobody to stall
+        (3, CROWD, CROWD_TOKENS),
+        (3, CROWD - 1, TOKENS_AT_FIRST),
+        (CROWD * CROWD_SHARE, CROWD, CROWD_TOKENS),
+        (8 * CROWD_SHARE, 7, TOKENS_AT_FIRST),  # a crowd by itself, but not beside so many
+        (8 * CROWD_SHARE, 8, CROWD_TOKENS),
+    ],
+)
+def test_a_crowd_that_waits_for_its_first_tokens_is_not_held_up_by_streams(
+    decodes: int, awaiting: int, expected: int
+) -> None:
+    assert PrefillPace(STEP_TOKENS).budget(decodes, awaiting) == expected
+
+
+def test_a_crowds_share_is_no_more_than_a_steps_tokens_and_no_less_than_the_paces() -> None:
+    assert PrefillPace(100).budget(decodes=2, awaiting=CROWD) == 100
+    learned = PrefillPace(4096)
+    learned._tokens = CROWD_TOKENS + 1
+    assert learned.budget(decodes=2, awaiting=CROWD) == CROWD_TOKENS + 1
+
+
+def test_a_burst_of_requests_is_served_at_almost_the_rate_without_a_pace() -> None:
+    """64 at once: prompts of 128 to 512 tokens, 256 new ones each."""
+
+    def seconds(pace: PrefillPace | None) -> float:
+        it = Simulation(Gpu(), pace)
+        for index in range(64):
+            it.add(f"request {index}", 128 + 6 * index, 256)
+        while not it.scheduler.idle:
+            it.step()
+        return sum(it.times)
+
+    unpaced = seconds(None)
+    assert seconds(PrefillPace(STEP_TOKENS, Gpu().timed())) <= 1.05 * unpaced
 
 
 def test_nothing_is_learnt_from_steps_without_running_streams() -> None:
@@ -169,6 +216,19 @@ def test_the_share_follows_the_last_mixed_step(prompt_tokens: int, seconds: floa
     pace.measured(decodes=2, prompt_tokens=0, seconds=0.010)
     pace.measured(decodes=2, prompt_tokens=prompt_tokens, seconds=seconds)
     assert pace.budget(decodes=2, awaiting=1) == pytest.approx(expected, abs=1)
+
+
+def test_a_decode_that_was_timed_before_is_learnt_from_at_once() -> None:
+    pace = PrefillPace(STEP_TOKENS, DecodeTimes(of_one=0.005, of_most=0.015, most=11))
+    pace.measured(decodes=6, prompt_tokens=128, seconds=0.026)
+    assert pace.budget(decodes=6, awaiting=1) == pytest.approx(64, abs=1)
+
+
+def test_decodes_alone_count_more_than_what_was_timed_before() -> None:
+    pace = PrefillPace(STEP_TOKENS, DecodeTimes(of_one=1.0, of_most=1.0, most=1))
+    pace.measured(decodes=2, prompt_tokens=0, seconds=0.010)
+    pace.measured(decodes=2, prompt_tokens=128, seconds=0.026)
+    assert pace.budget(decodes=2, awaiting=1) == pytest.approx(64, abs=1)
 
 
 def test_the_share_never_exceeds_a_steps_tokens() -> None:

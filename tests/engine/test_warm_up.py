@@ -14,7 +14,7 @@ from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
 from service.engine.sampling import Method
 from service.engine.step import StepPlan
-from service.engine.warm_up import GRAPH_BYTES, measure_step_bytes, warm_up
+from service.engine.warm_up import GRAPH_BYTES, measure_step_bytes, time_decodes, warm_up
 from service.errors import ConfigurationError
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.plans import generate, load_native, runner_of, sequence_of
@@ -83,21 +83,49 @@ def test_torchs_sampler_is_recorded_without_its_sort(model: Model) -> None:
     assert not runner.graphs.can_run([0], {Method.SORTED})
 
 
-def test_what_steps_need_is_their_peak_once_more_for_the_recordings(
+def test_what_steps_need_is_their_peak_and_the_decodes_own_once_more_for_the_recordings(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A long prompt's chunk needs far more than a decode, and is never recorded."""
     said: list[str] = []
+    peaks = iter([1200, 1500])
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: said.append("emptied"))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: said.append("reset"))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 1000)
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 1500 if said[-1] == "made" else 0)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: said.append("looked") or next(peaks))
 
     def make() -> TorchRunner:
         said.append("made")
-        return runner_of(model, num_blocks=2, max_running=2)
+        runner = runner_of(model, num_blocks=2, max_running=2)
+        runner.__class__ = Watched
+        runner.plans = Said(said)  # type: ignore[attr-defined]
+        return runner
 
-    assert measure_step_bytes(torch.device("cuda"), make, 64, 200) == 2 * 500 + GRAPH_BYTES
-    assert said == ["emptied", "reset", "made", "emptied"]
+    assert measure_step_bytes(torch.device("cuda"), make, 64, 200) == 200 + 500 + GRAPH_BYTES
+    assert said == ["emptied", "reset", "made", "decodes", "looked", "chunk", "looked", "emptied"]
+
+
+class Said(list[StepPlan]):
+    """Tells of each plan instead of keeping it."""
+
+    def __init__(self, said: list[str]) -> None:
+        self._said = said
+
+    def append(self, plan: StepPlan) -> None:
+        self._said.append("chunk" if plan.chunks else "decodes")
+
+
+def test_timing_decodes_disturbs_nothing(model: Model) -> None:
+    def answer(runner: TorchRunner) -> list[int]:
+        return generate(runner, sequence_of(list(range(30)), slot=0, blocks=[1, 2, 3, 4, 5], new=8), 8)
+
+    timed = runner_of(model, paths=PLANNED)
+    timed.record(ReplayingRecorder())
+    times = time_decodes(timed)
+    assert times.of_one > 0
+    assert times.of_most > 0
+    assert times.most == timed.max_running
+    assert answer(timed) == answer(runner_of(model))
 
 
 @pytest.mark.parametrize(("step_bytes", "blocks"), [(0, 800), (400 * 4096, 400), (800 * 4096, None)])

@@ -17,6 +17,7 @@ INFO = EngineInfo(
     versions={"torch": "2.13.0"},
     degraded=["gemv"],
     startup_seconds={"weights": 8.5},
+    weights_bytes_per_second=2e9,
 )
 GPU = GpuMemory(index=0, name="H100", total=80, used=60, allocated=40, reserved=50)
 
@@ -47,6 +48,7 @@ def test_a_running_engine_tells_load_totals_phases_and_what_is_degraded() -> Non
     assert found["internlm_generation_tokens_total"] == [({}, 7.0)]
     assert found["internlm_engine_restarts_total"] == [({}, 1.0)]
     assert found["internlm_startup_seconds"] == [({"phase": "weights"}, 8.5)]
+    assert found["internlm_weights_bytes_per_second"] == [({}, 2e9)]
     assert found["internlm_engine_degraded"] == [({"path": "gemv"}, 1.0)]
     assert found["internlm_engine_info"][0][0]["torch"] == "2.13.0"
 
