@@ -16,7 +16,7 @@ from service.daemon_thread import in_daemon_thread
 from service.delivery.local import LocalModel, find_model
 from service.delivery.progress import show_progress
 from service.engine.base import Engine, EngineConfig, EngineState, EngineStatus, SamplingParams
-from service.errors import EngineFailed, NotReady, ServiceError
+from service.errors import DeadlineExceeded, EngineFailed, NotReady, ServiceError
 from service.lifecycle import RETRY_AFTER_SECONDS, Lifecycle, State
 from service.metrics import Metrics
 from service.settings import Settings
@@ -126,8 +126,14 @@ class Readiness:
     async def _probe(self) -> None:
         """Ask the model a question; ready when it has answered."""
         self._lifecycle.move(State.LOADING, "waiting for the model's first answer")
-        async for _ in self.generation().answer(PROBE):
-            pass
+        try:
+            async for _ in self.generation().answer(PROBE):
+                pass
+        except DeadlineExceeded:
+            seconds = self._settings.request_timeout
+            raise EngineFailed(
+                f"the model gave no first token within {seconds:g} s (INTERNLM_REQUEST_TIMEOUT)"
+            ) from None
         self._lifecycle.move(State.READY)
         logger.info("ready", extra={"fields": {"model": self._identity.model}})
 

@@ -8,6 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -21,6 +22,10 @@ from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+
+TOKENIZING_THREADS = 2
+"""Threads for long prompts alone, so that hundreds of them keep no other work waiting (restarting an engine, say). Two
+tokenize tens of the longest prompts a second, more than a GPU prefills."""
 
 INLINE_CHARACTERS = 4096
 """Up to here tokenizing costs about a millisecond, less than handing it to a thread and back is worth."""
@@ -80,6 +85,7 @@ class Generation:
         self._limits = limits
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
 
     async def stream(self, chat: Chat) -> AsyncGenerator[TextDelta | Done]:
         """Text deltas, then one Done. Closing it early stops the work within one engine step.
@@ -116,20 +122,26 @@ class Generation:
             watch.close(len(request.prompt_ids))
 
     async def _request(self, chat: Chat) -> GenerationRequest:
+        deadline = time.monotonic() + self._limits.request_timeout
         prompt = await self._encode(chat.messages)
         return GenerationRequest(
             id=uuid.uuid4().hex,
             prompt_ids=prompt,
             max_new_tokens=self._new_tokens(len(prompt), chat.max_new_tokens),
             stop_ids=self._tokenizer.stop_ids,
-            deadline=time.monotonic() + self._limits.request_timeout,
+            deadline=deadline,
             sampling=chat.sampling,
         )
 
     async def _encode(self, messages: list[Message]) -> list[int]:
         if sum(len(message.content) for message in messages) <= INLINE_CHARACTERS:
             return self._template.encode(messages)
-        return await asyncio.to_thread(self._template.encode, messages)
+        try:
+            async with asyncio.timeout(self._limits.request_timeout):
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._tokenizing, self._template.encode, messages)
+        except TimeoutError:
+            raise _too_late(self._limits) from None
 
     def _new_tokens(self, prompt: int, wanted: int | None) -> int:
         room = self._limits.max_context - prompt
@@ -211,12 +223,16 @@ def _reason(finish: Finish | None, limits: Limits) -> str:
 
 def _error(finish: Finish, limits: Limits) -> ServiceError:
     if finish.reason is FinishReason.DEADLINE:
-        return DeadlineExceeded(
-            f"the answer was not done after {limits.request_timeout:g} s, the most a request may take. "
-            "Ask for fewer tokens (max_new_tokens), or stream the answer."
-        )
+        return _too_late(limits)
     if finish.reason is FinishReason.REJECTED and finish.retry_after:
         return QueueFull(finish.message, retry_after=finish.retry_after)
     if finish.reason is FinishReason.REJECTED:
         return InvalidRequest(finish.message, field="prompt")
     return EngineFailed(finish.message or "the engine failed", retry_after=finish.retry_after or 5)
+
+
+def _too_late(limits: Limits) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"the answer was not done after {limits.request_timeout:g} s, the most a request may take. "
+        "Ask for fewer tokens (max_new_tokens), or stream the answer."
+    )

@@ -1,6 +1,7 @@
 """Every way in which the engine ends a request has its own answer, with a way out."""
 
 import asyncio
+import threading
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -8,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.engine.fake import FakeScript
 from service.log import request_id
 from tests.api.conftest import Service, Start
-from tests.support.server import until
+from tests.support.server import PATIENCE, until
 
 LONG = {"prompt": "hello " * 500, "max_new_tokens": 1000}
 
@@ -107,3 +108,15 @@ def samples(service: Service) -> dict[tuple[str, str], float]:
         for s in family.samples
         if "le" not in s.labels
     }
+
+
+async def test_long_prompts_have_threads_of_their_own(service: Service) -> None:
+    """Those of asyncio start dead engines again and must not wait behind prompts, nor prompts behind them."""
+    released = threading.Event()
+    others = [asyncio.create_task(asyncio.to_thread(released.wait)) for _ in range(64)]
+    try:
+        async with asyncio.timeout(PATIENCE):
+            assert (await service.ask(**LONG | {"prompt": "hello " * 1000, "max_new_tokens": 1})).status_code == 200
+    finally:
+        released.set()
+        await asyncio.gather(*others)

@@ -7,6 +7,7 @@ import pytest
 
 from service.engine.base import EngineState, EngineStatus
 from service.engine.fake import FakeScript
+from service.lifecycle import State
 from tests.api.conftest import Service, Start
 from tests.support.server import until
 
@@ -77,6 +78,12 @@ async def test_a_model_that_does_not_answer_is_not_ready(start: Start) -> None:
     service = await start(FakeScript(hang_at_step=1), wait=False)
     await until(lambda: "first answer" in service.running.lifecycle.reason)
     assert (await service.http.get("/")).status_code == 503
+
+
+async def test_a_model_too_slow_for_one_token_is_told_with_the_setting(start: Start) -> None:
+    service = await start(FakeScript(step_seconds=0.1), wait=False, request_timeout=0.01, drain_delay=60)
+    await until(lambda: service.running.lifecycle.state is State.FAILED)
+    assert "no first token within 0.01 s (INTERNLM_REQUEST_TIMEOUT)" in (await service.http.get("/")).json()["reason"]
 
 
 async def test_a_stuck_engine_fails_liveness_with_its_reason(start: Start) -> None:

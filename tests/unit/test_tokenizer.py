@@ -1,7 +1,9 @@
 """Tokenizers from model directories: exact to the libraries, deaf to markup in messages, and refused when wrong."""
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,15 @@ def test_text_is_encoded_as_sentencepiece_does(loaded: dict[str, Tokenizer], kin
     assert loaded[kind].encode_text(text) == reference.encode(text)
 
 
+@pytest.mark.parametrize("kind", JSON)
+@settings(deadline=None)
+@given(text=TEXT)
+def test_text_is_encoded_as_the_tokenizers_library_does(loaded: dict[str, Tokenizer], kind: str, text: str) -> None:
+    reference = library.Tokenizer.from_file(str(loaded[kind].codec.file))
+    reference.encode_special_tokens = True
+    assert loaded[kind].codec.encode(text) == reference.encode(text, add_special_tokens=False).ids
+
+
 @settings(deadline=None)
 @given(text=TEXT)
 def test_a_translation_encodes_as_its_original(loaded: dict[str, Tokenizer], text: str) -> None:
@@ -102,6 +113,19 @@ def test_what_is_encoded_comes_back(loaded: dict[str, Tokenizer], kind: str, tex
     tokenizer = loaded[kind]
     spaces = kind != "byte-level tokenizer.json"  # a literal ▁ is a space to sentencepiece
     assert tokenizer.decode(tokenizer.encode_text(text)) == (text.replace("▁", " ") if spaces else text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_interpreter_is_free_for_others_while_a_long_text_is_encoded(
+    loaded: dict[str, Tokenizer], kind: str
+) -> None:
+    """The event loop that shares it has streams to serve."""
+    with ThreadPoolExecutor(1) as pool:
+        turns, encoding = 0, pool.submit(loaded[kind].encode_text, "the quick brown fox 你好世界 " * 20_000)
+        while not encoding.done():
+            time.sleep(0.001)
+            turns += 1
+    assert turns > 20
 
 
 @pytest.mark.parametrize("kind", KINDS)
