@@ -69,6 +69,17 @@ def wait_ready(name: str) -> None:
     raise AssertionError(logs(name))
 
 
+def stale(folder: str) -> str:
+    """A program that prints the modules under `folder` whose bytecode Python would not take as it is (PEP 552)."""
+    return f"""
+import importlib.util, pathlib
+for source in pathlib.Path({folder!r}).rglob("*.py"):
+    cached = pathlib.Path(importlib.util.cache_from_source(source))
+    if not cached.exists() or cached.read_bytes()[4:8] != b"\\x01\\0\\0\\0":
+        print(source)
+"""
+
+
 def inspect(image: str) -> dict[str, object]:
     return json.loads(podman("image", "inspect", image))[0]["Config"]  # type: ignore[no-any-return]
 
@@ -118,6 +129,13 @@ def test_the_server_runs_without_rights_and_writes_only_where_it_may(server: str
         podman("exec", server, "touch", "/opt/app/x")
 
 
+def test_bytecode_is_taken_without_a_look_at_its_source(server: str) -> None:
+    """A read-only root keeps none that is made at a start, and times of files are not those of its making."""
+    assert podman("exec", server, "python", "-c", stale("/opt/app")).split() == []
+    found = podman("exec", server, "python", "-c", stale("/opt/venv/lib")).split()
+    assert [source for source in found if "py312_intrinsics" not in source] == []
+
+
 def test_the_server_ends_at_sigterm_with_status_0() -> None:
     with container(build("server-cpu"), "--env", "INTERNLM_DRAIN_DELAY=0") as name:
         wait_ready(name)
@@ -143,6 +161,13 @@ def test_a_new_version_of_our_code_costs_one_small_layer() -> None:
     app = max(i for i, step in enumerate(order) if "/opt/app" in step and "COPY" in step)
     venv = max(i for i, step in enumerate(order) if "/opt/venv" in step and "COPY" in step)
     assert venv < app
+
+
+def test_an_image_built_again_from_nothing_has_the_same_layers() -> None:
+    def layers(image: str) -> list[str]:
+        return json.loads(podman("image", "inspect", image))[0]["RootFS"]["Layers"]  # type: ignore[no-any-return]
+
+    assert layers(build("downloader", "again", anew=True)) == layers(build("downloader"))
 
 
 def test_nothing_but_what_is_named_gets_into_the_build() -> None:

@@ -45,10 +45,11 @@ def base() -> str:
 
 
 @cache
-def build(target: str, tag: str = "e2e") -> str:
-    """The image of one target of docker/Dockerfile; layers of earlier builds are taken from storage."""
+def build(target: str, tag: str = "e2e", *, anew: bool = False) -> str:
+    """The image of one target of docker/Dockerfile; layers of earlier builds are taken from storage, unless `anew`."""
     image = f"{REGISTRY}/{target}:{tag}"
     arguments = ["-t", image, "-f", "docker/Dockerfile", "--ignorefile", "docker/Dockerfile.dockerignore"]
+    arguments += ["--timestamp", "0", *(["--no-cache"] if anew else [])]
     for each in (f"PYTHON_IMAGE={base()}", "TORCH_CPU_INDEX=", f"VERSION={tag}"):
         arguments += ["--build-arg", each]
     arguments += ["--target", target]
