@@ -96,7 +96,7 @@ async def serve_metrics(settings: Settings, registry: CollectorRegistry) -> None
             server, thread = start_http_server(settings.metrics_port, settings.host, registry)
             break
         except OSError as error:
-            logger.warning("metrics port %d: %s; trying again", settings.metrics_port, error)
+            logger.warning("INTERNLM_METRICS_PORT=%d: %s; trying again", settings.metrics_port, error)
             await asyncio.sleep(RETRY_BIND_SECONDS)
     try:
         await asyncio.Event().wait()

@@ -19,6 +19,7 @@ logger = logging.getLogger("service.access")
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PROBES = {"/", "/healthz"}
 METHODS = frozenset(HTTPMethod)
+LONGEST_PATH = 200
 
 
 class RequestContext:
@@ -63,10 +64,16 @@ class RequestContext:
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %d",
             scope["method"],
-            quote(scope["path"]),  # it came decoded, and could hold a line of its own
+            shown_path(scope["path"]),
             status,
             extra={"fields": {"status": status, "route": route, "seconds": round(seconds, 4)}},
         )
+
+
+def shown_path(path: str) -> str:
+    """A path as logs and answers may show it: it came decoded and could hold a line of its own, or no end."""
+    quoted = quote(path[: LONGEST_PATH + 1])
+    return quoted if len(quoted) <= LONGEST_PATH else f"{quoted[:LONGEST_PATH]}..."
 
 
 def _request_id(wanted: str) -> str:

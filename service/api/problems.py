@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from service.api.disconnect import ClientGoneError
+from service.api.middleware import shown_path
 from service.errors import ServiceError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ async def on_service_error(_: Request, error: Exception) -> Response:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """What the router itself answers: 404 and 405."""
     assert isinstance(error, HTTPException)
-    detail = f"{request.method} {request.url.path}: {error.detail}"
+    detail = f"{request.method} {shown_path(request.scope['path'])}: {error.detail}"
     body = {
         "type": "about:blank",
         "title": error.detail,

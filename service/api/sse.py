@@ -66,7 +66,7 @@ class EventStream(Response):
         await _in_time(send({"type": "http.response.start", "status": 200, "headers": self.raw_headers}))
         async for chunk in self._events:
             await _in_time(send({"type": "http.response.body", "body": chunk, "more_body": True}))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await _in_time(send({"type": "http.response.body", "body": b"", "more_body": False}))
 
 
 async def _in_time(sending: Awaitable[None]) -> None:

@@ -79,3 +79,16 @@ async def test_a_path_cannot_write_a_log_line_of_its_own(service: Service, caplo
     (line,) = [record.getMessage() for record in caplog.records if record.name == "service.access"]
     assert line.isprintable()
     assert line.startswith("GET /%0A12")
+
+
+@pytest.mark.parametrize("path", ["/" + "a" * 5_000, "/" + "%0A" * 1_500], ids=["plain", "quoted"])
+async def test_a_path_without_end_fills_neither_log_nor_answer(
+    service: Service, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    response = await service.http.get(path)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "service.access"]
+    assert response.status_code == 404
+    assert path[:91] in line
+    assert path[:91] in response.json()["detail"]
+    assert max(len(line), len(response.content)) < 500

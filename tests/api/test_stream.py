@@ -11,6 +11,7 @@ from starlette.types import Message
 from service.api import sse
 from service.engine.fake import FakeScript
 from tests.api.conftest import Service, Start
+from tests.support.server import PATIENCE
 
 
 async def events(service: Service, **body: Any) -> AsyncIterator[tuple[str, Any]]:
@@ -104,3 +105,20 @@ async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.Monke
     assert len(sent) == taken
     with pytest.raises(StopAsyncIteration):
         await anext(events)
+
+
+async def test_a_client_that_does_not_take_the_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "SEND_TIMEOUT_SECONDS", 0.01)
+
+    async def never() -> Message:
+        return await asyncio.get_running_loop().create_future()
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message["more_body"]:
+            await never()
+
+    async def short() -> AsyncGenerator[bytes]:
+        yield sse.DONE
+
+    async with asyncio.timeout(PATIENCE):
+        await sse.EventStream(short())({"type": "http"}, never, send)
