@@ -1,5 +1,6 @@
 """Is the hub reachable from here? One request, through the operator's proxies."""
 
+import http.client
 import os
 import ssl
 import urllib.error
@@ -31,6 +32,6 @@ def check_hub(settings: DownloadSettings, complete: bool) -> Finding:
         if error.code == 407:
             return fail("hub", f"{endpoint}: the proxy wants a password", TREATMENTS[Cause.PROXY].remedy)
         return ok("hub", f"{endpoint} answers {error.code}")
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         failure = failure_of(error, endpoint)
         return fail("hub", failure.what, TREATMENTS[failure.cause].remedy, "INTERNLM_HUB_ENDPOINT")

@@ -38,7 +38,10 @@ def check_files(model_dir: Path) -> Finding:
 
 def check_manifest(model_dir: Path, settings: DownloadSettings) -> Finding:
     """What the model is, and whether it is the one that is wanted."""
-    manifest = manifests.read(model_dir)
+    try:
+        manifest = manifests.read(model_dir)
+    except OSError as error:
+        return skip("manifest", failure_of(error, f"reading {model_dir}").what)
     if manifest is None:
         return skip("manifest", "none")
     name = f"{manifest.repo or manifest.source} {manifest.commit or manifest.revision}".strip()

@@ -58,6 +58,7 @@ CAUSE_OF_NAME: tuple[tuple[str, Cause], ...] = (
     ("ProtocolError", Cause.UNREACHABLE),
     ("RequestException", Cause.UNREACHABLE),
     # Last: an answer of another shape than the client expects breaks it in one of these ways.
+    ("HTTPException", Cause.BAD_ANSWER),
     ("LookupError", Cause.BAD_ANSWER),
     ("AttributeError", Cause.BAD_ANSWER),
     ("TypeError", Cause.BAD_ANSWER),

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import socket
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from service.delivery import check_gpu
+from service.delivery import manifest as manifests
 from service.delivery.check import before_loading, check_all
+from service.delivery.check_hub import check_hub
 from service.delivery.finding import Finding, State
 from service.delivery.gpu import Gpu, NoGpu, read_gpu
 from service.delivery.predecessor import PREDECESSOR_SECONDS
@@ -66,6 +70,32 @@ def test_a_hub_is_asked_when_something_is_missing(hub: FakeHub, model_dir: Path)
     assert found["hub"].state is State.OK
     assert findings(model_dir)["hub"].state is State.FAIL
     assert "INTERNLM_HUB_ENDPOINT" in findings(model_dir)["hub"].remedy
+
+
+def test_what_answers_without_being_a_hub_is_named(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_greet_as_ssh, args=(listener,), daemon=True).start()
+        download = DownloadSettings(model_dir=model_dir, hub_endpoint=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        found = check_hub(download, complete=False)
+    assert found.state is State.FAIL
+    assert "SSH-2.0" in found.found
+    assert "not a model hub" in found.remedy
+
+
+def _greet_as_ssh(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+
+def test_a_manifest_that_cannot_be_read_is_a_finding_and_no_traceback(model_dir: Path) -> None:
+    (model_dir / manifests.NAME).mkdir(parents=True)
+    found = findings(model_dir, device="cpu")
+    assert found["model files"].state is State.FAIL
+    assert "Is a directory" in found["manifest"].found
 
 
 def test_damage_and_another_model_are_named(hub: FakeHub, model_dir: Path) -> None:

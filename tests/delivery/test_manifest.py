@@ -70,6 +70,15 @@ def test_a_manifest_that_cannot_be_right_is_not_believed(
     assert "is damaged and is ignored" in caplog.text
 
 
+@pytest.mark.parametrize("text", ["", "null", '"text"', "[]", "7", "{}"])
+def test_a_manifest_that_is_none_at_all_is_not_believed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    (tmp_path / manifests.NAME).write_text(text)
+    assert manifests.read(tmp_path) is None
+    assert "is damaged and is ignored" in caplog.text
+
+
 def test_no_directory_has_no_manifest(tmp_path: Path) -> None:
     assert manifests.read(tmp_path / "missing") is None
     (tmp_path / "file").touch()
