@@ -1,19 +1,17 @@
 """Everything about the engine on this machine's GPU, beside the machine's limits and beside its peers.
 
-    python -m tests.bench.gpu --all            on a GPU host: verify, measure, judge; about ten minutes
+    python -m tests.bench.gpu --all            on a GPU host: verify, measure, judge; about a quarter of an hour
+    python -m tests.bench.gpu --only web,load  some sections; their lines replace those of the day's earlier runs
     python -m tests.bench.gpu --tiny           the same from end to end on a CPU, in seconds; judges nothing
-    python -m tests.bench.gpu --only web,load  some sections
 
-Random weights of the 8B model are written to a temporary directory (17.6 GB), or use --model-dir. Prints JSON lines
-and writes them to tests/bench/results/<gpu>-<date>.json. Every target is a ratio of two figures of the same run. Exit
-status 1 when a verification or a target failed.
+Random weights of the 8B model (17.6 GB) are written to a temporary directory, or to --model-dir, where later runs find
+them. Prints JSON lines and writes them to tests/bench/results/<gpu>-<date>.json. Every target is a ratio of two figures
+of the same run. Exit status 1 when a verification or a target failed. README.md beside this file says more.
 """
 
 import argparse
 import asyncio
-import datetime
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -25,19 +23,31 @@ from pathlib import Path
 
 import torch
 
-from service.engine.base import Core, EngineConfig
+from service.engine.base import Core, EngineConfig, GenerationRequest
 from service.engine.build import build_core
 from service.engine.config import read_config
 from tests.bench import web
 from tests.bench.limits import Limits, matrix_numbers, measure_limits, prefill_flop, step_bytes
 from tests.bench.load import Drive, Prompts, percentile, serve
 from tests.bench.peers import continuous_batching_rate, free_memory, serial_rate
-from tests.bench.scale import FULL, TINY, Scale, write_random_model
-from tests.bench.targets import verdicts
+from tests.bench.results_file import Line, Results, results_path
+from tests.bench.scale import FULL, TINY, Scale, ready_model
 
 RESULTS = Path(__file__).parent / "results"
-SECTIONS = ("verify", "web", "load", "decode", "throughput", "long", "prefill", "prefix", "stall", "peers")
-Line = dict[str, object]
+SECTIONS = (
+    "verify_kernels",
+    "verify_engine",
+    "web",
+    "load",
+    "decode",
+    "throughput",
+    "long",
+    "prefill",
+    "prefix",
+    "stall",
+    "reference",
+    "continuous_batching",
+)
 
 
 class Bench:
@@ -56,6 +66,7 @@ class Bench:
         """Measured once, before any engine is there."""
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         found = measure_limits(self.device, dtype, self.model_dir)
+        free_memory()  # the engine measures what is left
         self.emit({"section": "limits", **{name: round(value / 1e9, 2) for name, value in asdict(found).items()}})
         return found
 
@@ -78,6 +89,7 @@ class Bench:
         """Every section in order; one that fails is printed and does not keep the others from running."""
         _ = self.limits
         for name in sections:
+            before = dict(self.figures)
             try:
                 getattr(self, name)()
             except Exception as error:
@@ -85,16 +97,25 @@ class Bench:
                 self.emit({"section": name, "error": f"{type(error).__name__}: {error}"[:500]})
                 traceback.print_exc(file=sys.stderr)
                 self.drop_core()
+            found = {figure: value for figure, value in self.figures.items() if figure not in before}
+            self.emit({"section": name, "figures": found})
 
-    def verify(self) -> None:
-        """The tests marked `gpu`; on a CPU they skip, which is what this prints then."""
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
-        command += ["tests/engine/kernels"] if self.device.type == "cuda" else []
+    def verify_kernels(self) -> None:
+        """Every kernel, compiled, against its exact reference; on a CPU all are skipped, which is what this prints."""
+        self._verify("verify_kernels", "tests/engine/kernels")
+
+    def verify_engine(self) -> None:
+        """The whole engine on the GPU against the exact model."""
+        self._verify("verify_engine", "tests/gpu")
+
+    def _verify(self, section: str, tests: str) -> None:
+        self.drop_core()
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", tests]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         words = done.stdout.strip().splitlines()[-1:]
-        self.emit({"section": "verify", "passed": done.returncode == 0, "tests": " ".join(words)})
+        self.emit({"section": section, "passed": done.returncode == 0, "tests": " ".join(words)})
         if done.returncode:
-            raise RuntimeError(done.stdout[-2000:])
+            raise RuntimeError((done.stdout + done.stderr)[-2000:])
 
     def web(self) -> None:
         """The product over HTTP, and the engine alone with the very same lengths."""
@@ -189,11 +210,9 @@ class Bench:
             ttft_seconds=long.ttft,
         )
 
-    def peers(self) -> None:
-        """transformers, one request at a time and with continuous batching, over the same requests."""
-        count, scale = self.scale.streams, self.scale
-        requests = self.prompts.spread(count, scale.prompts, scale.new_tokens)
-        ours = serve(self.core, requests)["tokens_per_second"]
+    def reference(self) -> None:
+        """transformers as the tutorial uses it: one request at a time."""
+        scale, (_, ours) = self.scale, self.streams
         alone = 1 / self._step(1)[0]
         self.drop_core()
         serial = serial_rate(
@@ -202,9 +221,20 @@ class Bench:
         self.figures["engine_64_over_serial"] = ours / serial
         self.figures["decode_1_over_reference"] = alone / serial
         self._line("reference", tokens_per_second=serial, engine_64=ours, engine_1=alone)
+
+    def continuous_batching(self) -> None:
+        """transformers' continuous batching over the very same requests."""
+        requests, ours = self.streams
+        self.drop_core()
         batched = continuous_batching_rate(self.model_dir, self.device, requests)
         self.figures["engine_64_over_continuous_batching"] = ours / batched
         self._line("continuous_batching", tokens_per_second=batched, engine=ours)
+
+    @cached_property
+    def streams(self) -> tuple[list[GenerationRequest], float]:
+        """The requests of the comparisons with peers, and the engine's tokens per second over them."""
+        requests = self.prompts.spread(self.scale.streams, self.scale.prompts, self.scale.new_tokens)
+        return requests, serve(self.core, requests)["tokens_per_second"]
 
     @property
     def _itemsize(self) -> int:
@@ -214,11 +244,12 @@ class Bench:
         """Seconds of the median step of a full batch with full sampling, and the sequences' mean length in it.
 
         The first streams run on while the last ones' prompts are computed, so a large batch begins with shorter ones.
+        They are to outlast that, and all of them are to fit the KV cache at once.
         """
         drive = Drive(self.core)
         steps = 64 if self.device.type == "cuda" else 4
-        prompt = self.scale.step_context // 2 if batch > 4 else self.scale.step_context - steps // 2
-        new_tokens = min(4096, self.config.max_positions - prompt)
+        prompt = self.scale.step_context * 7 // 8 if batch > 4 else self.scale.step_context - steps // 2
+        new_tokens = min(1024, self.config.max_positions - prompt)
         lines = [drive.add(self.prompts.request(prompt, new_tokens)) for _ in range(batch)]
         while not all(line.times for line in lines):
             drive.step()
@@ -230,6 +261,8 @@ class Bench:
             self.core.cancel(request_id)
         drive.run()
         full = [seconds for seconds, count in drive.steps[began : began + steps] if count == batch]
+        if not full:
+            raise RuntimeError(f"{batch} sequences never ran at once")
         return percentile(full, 0.5), context
 
     def _line(self, section: str, **numbers: float) -> None:
@@ -241,7 +274,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="every section")
     parser.add_argument("--tiny", action="store_true", help="a few layers, on a CPU too; nothing is judged")
     parser.add_argument("--only", help=f"some of {','.join(SECTIONS)}")
-    parser.add_argument("--model-dir", type=Path, help="a model directory; unset: random weights of the 8B model")
+    parser.add_argument("--model-dir", type=Path, help="a model directory; random weights are written where none is")
     parser.add_argument("--results", type=Path, help="where the lines are written; a tiny run writes nothing by itself")
     options = parser.parse_args(arguments)
     if not (options.all or options.tiny or options.only):
@@ -259,38 +292,29 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    lines: list[Line] = []
+    directory = options.results or (None if options.tiny else RESULTS)
+    results = Results(results_path(directory, name) if directory else None)
 
     def emit(line: Line) -> None:
-        lines.append(line)
+        results.add(line)
         print(json.dumps(line), flush=True)
 
     scale = TINY if options.tiny else FULL
-    with tempfile.TemporaryDirectory() as directory:
-        model_dir = options.model_dir or write_random_model(Path(directory) / "random", scale.shape)
+    with tempfile.TemporaryDirectory() as temporary:
+        model_dir = ready_model(options.model_dir or Path(temporary) / "random", scale.shape)
         config = read_config(model_dir)
         billions = (matrix_numbers(config) + 2 * config.vocab_size * config.hidden_size) / 1e9
-        emit({"gpu": name, "torch": torch.__version__, "parameters_billion": round(billions, 3), "tiny": options.tiny})
+        versions = {"torch": torch.__version__, "parameters_billion": round(billions, 3), "tiny": options.tiny}
+        emit({"section": "machine", "gpu": name, **versions})
         bench = Bench(scale, model_dir, device, emit)
         bench.run([s for s in SECTIONS if not options.only or s in options.only.split(",")])
         bench.drop_core()
-    judged = [line | {"judged": not options.tiny} for line in verdicts(bench.figures)]
+    judged = results.verdicts()
     for line in judged:
-        emit(line)
-    results = options.results or (None if options.tiny else RESULTS)
-    if results:
-        write_results(results, name, lines)
-    missed = [line for line in judged if line["verdict"] != "pass"] if not options.tiny and not options.only else []
+        print(json.dumps(line), flush=True)
+    bad = {"fail"} if options.only else {"fail", "missing"}
+    missed = [line for line in judged if line["verdict"] in bad and not options.tiny]
     return int(bool(bench.failed or missed))
-
-
-def write_results(directory: Path, name: str, lines: list[Line]) -> Path:
-    """One file per GPU and day; a second run of a day replaces the first."""
-    directory.mkdir(parents=True, exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    path = directory / f"{slug}-{datetime.date.today().isoformat()}.json"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from service.engine.checkpoint import INDEX_FILE, SINGLE_FILE
 from service.engine.config import read_config
 from service.engine.weights import allocate, places_of
 from tests.support.checkpoints import Shape, write_checkpoint
@@ -83,13 +84,20 @@ TINY = replace(
 )
 
 
+def ready_model(directory: Path, shape: Shape) -> Path:
+    """`directory`, which holds a model or is given a random one; one that was cut off is written anew."""
+    if any((directory / name).is_file() for name in (INDEX_FILE, SINGLE_FILE)):
+        return directory
+    return write_random_model(directory, shape)
+
+
 def write_random_model(directory: Path, shape: Shape) -> Path:
     """A checkpoint of this shape with random weights and a small real tokenizer: enough to serve, nothing to say."""
     write_byte_level_dir(directory)
     eos = (directory / "generation_config.json").read_text()
     write_checkpoint(directory, shape, tensors={"lm_head.weight": torch.zeros(1)})
     (directory / "generation_config.json").write_text(eos)
-    (directory / "model.safetensors").unlink()
+    (directory / SINGLE_FILE).unlink()
     config = read_config(directory)
     places = places_of(allocate(config, torch.device("meta"), shape.dtype), config)
     _write_shards(directory, {name: place.shape for name, place in places.items()}, shape)
@@ -114,7 +122,7 @@ def _write_shards(directory: Path, shapes: dict[str, torch.Size], shape: Shape) 
         weight_map |= dict.fromkeys(names, file)
     total = noise.itemsize * sum(wanted.numel() for wanted in shapes.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / INDEX_FILE).write_text(json.dumps(index))
 
 
 def _tensor(noise: torch.Tensor, name: str, shape: torch.Size) -> torch.Tensor:

@@ -8,11 +8,12 @@ import torch
 
 from service.engine.config import read_config
 from service.engine.weights import load_weights
-from tests.bench.gpu import SECTIONS, main, parse, write_results
+from tests.bench.gpu import SECTIONS, main, parse
 from tests.bench.kernels import INTERNLM3_8B
 from tests.bench.limits import matrix_numbers, prefill_flop, step_bytes
 from tests.bench.load import Prompts, Timeline, percentile
-from tests.bench.scale import FULL, TINY, write_random_model
+from tests.bench.results_file import Results, results_path
+from tests.bench.scale import FULL, TINY, ready_model, write_random_model
 from tests.bench.targets import TARGETS, verdicts
 
 
@@ -23,13 +24,15 @@ def test_a_tiny_run_prints_every_section_and_every_target(tmp_path: Path, capsys
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert not [line for line in lines if "error" in line]
     printed = {line["section"] for line in lines if "section" in line}
-    assert printed == {"limits", "reference", "continuous_batching", *SECTIONS} - {"peers"}
+    assert printed == {"machine", "limits", *SECTIONS}
     by_target = {line["target"]: line for line in lines if "target" in line}
     assert by_target.keys() == {target.what for target in TARGETS}
     measured = {target.what for target in TARGETS if not {"64", "256"} & set(target.ratio.split("_")[:2])}
     assert all(by_target[what]["verdict"] != "missing" for what in measured)
     (written,) = tmp_path.iterdir()
-    assert [json.loads(line) for line in written.read_text().splitlines()] == lines
+    assert [json.loads(line) | {"run": ""} for line in written.read_text().splitlines()] == [
+        line | {"run": ""} for line in lines
+    ]
     torch.set_num_threads(1)
 
 
@@ -79,10 +82,71 @@ def test_a_command_that_asks_for_nothing_is_refused(
 
 
 def test_the_results_of_a_day_are_one_file_named_after_the_gpu(tmp_path: Path) -> None:
-    path = write_results(tmp_path, "NVIDIA H100 80GB HBM3", [{"a": 1}])
+    path = results_path(tmp_path, "NVIDIA H100 80GB HBM3")
     assert path.name.startswith("nvidia-h100-80gb-hbm3-20")
-    assert write_results(tmp_path, "NVIDIA H100 80GB HBM3", [{"a": 2}]) == path
-    assert json.loads(path.read_text()) == {"a": 2}
+    assert results_path(tmp_path, "NVIDIA H100 80GB HBM3") == path
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run_of(path: Path, memory: float, **figures: float) -> Results:
+    """A run that left one section, named after what it measured."""
+    results = Results(path)
+    results.add({"section": "limits", "memory": memory})
+    for name, value in figures.items():
+        results.add({"section": name, "figures": {name: value}})
+    return results
+
+
+def test_sections_that_are_run_one_by_one_are_judged_together(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "results.json"
+    run_of(path, 1.0, decode_1_of_limit=0.9)
+    results = run_of(path, 2.0, prefix_ttft_of_cold=0.5)
+    verdicts_by_target = {line["target"]: line["verdict"] for line in read(path) if "target" in line}
+    assert verdicts_by_target[TARGETS[0].what] == "pass"
+    assert verdicts_by_target[TARGETS[7].what] == "fail"
+    assert verdicts_by_target[TARGETS[2].what] == "missing"
+    assert verdicts_by_target == {line["target"]: line["verdict"] for line in results.verdicts()}
+    assert [line["memory"] for line in read(path) if line.get("section") == "limits"] == [1.0, 2.0]
+
+
+def test_a_section_run_again_replaces_its_lines_and_the_limits_it_was_held_against(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    run_of(path, 1.0, decode_1_of_limit=0.5)
+    run_of(path, 2.0, decode_1_of_limit=0.9)
+    sections = [line for line in read(path) if "section" in line]
+    assert [(line["section"], line.get("memory")) for line in sections] == [
+        ("limits", 2.0),
+        ("decode_1_of_limit", None),
+    ]
+    assert read(path)[len(sections)]["verdict"] == "pass"
+
+
+def test_a_run_that_is_cut_off_keeps_what_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    results = Results(path)
+    results.add({"section": "limits", "memory": 1.0})
+    results.add({"section": "decode", "figures": {"decode_1_of_limit": 0.9}})
+    assert [line.get("section") for line in read(path)[:2]] == ["limits", "decode"]
+
+
+def test_without_a_path_nothing_is_written_and_the_run_is_judged_all_the_same() -> None:
+    results = Results(None)
+    results.add({"section": "decode", "figures": {"decode_1_of_limit": 0.9}})
+    assert results.verdicts()[0]["verdict"] == "pass"
+
+
+def test_a_random_model_is_written_once_and_again_if_it_was_cut_off(tmp_path: Path) -> None:
+    model = ready_model(tmp_path / "model", TINY.shape)
+    shard = next(model.glob("model-*.safetensors"))
+    shard.write_bytes(b"mine")
+    assert ready_model(model, TINY.shape) == model
+    assert shard.read_bytes() == b"mine"
+    (model / "model.safetensors.index.json").unlink()
+    ready_model(model, TINY.shape)
+    assert shard.read_bytes() != b"mine"
 
 
 def test_percentiles_and_gaps_are_those_of_the_tokens() -> None:
