@@ -1,9 +1,11 @@
 """What the operator reads after an install fits what was chosen."""
 
+import re
 import shlex
 
 import pytest
 
+from tests.support.docs import served_paths
 from tests.support.helm import Values, notes
 
 CASES: dict[str, tuple[Values, list[str], list[str]]] = {
@@ -58,3 +60,10 @@ def test_the_curl_line_can_be_pasted(values: Values) -> None:
     words = shlex.split(line)
     assert words[:2] == ["curl", "$URL/v1/chat"]
     assert words[-1] == '{"prompt": "你好"}'
+
+
+@pytest.mark.parametrize("values", [case[0] for case in CASES.values()], ids=CASES.keys())
+def test_every_path_the_notes_send_people_to_is_served(values: Values) -> None:
+    named = set(re.findall(r"(?:127\.0\.0\.1:\d+|\$URL)(/\S+)", notes(values)))
+    assert named == {"/v1/chat"}
+    assert named <= served_paths()

@@ -1,12 +1,15 @@
-"""The README's generated parts, from the code. `python -m tests.support.docs` writes them; a test compares."""
+"""What documents say of the code. `python -m tests.support.docs` writes the README's tables; a test compares."""
 
 import re
 from pathlib import Path
 
 from pydantic_settings import BaseSettings
 
+from service.api.app import create_app
+from service.api.health import Identity
 from service.download_settings import DownloadSettings
 from service.engine.base import EngineState, EngineStats, EngineStatus
+from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.settings import PREFIX, Settings
 from tests.unit.test_metrics import GPU, INFO
@@ -31,6 +34,14 @@ def metrics_table() -> str:
     families = Metrics(lambda: status, lambda: True).registry.collect()
     rows = [f"| `{_exposed(f.name, f.type)}` | {f.type} | {f.documentation} |" for f in families]
     return "\n".join(["| Series | Type | |", "| --- | --- | --- |", *sorted(rows)])
+
+
+def served_paths() -> set[str]:
+    """The API's routes, as its OpenAPI document names them."""
+    status = EngineStatus(state=EngineState.STARTING)
+    metrics = Metrics(lambda: status, lambda: False)
+    app = create_app(Settings(), Lifecycle(), metrics, lambda: status, lambda: None, Identity())  # type: ignore[arg-type, return-value]
+    return set(app.openapi()["paths"])
 
 
 def rendered(text: str) -> str:
