@@ -20,6 +20,8 @@ from tests.support.plans import load_native, logits_of
 
 TIE = 0.2
 """Logits nearer than this share of their standard deviation are a tie in bfloat16: either token is right."""
+SEGMENTS = 64 << 20
+"""The allocator takes memory 20 MiB at a time; a rare combination of prompts may need another piece or two."""
 LENGTHS = (1, 5, 63, 64, 65, 200, 700, 1500)
 
 
@@ -167,7 +169,7 @@ def test_memory_is_flat_over_many_requests_of_mixed_lengths_with_cancels(make: M
     allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
     batch(10_000)
     assert torch.cuda.memory_allocated() == allocated
-    assert torch.cuda.memory_reserved() <= reserved * 1.02
+    assert torch.cuda.memory_reserved() - reserved <= SEGMENTS
     assert core.stats().kv_blocks_used == 0
 
 
