@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,10 +16,10 @@ SHARED_LIMIT = {75: 64 * KIB, 80: 163 * KIB, 89: 99 * KIB, 90: 227 * KIB, 120: 9
 STREAMING = {"silu_mul_kernel", "add_rms_norm_kernel", "attend_kernel", "one_row_kernel", "few_rows_kernel"}
 
 
-def compile_for(capability: int) -> list[dict[str, int | str]]:
+def run(module: str, capability: int) -> list[dict[str, int | str]]:
     """In a process of its own: this one's Triton interprets."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.engine.kernels.compile_for", str(capability)]
+    command = [sys.executable, "-m", module, str(capability)]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert printed.returncode == 0, printed.stderr
     return [json.loads(line) for line in printed.stdout.splitlines()]
@@ -32,7 +33,7 @@ def test_kernels_fit_the_gpu_without_a_gpu(
 ) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
-    reports = compile_for(capability)
+    reports = run("tests.engine.kernels.compile_for", capability)
     assert len(reports) == 12
     for report in reports:
         assert int(report["shared"]) <= SHARED_LIMIT[capability], report
@@ -41,20 +42,27 @@ def test_kernels_fit_the_gpu_without_a_gpu(
             assert report["widest_load"] == 16, report
 
 
-PRINT_ALIGNED = """
-from service.engine.kernels.sampling import draw_kernel, scan_kernel
-for kernel in (scan_kernel, draw_kernel):
-    print(*(p.name for p in kernel.params if not p.is_constexpr and not p.do_not_specialize_on_alignment))
-"""
-
-
-@pytest.mark.skipif(HAS_GPU, reason="a GPU host compiles for its own GPU in the tests marked gpu")
-def test_the_samplers_are_compiled_once_for_all_batch_sizes() -> None:
-    """A row's parameters begin wherever the batch size puts them, the rest where an allocation begins."""
+@pytest.mark.slow
+@pytest.mark.skipif(HAS_GPU, reason="a GPU host launches in the tests marked gpu")
+def test_decodes_of_every_batch_size_bind_and_share_what_takes_long_to_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a row's parameters begin in memory follows from the batch size, and must not have the samplers, which take
+    seconds, compiled anew."""
     pytest.importorskip("triton")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", PRINT_ALIGNED]
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    scan, draw = (set(line.split()) for line in printed.splitlines())
-    fresh = {"logits", "seen", "group_best", "chunk_sum", "chunk_winner", "vocab", "groups", "chunks"}
-    assert (scan, draw) == (fresh, fresh | {"out"})
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    (compiled,) = run("tests.engine.kernels.bind_for", 90)
+    assert compiled.keys() == {
+        "add_rms_norm_kernel",
+        "rotate_and_cache_kernel",
+        "plan_kernel",
+        "attend_kernel",
+        "merge_kernel",
+        "silu_mul_kernel",
+        "one_row_kernel",
+        "few_rows_kernel",
+        "scan_kernel",
+        "draw_kernel",
+    }
+    once = {"scan_kernel", "draw_kernel", "merge_kernel", "rotate_and_cache_kernel", "silu_mul_kernel"}
+    assert {name: compiled[name] for name in once} == dict.fromkeys(once, 1)

@@ -1,0 +1,93 @@
+"""Decodes of one layer on the CPU whose kernels are bound, specialised and compiled as on a GPU, but not launched.
+
+`python -m tests.engine.kernels.bind_for 90` prints how often each kernel was compiled for decodes of all batch sizes: a
+wrong argument at any launch, or one that has a kernel compiled anew while serving, shows without a GPU.
+"""
+
+import json
+import sys
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from service.engine.attention import PagedCache
+from service.engine.kernels.candidates import candidates
+from service.engine.kernels.ops import Ops
+from service.engine.kernels.tuning import tuning_for
+from service.engine.model import Model
+from service.engine.paths import Paths
+from service.engine.runner import TorchRunner
+from service.engine.sampling import Method
+from service.engine.weights import allocate
+from tests.bench.kernels import INTERNLM3_8B
+
+CONFIG = replace(
+    INTERNLM3_8B, num_layers=1, hidden_size=256, intermediate_size=512, num_heads=16, head_dim=64, vocab_size=4096
+)
+BATCHES = (1, 2, 3, 4, 5, 8, 16, 24, 33)
+CPU = torch.device("cpu")
+
+
+class AbsentGpu:
+    """What Triton asks a driver before it compiles."""
+
+    def __init__(self, capability: int) -> None:
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+
+def compiled_only(compiled: dict[tuple[str, str], None]) -> Any:
+    """`JITFunction.run` without the launch, which notes what it compiled."""
+    run = JITFunction.run
+
+    def bind(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        compiled[self.__name__, kernel.hash] = None
+        return kernel
+
+    return bind
+
+
+def serving_ops(capability: int) -> Ops:
+    """Every kernel; the tokens it would draw are made up, since nothing is computed."""
+    tuning = tuning_for((capability // 10, capability % 10))
+    ops = Ops(**{name: kernel for c in candidates(tuning, 132) for name, kernel in c.fields.items()})
+    draw = ops.sample
+
+    def sample(logits: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return torch.zeros_like(draw(logits, *rest))
+
+    return replace(ops, sample=sample, few_rows=tuning.few_rows_limit)
+
+
+def main(capability: int) -> None:
+    dtype = torch.bfloat16 if capability >= 80 else torch.float16
+    compiled: dict[tuple[str, str], None] = {}
+    driver.set_active(AbsentGpu(capability))
+    JITFunction.run = compiled_only(compiled)
+    ops = serving_ops(capability)
+    model = Model(CONFIG, allocate(CONFIG, CPU, dtype), 1024, ops)
+    cache = PagedCache(CONFIG, 8, 64, CPU, dtype)
+    runner = TorchRunner(model, cache, max(BATCHES), 1024, Paths(ops, plans_decode=True, buckets=BATCHES))
+    with torch.inference_mode():
+        for batch in BATCHES:
+            runner.decode(torch.full((batch,), runner.slots.spare), set(Method))
+    print(json.dumps(Counter(name for name, _ in compiled)))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]))
