@@ -3,7 +3,9 @@
 A sequence's position p lies in block `table[p // block_size]` at offset `p % block_size`. Block 0 belongs to nobody.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -64,6 +66,11 @@ class MixedAttention:
         return torch.cat((self._prefill(layer, q[:n], k[:n], v[:n]), self._decode(layer, q[n:], k[n:], v[n:])))
 
 
+SCORES_AT_ONCE = 1 << 21
+"""Most queries times keys on a GPU: torch's plain attention of grouped queries writes the scores of every head to
+memory, several times over, a quarter of a GiB each for 32 heads."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkSpan:
     """One chunk in a prefill: its tokens are rows first <= i < last of the step, its positions end at `end`."""
@@ -77,15 +84,29 @@ class ChunkSpan:
     def start(self) -> int:
         return self.end - (self.last - self.first)
 
+    def pieces(self, queries: int, block_size: int) -> Iterator["ChunkSpan"]:
+        """The same rows in spans of at most so many, each of which sees no more than its sequence so far."""
+        for first in range(self.first, self.last, queries):
+            last = min(first + queries, self.last)
+            end = self.start + last - self.first
+            yield ChunkSpan(first, last, end, self.blocks[: -(-end // block_size)])
+
 
 class PrefillAttention:
-    """Causal attention of prompt chunks, each over its own sequence from position 0 on, cached prefix included."""
+    """Causal attention of prompt chunks, each over its own sequence from position 0 on, cached prefix included.
 
-    def __init__(self, cache: PagedCache, places: torch.Tensor, spans: list[ChunkSpan]) -> None:
+    `scores_at_once`: most queries times keys of one call; None: all of a chunk, which on a CPU costs no memory.
+    """
+
+    def __init__(
+        self, cache: PagedCache, places: torch.Tensor, spans: list[ChunkSpan], scores_at_once: int | None = None
+    ) -> None:
         self.cache = cache
         self.places = places
-        self._spans = spans
-        self._masks = [_causal_mask(span, places.device) for span in spans]
+        most = scores_at_once or (SCORES_AT_ONCE if places.is_cuda else None)
+        pieces = (span.pieces(max(1, most // span.end), cache.block_size) for span in spans) if most else [spans]
+        self._spans = list(chain.from_iterable(pieces))
+        self._masks = [_causal_mask(span, places.device) for span in self._spans]
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(q)

@@ -1,12 +1,13 @@
 """What serves when a fast path is missing or lies, with a stand-in for the flash kernel and torch for the others."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from service.engine.attention import PrefillAttention
+from service.engine.attention import ChunkSpan, PagedCache, PrefillAttention
 from service.engine.choose_paths import assemble, check_prefill, choose_paths
 from service.engine.flash import FLASH_PAGE, FlashPrefillAttention, Varlen
 from service.engine.kernels import torch_ops
@@ -104,6 +105,41 @@ def test_the_second_way_to_the_flash_kernel_serves_when_the_first_is_gone(proof:
 
 def test_the_check_itself_holds_plain_attention_right() -> None:
     check_prefill(PrefillAttention, SHAPES)
+
+
+@pytest.mark.parametrize("scores_at_once", [1, 50, 333, 10_000])
+def test_plain_attention_in_pieces_is_right_too(scores_at_once: int) -> None:
+    check_prefill(partial(PrefillAttention, scores_at_once=scores_at_once), SHAPES)
+
+
+@pytest.mark.parametrize("scores_at_once", [100, 1000])
+def test_plain_attention_keeps_the_scores_of_a_piece_within_bounds(
+    scores_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no flash kernel, a whole chunk's would not fit a GPU beside the weights."""
+    sizes: list[int] = []
+
+    def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        sizes.append(q.shape[2] * k.shape[2])
+        return q
+
+    monkeypatch.setattr("service.engine.attention.scaled_dot_product_attention", watched)
+    config = replace(SHAPES.config, num_layers=1, num_heads=4, num_kv_heads=4, head_dim=16)
+    cache = PagedCache(config, 10, SHAPES.block_size, SHAPES.device, SHAPES.dtype)
+    spans = [ChunkSpan(0, 40, 100, torch.arange(1, 8, dtype=torch.int32)), ChunkSpan(40, 43, 3, torch.tensor([9]))]
+    rows = torch.zeros(43, 4, 16)
+    PrefillAttention(cache, torch.zeros(43, dtype=torch.int64), spans, scores_at_once)(0, rows, rows, rows)
+    assert max(sizes) <= scores_at_once
+    assert len(sizes) == (41 if scores_at_once == 100 else 5)
+
+
+def test_pieces_of_a_chunk_are_its_rows_each_up_to_its_own_end() -> None:
+    span = ChunkSpan(5, 15, 42, torch.tensor([7, 3, 9]))
+    pieces = list(span.pieces(4, 16))
+    assert [(p.first, p.last, p.start, p.end) for p in pieces] == [(5, 9, 32, 36), (9, 13, 36, 40), (13, 15, 40, 42)]
+    assert [p.blocks.tolist() for p in pieces] == [[7, 3, 9]] * 3
+    early = ChunkSpan(0, 33, 33, torch.tensor([7, 3, 9])).pieces(16, 16)
+    assert [p.blocks.tolist() for p in early] == [[7], [7, 3], [7, 3, 9]]
 
 
 def test_the_check_sees_a_factory_that_forgets_a_sequence() -> None:
