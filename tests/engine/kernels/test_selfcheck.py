@@ -178,3 +178,20 @@ def test_closeness_is_judged_row_by_row(result: float, passes: bool) -> None:
     else:
         with pytest.raises(Disagreement, match="it is off by"):
             require_close("it", candidate, reference, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_kernels_are_checked_with_the_types_they_serve(dtype: torch.dtype) -> None:
+    """A kernel is compiled for the types it meets: the checked one would be another than the one that serves."""
+    met: dict[str, set[torch.dtype]] = {}
+
+    def noting(name: str, operation: Any) -> Any:
+        def noted(*arguments: Any) -> Any:
+            met[name] = {t.dtype for t in arguments if isinstance(t, torch.Tensor) and t.is_floating_point()}
+            return operation(*arguments)
+
+        return noted
+
+    for name, check in (("rotate_and_cache", checks.check_rotate_and_cache), ("sample", checks.check_sample)):
+        check(replace(Ops(), **{name: noting(name, getattr(Ops(), name))}), replace(CPU, dtype=dtype))
+    assert met == {"rotate_and_cache": {dtype}, "sample": {dtype}}
