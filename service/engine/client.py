@@ -172,7 +172,8 @@ class EngineClient:
         finally:
             self._link = None
         self._streams.fail_all(why)
-        await asyncio.to_thread(forget, self._run_dir, link.pid)
+        if not link.kept:
+            await asyncio.to_thread(forget, self._run_dir, link.pid)
         return why
 
     async def _may_restart(self, link: Link, why: str) -> bool:

@@ -47,7 +47,7 @@ class Link:
         self._on_tick = on_tick
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
-        self._kept = False
+        self.kept = False  # the engine goes on, for another web worker
         self._killed = False
 
     @property
@@ -69,7 +69,7 @@ class Link:
             self.joined = False
             watching.cancel()
             self._writer.close()
-        return self._disown() if self._kept else await self._bury()
+        return self._disown() if self.kept else await self._bury()
 
     def send(self, message: wire.FromClient) -> None:
         """Send without waiting; lost when the engine is gone, which `run` finds out."""
@@ -105,7 +105,7 @@ class Link:
             case wire.Ended(reason, restart):
                 self.why, self.mendable = self.why or reason, self.mendable and restart
             case wire.Kept():
-                self._kept = True
+                self.kept = True
             case wire.Hello():
                 pass  # whoever found the engine has checked it; whoever started it knows it
 

@@ -321,6 +321,16 @@ async def test_two_web_workers_share_one_engine_and_the_last_one_ends_it(tmp_pat
     await until(lambda: no_trace_of(pid, tmp_path / "run"))
 
 
+async def test_an_engine_kept_for_another_web_worker_can_still_be_found(tmp_path: Path) -> None:
+    async with running(tmp_path / "run") as old, running(tmp_path / "run"):
+        pid = recorded_pid(tmp_path / "run")
+        await old.stop()
+        async with running(tmp_path / "run"):
+            assert recorded_pid(tmp_path / "run") == pid
+        assert is_alive(pid)
+    await until(lambda: no_trace_of(pid, tmp_path / "run"))
+
+
 async def test_two_web_workers_that_start_at_once_load_the_model_once(tmp_path: Path) -> None:
     command = scripted(load_seconds=0.5)
     both = [EngineClient(fake_config(), tmp_path / "run", patience=HASTY, command=command) for _ in range(2)]
