@@ -12,9 +12,9 @@ class PendingTokens:
     def __init__(self, tokens: torch.Tensor) -> None:
         self._event: torch.cuda.Event | None = None
         if tokens.is_cuda:
-            host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-            self._tokens = host.copy_(tokens, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._tokens = _host_memory(tokens).copy_(tokens, non_blocking=True)
+            # Blocking: the next step is queued already, so that a core spent on spinning would be gained by nobody.
+            self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._event.record()
         else:
             self._tokens = tokens.clone()  # what it was given may be overwritten by the next step
@@ -33,3 +33,14 @@ class PendingTokens:
             raise OutOfMemory(str(error)) from error
         values: list[int] = self._tokens.tolist()
         return values
+
+
+def _host_memory(like: torch.Tensor) -> torch.Tensor:
+    """Pinned memory, into which a copy is not waited for; if there is none left, any: the step is on its way, and to
+    launch it again would draw two tokens where one was due."""
+    try:
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return torch.empty(like.shape, dtype=like.dtype)

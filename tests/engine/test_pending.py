@@ -1,0 +1,82 @@
+"""Tokens on their way to the host, with stand-ins for what only a GPU has."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from service.engine.pending import PendingTokens
+from service.engine.step import OutOfMemory
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it lies on a GPU."""
+
+    is_cuda = True  # type: ignore[assignment]
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Pinned memory and events; `waiting` and `pinning` are raised there, if set."""
+    state = SimpleNamespace(waiting=None, pinning=None, said=[])
+    empty = torch.empty
+
+    def pinned(*shape: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        if pin_memory and state.pinning:
+            raise state.pinning
+        state.said.append("pinned" if pin_memory else "pageable")
+        return empty(*shape, **options)
+
+    class Event:
+        def __init__(self, blocking: bool) -> None:
+            assert blocking
+
+        def record(self) -> None:
+            state.said.append("recorded")
+
+        def synchronize(self) -> None:
+            if state.waiting:
+                raise state.waiting
+
+    monkeypatch.setattr(torch, "empty", pinned)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    return state
+
+
+def tokens_on_gpu() -> torch.Tensor:
+    return torch.tensor([3, 5]).as_subclass(OnGpu)
+
+
+def test_tokens_are_copied_to_pinned_memory_before_the_event_that_is_waited_for(cuda: SimpleNamespace) -> None:
+    assert PendingTokens(tokens_on_gpu()).tokens() == [3, 5]
+    assert cuda.said == ["pinned", "recorded"]
+
+
+def test_a_step_on_its_way_is_not_lost_for_want_of_pinned_memory(cuda: SimpleNamespace) -> None:
+    cuda.pinning = RuntimeError("CUDA error: out of memory")
+    assert PendingTokens(tokens_on_gpu()).tokens() == [3, 5]
+    assert cuda.said == ["pageable", "recorded"]
+
+
+def test_any_other_failure_to_pin_is_the_devices(cuda: SimpleNamespace) -> None:
+    cuda.pinning = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal"):
+        PendingTokens(tokens_on_gpu())
+
+
+def test_a_step_that_lacked_memory_says_so_and_a_broken_device_stays_one(cuda: SimpleNamespace) -> None:
+    pending = PendingTokens(tokens_on_gpu())
+    cuda.waiting = torch.OutOfMemoryError("tried to allocate 3 GiB")
+    with pytest.raises(OutOfMemory, match="3 GiB"):
+        pending.tokens()
+    cuda.waiting = RuntimeError("CUDA error: unspecified launch failure")
+    with pytest.raises(RuntimeError, match="launch failure"):
+        pending.tokens()
+
+
+def test_on_a_cpu_the_next_step_may_overwrite_what_was_handed_over() -> None:
+    tokens = torch.tensor([3, 5])
+    pending = PendingTokens(tokens)
+    tokens.zero_()
+    assert pending.tokens() == [3, 5]
