@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 
 from tests.e2e.release import API_KEY, ENDLESS, QUESTION, REPOSITORY, TOKEN, Release
-from tests.support.cluster import CommandFailed
+from tests.support.cluster import EVICTION_MINOR, CommandFailed
 from tests.support.helm import NAME, RELEASE
 
 LONG = ENDLESS | {"max_new_tokens": 400}
@@ -127,7 +127,8 @@ def test_an_evicted_pod_ends_its_answer(release: Release) -> None:
     asked.started()
     node, name = pod["spec"]["nodeName"], pod["metadata"]["name"]
     selector = f"app.kubernetes.io/instance={RELEASE}"
-    drain = ["drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--disable-eviction"]
+    by_deletion = ["--disable-eviction"] if release.cluster.minor < EVICTION_MINOR else []
+    drain = ["drain", node, "--ignore-daemonsets", "--delete-emptydir-data", *by_deletion]
     try:
         release.cluster.kubectl(*drain, "--pod-selector", selector, "--timeout=600s")
         outcome = asked.outcome()

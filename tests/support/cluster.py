@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ SHARED = ROOT.parent / "shared" / "cluster"
 NAMESPACE = "internlm-chat-e2e"
 PATIENCE = 600
 OLDEST_MINOR = 25
+EVICTION_MINOR = 22
+"""From this one on, kubectl evicts by the API that today's clusters serve."""
 
 
 class CommandFailed(Exception):
@@ -56,6 +59,12 @@ class Cluster:
 
     def __post_init__(self) -> None:
         self.environment = {"KUBECONFIG": self.kubeconfig}
+
+    @cached_property
+    def minor(self) -> int:
+        """The y of Kubernetes 1.y."""
+        version = json.loads(self.kubectl("version", "-o", "json"))["serverVersion"]
+        return int(version["minor"].rstrip("+"))
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: int = PATIENCE) -> str:
         return run(path_of(KUBECTL), "-n", NAMESPACE, *arguments, stdin=stdin, env=self.environment, timeout=timeout)
@@ -100,8 +109,7 @@ def lent_cluster(folder: Path) -> Cluster:
         pull_policy="IfNotPresent",
         many_writers=os.environ.get("MANY_WRITERS_CLASS"),
     )
-    version = json.loads(lent.kubectl("version", "-o", "json"))["serverVersion"]
-    if int(version["minor"].rstrip("+")) < OLDEST_MINOR:
+    if lent.minor < OLDEST_MINOR:
         lent.chart = relaxed_chart(folder)
     return lent
 
