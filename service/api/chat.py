@@ -122,6 +122,7 @@ async def events(first: TextDelta | Done, pieces: Pieces, transcript: Transcript
         async for piece in pieces:
             yield encode(piece, transcript)
     except ServiceError as problem:
+        logger.info("the stream ends early", extra={"fields": {"problem": problem.code}})
         yield sse.error(problem)
     finally:
         await pieces.aclose()

@@ -60,13 +60,16 @@ class RequestContext:
         method = scope["method"] if scope["method"] in METHODS else "other"  # a client may invent any number of them
         self._metrics.http_requests.labels(route, method, status).inc()
         quiet = route in PROBES and status == 200
+        fields = {"status": status, "route": route, "seconds": round(seconds, 4)}
+        if "problem" in scope:
+            fields["problem"] = scope["problem"]
         logger.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %d",
             scope["method"],
             shown_path(scope["path"]),
             status,
-            extra={"fields": {"status": status, "route": route, "seconds": round(seconds, 4)}},
+            extra={"fields": fields},
         )
 
 

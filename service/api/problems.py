@@ -39,8 +39,9 @@ def response(error: ServiceError) -> JSONResponse:
     return JSONResponse(document(error), error.status, headers, MEDIA_TYPE)
 
 
-async def on_service_error(_: Request, error: Exception) -> Response:
+async def on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
+    request.scope["problem"] = error.code  # for the request's line of the log
     return response(error)
 
 

@@ -4,6 +4,8 @@ import logging
 
 import pytest
 
+from service.engine.fake import FakeScript
+from service.log import request_id
 from tests.api.conftest import Service, Start
 
 SECRET = "the launch code is xyzzy"
@@ -29,6 +31,19 @@ async def test_one_line_per_request_with_status_and_id(service: Service, caplog:
     lines = [record for record in caplog.records if record.name == "service.access"]
     assert [record.getMessage() for record in lines] == ["POST /v1/chat 400"]
     assert lines[0].fields["status"] == 400
+    assert lines[0].fields["problem"] == "invalid_request"
+
+
+async def test_a_stream_that_fails_says_so_in_the_log_under_its_id(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its request was answered 200, long before."""
+    service = await start(FakeScript(crash_at_step=8))
+    caplog.set_level(logging.INFO)
+    caplog.handler.addFilter(lambda record: setattr(record, "request_id", request_id.get()) or True)
+    await service.http.post("/v1/chat", json={"prompt": SECRET, "stream": True}, headers={"X-Request-Id": "one"})
+    (record,) = [record for record in caplog.records if record.getMessage() == "the stream ends early"]
+    assert (record.fields, record.request_id) == ({"problem": "engine_failed"}, "one")
 
 
 async def test_probes_that_succeed_are_quiet(service: Service, caplog: pytest.LogCaptureFixture) -> None:
