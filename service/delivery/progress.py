@@ -20,7 +20,10 @@ class Progress(Protocol):
     """Told whenever a phase got further."""
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        """`done` of `total` units (bytes, tensors, …) of `phase` are there; equal when the phase is over."""
+        """`done` of `total` units (bytes, tensors, …) of `phase` are there; equal when the phase is over.
+
+        Both are 0 while the total is not known.
+        """
 
 
 class BarProgress:
@@ -32,8 +35,9 @@ class BarProgress:
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         if phase not in self._tasks:
-            self._tasks[phase] = self._bars.add_task(phase)
-        self._bars.update(self._tasks[phase], completed=done, total=total)
+            self._tasks[phase] = self._bars.add_task(phase, total=None)
+        # No total yet: the bar only pulses. Of nothing, all would be there.
+        self._bars.update(self._tasks[phase], completed=done, total=total or None)
 
 
 class LogProgress:

@@ -4,6 +4,8 @@ import io
 import logging
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress as Bars
 
 from service.delivery.progress import LOG_EVERY_SECONDS, BarProgress, LogProgress, show_progress
 
@@ -26,6 +28,17 @@ def test_a_terminal_gets_a_bar_per_phase() -> None:
     assert "downloading" in shown
     assert "100 %" in shown
     assert "25 %" in shown
+
+
+def test_a_bar_without_a_total_is_not_at_its_end() -> None:
+    with Bars(console=Console(file=Terminal())) as bars:
+        progress = BarProgress(bars)
+        progress("downloading", 0, 0)
+        progress("downloading", 0, 0)
+        (task,) = bars.tasks
+        assert not task.finished
+        progress("downloading", 40, 40)
+        assert task.finished
 
 
 def test_a_pipe_gets_log_lines(caplog: pytest.LogCaptureFixture) -> None:
