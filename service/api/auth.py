@@ -26,6 +26,7 @@ class ApiKeys:
         self._file = file
         self._stamp: tuple[int, int, int] | None = None
         self._digests: list[bytes] = []
+        self._complaint = ""
         if not self.current():
             raise ConfigurationError(
                 f"INTERNLM_API_KEYS_FILE={file}: there is no key in it, or it cannot be read. "
@@ -39,10 +40,11 @@ class ApiKeys:
             stat = self._file.stat()
             stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if stamp != self._stamp:
-                self._digests, self._stamp = read_keys(self._file), stamp
+                self._digests, self._stamp, self._complaint = read_keys(self._file), stamp, ""
         except OSError as error:
-            logger.error("the API keys cannot be read, so nobody is let in: %s", error)
-            self._digests, self._stamp = [], None
+            if str(error) != self._complaint:  # once, not with every request
+                logger.error("the API keys cannot be read, so nobody is let in: %s", error)
+            self._digests, self._stamp, self._complaint = [], None, str(error)
         return self._digests
 
     def accepts(self, key: str) -> bool:

@@ -60,6 +60,19 @@ async def test_a_file_that_vanishes_lets_nobody_in(guarded: Service, key_file: P
     assert response.status_code == 503
 
 
+async def test_a_file_that_cannot_be_read_is_logged_each_time_it_goes_not_with_each_request(
+    guarded: Service, key_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = key_file.read_text()
+    for gone in (1, 2):
+        key_file.unlink()
+        for _ in range(3):
+            await guarded.http.get("/v1/models", headers=bearer("alpha-key"))
+        assert caplog.text.count("the API keys cannot be read") == gone
+        key_file.write_text(keys)
+        assert (await guarded.http.get("/v1/models", headers=bearer("alpha-key"))).status_code == 200
+
+
 @pytest.mark.parametrize("content", ["", "# nothing but a comment\n", None])
 def test_a_file_without_a_key_refuses_to_start(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "keys"
