@@ -1,7 +1,7 @@
 """The cluster, the hub in it, and the release under test. Tests run in the order of their files' lines."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,9 +56,9 @@ def hub(cluster: Cluster) -> Hub:
 
 
 @pytest.fixture(scope="package")
-def release(cluster: Cluster, hub: Hub) -> Iterator[Release]:
+def release(cluster: Cluster, hub: Hub, tell: Callable[[str], None]) -> Iterator[Release]:
     """The release, installed by the first test that needs it."""
-    made = Release(cluster, hub)
+    made = Release(cluster, hub, tell)
     try:
         made.install()
         yield made

@@ -5,9 +5,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from tests.support.cluster import NAMESPACE, ROOT, Cluster, CommandFailed, pod_manifest
@@ -86,7 +85,8 @@ class Release:
 
     cluster: Cluster
     hub: Hub
-    seconds: dict[str, float] = field(default_factory=dict)
+    tell: Callable[[str], None]
+    """Says how long what an operator waits for has taken."""
 
     @property
     def values(self) -> Values:
@@ -119,25 +119,18 @@ class Release:
         """Another tag of the same image."""
         return os.environ.get("NEWER_IMAGE_TAG", "newer")
 
-    def install(self) -> None:
-        with self._timed("install"):
-            self._helm("install")
+    def install(self, what: str = "helm install --wait, model downloaded") -> None:
+        begin = time.monotonic()
+        self._helm("install")
+        self.tell(f"{what}: {time.monotonic() - begin:.0f} s")
 
     def upgrade(self, changes: Values | None = None) -> None:
         """To `values` and `changes`, which replace whole top-level keys."""
-        with self._timed("upgrade"):
-            self._helm("upgrade", changes or {})
+        self._helm("upgrade", changes or {})
 
     def _helm(self, verb: str, changes: Values | None = None) -> None:
         arguments = [verb, RELEASE, str(self.cluster.chart), "--wait", "--timeout", "600s"]
         self.cluster.helm(*arguments, values=self.values | (changes or {}))
-
-    @contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        begin = time.monotonic()
-        yield
-        self.seconds[what] = time.monotonic() - begin
-        sys.stderr.write(f"\n{what}: {self.seconds[what]:.0f} s\n")
 
     def pods(self) -> list[Manifest]:
         """The serving pods that are not on their way out."""

@@ -3,9 +3,8 @@
 import contextlib
 import importlib.util
 import json
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -85,11 +84,11 @@ def inspect(image: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("target", ["server-cpu", "downloader"])
-def test_an_image_has_a_user_labels_and_no_surplus(target: str) -> None:
+def test_an_image_has_a_user_labels_and_no_surplus(target: str, tell: Callable[[str], None]) -> None:
     image = build(target)
     config = inspect(image)
     added = megabytes(image) - base_megabytes()
-    sys.stderr.write(f"\n{target}: {megabytes(image)} MB, {added} MB of them ours\n")
+    tell(f"image {target}: {megabytes(image)} MB, {added} MB of them ours")
     assert added <= LAYERS_MB[target]
     assert config["User"] == "10001:10001"
     labels = config["Labels"]
