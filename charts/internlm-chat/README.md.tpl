@@ -37,6 +37,9 @@ period shorter than the longest answer, a claim smaller than the model, and so o
 - **Upgrade, drain, delete**: the pod first goes on for `rollout.preStopDelay` seconds until no one sends it new requests, then refuses new ones with
   503 and finishes every answer it has begun. Only then does it end. With one GPU the new pod starts after the old one (`Recreate`).
 - **Uninstall**: the claim stays (`storage.keep`). Reinstalling under the same name takes it up again and downloads nothing.
+- **Another StorageClass or access mode**: Kubernetes changes neither for a claim that exists. Uninstall, delete the claim, install again: the model is
+  downloaded anew; or copy it to a claim of your own and name that in `storage.existingClaim`. A larger size works where the class can expand.
+- **`helm test`** leaves its finished pod behind for its log; the next test replaces it.
 - **The hub is down**: a complete model needs no network. An incomplete one is retried until `startupBudget` is over, and goes on where it stopped.
 
 ## Security

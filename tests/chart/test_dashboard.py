@@ -17,12 +17,14 @@ from tests.api.conftest import Service, Start
 from tests.api.conftest import model_dir as model_dir
 from tests.api.conftest import start as start
 from tests.chart.test_helm_test import free_port
-from tests.support.helm import NAMESPACE, RELEASE, render
+from tests.support.helm import NAME, NAMESPACE, RELEASE, render
 from tests.support.prometheus import Prometheus, needs_promtool, run_prometheus, write_rules
 from tests.unit.test_metrics import GPU, INFO
 
 RULES = render({"monitoring": {"scrape": "serviceMonitor", "rules": True}}).one("PrometheusRule")
 ALERTS = {rule["alert"]: rule["expr"] for rule in RULES["spec"]["groups"][0]["rules"]}
+POD = f"{NAME}-7d9f8b6c5-x2x4z"
+KEDA = {"mode": "cpu", "autoscaling": {"kind": "keda", "prometheusAddress": "http://prometheus"}}
 WITHOUT_GPU = re.compile("internlm_gpu_memory|internlm_engine_degraded")
 
 
@@ -50,7 +52,8 @@ async def observed(start: Start, tmp_path: Path) -> AsyncIterator[tuple[Service,
     metrics, port = free_port(), free_port()
     service = await start(script=FakeScript(step_seconds=0.005), metrics_port=metrics, max_queue=4)
     write_rules(RULES, tmp_path)
-    async with run_prometheus(tmp_path, port, metrics, {"job": RELEASE, "namespace": NAMESPACE}) as prometheus:
+    labels = {"job": RELEASE, "namespace": NAMESPACE, "pod": POD}
+    async with run_prometheus(tmp_path, port, metrics, labels) as prometheus:
         yield service, prometheus
 
 
@@ -62,6 +65,15 @@ async def test_every_panel_shows_something_under_load(observed: tuple[Service, P
     assert set(answers) == {200, 429}
     empty = [query for query in dashboards.queries() if not await prometheus.query(for_prometheus(query))]
     assert [query for query in empty if not WITHOUT_GPU.search(query)] == []
+
+
+@needs_promtool
+async def test_the_autoscaler_gets_a_number_for_this_releases_pods(observed: tuple[Service, Prometheus]) -> None:
+    _, prometheus = observed
+    query = render(KEDA).one("ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
+    (found,) = await prometheus.until(query)
+    assert float(found["value"][1]) == 0, "nobody waits"
+    assert await prometheus.query(query.replace(NAME, "chat")) == [], "a release whose name begins like this one's"
 
 
 @needs_promtool

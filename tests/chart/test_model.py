@@ -30,7 +30,8 @@ def test_a_private_hub_gets_its_token_as_a_file_that_only_the_init_container_see
     manifests = render({"model": HUB | {"tokenSecret": {"name": "hub", "key": "access"}}})
     assert manifests.settings["INTERNLM_HUB_ENDPOINT"] == "http://hub.internal:8080"
     assert manifests.settings["INTERNLM_HUB_TOKEN_FILE"] == "/etc/internlm-chat/hub/access"
-    assert {"name": "hub-token", "secret": {"secretName": "hub"}} in manifests.pod["volumes"]
+    secret = {"secretName": "hub", "items": [{"key": "access", "path": "access"}]}
+    assert {"name": "hub-token", "secret": secret} in manifests.pod["volumes"]
     mounts = [{mount["name"] for mount in c["volumeMounts"]} for c in (manifests.download, manifests.server)]
     assert "hub-token" in mounts[0]
     assert "hub-token" not in mounts[1]

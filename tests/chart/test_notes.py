@@ -43,6 +43,17 @@ CASES: dict[str, tuple[Values, list[str], list[str]]] = {
         ["rollout status statefulset/chat-internlm-chat", "in each of 2 pods", "keeps the model, so that"],
         [],
     ),
+    "a model on a volume": (
+        {"model": {"source": "volume", "path": "qwen/small"}, "storage": {"existingClaim": "models"}},
+        ["small is starting on one nvidia.com/gpu"],
+        ["internlm3", "downloads"],
+    ),
+    "a route of a gateway": (
+        {"gateway": {"httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}], "hostnames": ["a.example"]}}},
+        ["URL=http://a.example "],
+        ["port-forward"],
+    ),
+    "secrets": ({"model": {"tokenSecret": {"name": "hub"}}}, ["an event names the Secret"], ["Authorization"]),
     "an existing claim": ({"storage": {"existingClaim": "models"}}, ["is starting"], ["keeps the model"]),
 }
 

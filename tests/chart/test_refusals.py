@@ -10,6 +10,21 @@ HUB = {"source": "modelscope", "repository": "someone/small"}
 CLAIM = {"existingClaim": "models"}
 
 IMPOSSIBLE: dict[str, tuple[Values, str]] = {
+    "a name no Service can have": ({"fullnameOverride": "Chat_1"}, '"Chat_1" cannot name a Service'),
+    "a name of digits": ({"fullnameOverride": "123"}, "Set fullnameOverride, or another release name"),
+    "a common label that selects": (
+        {"commonLabels": {"app.kubernetes.io/component": "llm"}},
+        "commonLabels may not set app.kubernetes.io/component",
+    ),
+    "a pod's label that selects": ({"pod": {"labels": {"app.kubernetes.io/name": "x"}}}, "pod.labels may not set"),
+    "a monitor's label that selects": (
+        {"monitoring": {"labels": {"app.kubernetes.io/instance": "x"}}},
+        "monitoring.labels may not set",
+    ),
+    "a volume for each replica that exists already": (
+        {"model": {"source": "volume"}, "storage": {"perReplica": True}},
+        "name it in storage.existingClaim and leave storage.perReplica false",
+    ),
     "the small model in mode gpu": ({"model": {"source": "builtin"}}, "set mode=cpu"),
     "the 8B model on a CPU": (
         {"mode": "cpu", "model": {"source": "modelscope"}},

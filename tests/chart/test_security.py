@@ -104,7 +104,8 @@ def test_api_keys_are_a_file_in_server_and_test_pod() -> None:
     assert manifests.settings["INTERNLM_API_KEYS_FILE"] == "/etc/internlm-chat/api/list"
     mount = {"name": "api-keys", "mountPath": "/etc/internlm-chat/api", "readOnly": True}
     for pod in pods(manifests):
-        assert {"name": "api-keys", "secret": {"secretName": "keys"}} in pod["volumes"]
+        secret = {"secretName": "keys", "items": [{"key": "list", "path": "list"}]}
+        assert {"name": "api-keys", "secret": secret} in pod["volumes"], "that key, and no other of the Secret"
         assert mount in pod["containers"][0]["volumeMounts"]
     assert mount not in manifests.download["volumeMounts"]
     assert "INTERNLM_API_KEYS_FILE" not in render().settings
@@ -135,6 +136,12 @@ def test_the_hub_can_be_reached_at_its_port(endpoint: str, port: int) -> None:
     values: Values = {"networkPolicy": {"enabled": True}, "model": {"endpoint": endpoint}}
     egress = render(values).one("NetworkPolicy")["spec"]["egress"]
     assert {p["port"] for rule in egress for p in rule["ports"]} == {53, port}
+
+
+def test_more_can_be_let_out() -> None:
+    proxy = {"ports": [{"port": 3128, "protocol": "TCP"}], "to": [{"podSelector": {"matchLabels": {"app": "proxy"}}}]}
+    egress = render({"networkPolicy": {"enabled": True, "extraEgress": [proxy]}}).one("NetworkPolicy")["spec"]["egress"]
+    assert proxy in egress
 
 
 def test_an_air_gap_lets_nothing_out() -> None:

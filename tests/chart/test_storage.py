@@ -22,6 +22,10 @@ def test_class_size_and_access_mode_are_the_operators() -> None:
     }
 
 
+def test_a_volume_made_by_hand_needs_no_class() -> None:
+    assert render({"storage": {"storageClass": "-"}}).one("PersistentVolumeClaim")["spec"]["storageClassName"] == ""
+
+
 def test_an_existing_claim_is_used_and_none_is_made() -> None:
     manifests = render({"storage": {"existingClaim": "models"}})
     assert not manifests.all("PersistentVolumeClaim")

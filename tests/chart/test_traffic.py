@@ -49,13 +49,13 @@ def test_the_service_leads_to_the_api(service: Values, expected: Values) -> None
 
 
 def test_the_ingress_has_host_class_path_and_certificate() -> None:
-    ingress = {"enabled": True, "host": "chat.example.com", "className": "internal", "path": "/llm", "tlsSecret": "tls"}
+    ingress = {"enabled": True, "host": "chat.example.com", "className": "internal", "tlsSecret": "tls"}
     spec = render({"ingress": ingress}).one("Ingress")["spec"]
     assert spec["ingressClassName"] == "internal"
     assert spec["tls"] == [{"secretName": "tls", "hosts": ["chat.example.com"]}]
     (rule,) = spec["rules"]
     assert rule["host"] == "chat.example.com"
-    assert rule["http"]["paths"][0]["path"] == "/llm"
+    assert rule["http"]["paths"][0]["path"] == "/", "the service answers at its own paths and at no others"
 
 
 def test_an_ingress_without_a_host_takes_every_host() -> None:
@@ -102,7 +102,7 @@ def test_keda_asks_prometheus_for_this_releases_queue() -> None:
     (trigger,) = spec["triggers"]
     assert trigger["metadata"]["serverAddress"] == "http://p:9090"
     assert trigger["metadata"]["query"] == (
-        'sum(internlm_num_requests_waiting{namespace="models",pod=~"chat-internlm-chat-.*"})'
+        'sum(internlm_num_requests_waiting{namespace="models",pod=~"chat-internlm-chat-[0-9]+"})'
     )
     assert "replicas" not in manifests.one("StatefulSet")["spec"]
 

@@ -2,6 +2,7 @@
 Combinations that pass the schema and still cannot work. Each fails with one sentence that names the values and the way out.
 */}}
 {{- define "chat.checks" -}}
+{{- include "chat.checks.names" . }}
 {{- include "chat.checks.model" . }}
 {{- include "chat.checks.storage" . }}
 {{- include "chat.checks.times" . }}
@@ -9,8 +10,26 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- include "chat.checks.traffic" . }}
 {{- end }}
 
+{{- define "chat.checks.names" -}}
+{{- $name := include "chat.fullname" . }}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}
+{{- fail (printf "%q cannot name a Service: it takes lower-case letters, digits and hyphens, a letter first. Set fullnameOverride, or another release name." $name) }}
+{{- end }}
+{{- $own := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" }}
+{{- range $where, $labels := dict "commonLabels" .Values.commonLabels "pod.labels" .Values.pod.labels "monitoring.labels" .Values.monitoring.labels }}
+{{- range $label, $_ := $labels }}
+{{- if has $label $own }}
+{{- fail (printf "%s may not set %s: the chart finds its own objects by it. Use a label of another name." $where $label) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "chat.checks.model" -}}
 {{- $source := include "chat.model.source" . }}
+{{- if and (eq $source "volume") .Values.storage.perReplica }}
+{{- fail "model.source=volume serves one claim that exists: name it in storage.existingClaim and leave storage.perReplica false." }}
+{{- end }}
 {{- if and (eq .Values.mode "gpu") (eq $source "builtin") }}
 {{- fail "model.source=builtin is the small model of the CPU image: set mode=cpu, or take the model from modelscope, huggingface, volume or image." }}
 {{- end }}

@@ -2,7 +2,7 @@
 
 {{- define "chat.downloadContainer" -}}
 name: download
-image: {{ include "chat.downloaderImage" . }}
+image: {{ include "chat.downloaderImage" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 args: [download]
 {{- include "chat.environment" . | nindent 0 }}
@@ -29,7 +29,7 @@ volumeMounts:
 
 {{- define "chat.serverContainer" -}}
 name: server
-image: {{ include "chat.serverImage" . }}
+image: {{ include "chat.serverImage" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- include "chat.environment" . | nindent 0 }}
 ports:

@@ -48,6 +48,14 @@
 {{- end }}
 {{- end }}
 
+{{/* What people call it. */}}
+{{- define "chat.model.title" -}}
+{{- if eq (include "chat.model.source" .) "builtin" }}A small chat model
+{{- else if include "chat.model.fromHub" . }}{{ include "chat.model.repository" . }}
+{{- else }}{{ include "chat.model.name" . }}
+{{- end }}
+{{- end }}
+
 {{/* Bytes the model takes, "" if unknown. */}}
 {{- define "chat.model.size" -}}
 {{- if .Values.model.size }}

@@ -16,18 +16,20 @@
 {{- end }}
 
 {{- define "chat.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "chat.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "chat.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "chat.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-{{ include "chat.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
+{{- include "chat.labelsWith" (list . dict) }}
 {{- end }}
+
+{{/* The labels every object has, and some of its own: `(list . (dict ...))`. Each is said once, whoever says it twice. */}}
+{{- define "chat.labelsWith" -}}
+{{- $root := index . 0 }}
+{{- $chart := printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- $about := dict "helm.sh/chart" $chart "app.kubernetes.io/version" $root.Chart.AppVersion "app.kubernetes.io/managed-by" $root.Release.Service }}
+{{- toYaml (merge (include "chat.selectorLabels" $root | fromYaml) $about (index . 1) $root.Values.commonLabels) }}
 {{- end }}
 
 {{/* Labels of what serves, as against the test pod, which carries the release's labels too. */}}

@@ -1,23 +1,10 @@
 {{/* The pod, the same under a Deployment and a StatefulSet. */}}
 {{- define "chat.pod" -}}
 metadata:
-  annotations:
-    checksum/config: {{ include "chat.settings" . | sha256sum }}
-    {{- if eq .Values.monitoring.scrape "annotations" }}
-    prometheus.io/scrape: "true"
-    prometheus.io/port: {{ include "chat.ports.metrics" . | quote }}
-    prometheus.io/path: /metrics
-    {{- end }}
-    {{- with .Values.pod.annotations }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-  labels:
-    {{- include "chat.podSelectorLabels" . | nindent 4 }}
-    {{- with merge (dict) .Values.pod.labels .Values.commonLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+  annotations: {{- toYaml (merge (include "chat.podAnnotations" . | fromYaml) .Values.pod.annotations) | nindent 4 }}
+  labels: {{- toYaml (merge (include "chat.podSelectorLabels" . | fromYaml) .Values.pod.labels .Values.commonLabels) | nindent 4 }}
 spec:
-  serviceAccountName: {{ include "chat.serviceAccountName" . }}
+  serviceAccountName: {{ include "chat.serviceAccountName" . | quote }}
   automountServiceAccountToken: false
   # A Service called internlm would otherwise put INTERNLM_PORT=tcp://... into the environment.
   enableServiceLinks: false
@@ -26,7 +13,7 @@ spec:
   {{- with .Values.image.pullSecrets }}
   imagePullSecrets:
     {{- range . }}
-    - name: {{ . }}
+    - name: {{ . | quote }}
     {{- end }}
   {{- end }}
   {{- if include "chat.model.onClaim" . }}
@@ -39,6 +26,15 @@ spec:
   {{- include "chat.placement" . | nindent 2 }}
 {{- end }}
 
+{{- define "chat.podAnnotations" -}}
+checksum/config: {{ include "chat.settings" . | sha256sum | quote }}
+{{- if eq .Values.monitoring.scrape "annotations" }}
+prometheus.io/scrape: "true"
+prometheus.io/port: {{ include "chat.ports.metrics" . | quote }}
+prometheus.io/path: /metrics
+{{- end }}
+{{- end }}
+
 {{- define "chat.containerSecurityContext" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -49,10 +45,10 @@ capabilities:
 {{- define "chat.placement" -}}
 {{- $gpu := ternary .Values.gpu (dict) (eq .Values.mode "gpu") }}
 {{- with $gpu.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.pod.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with merge (dict) .Values.pod.nodeSelector ($gpu.nodeSelector | default dict) }}
 nodeSelector: {{- toYaml . | nindent 2 }}
@@ -77,25 +73,30 @@ topologySpreadConstraints: {{- toYaml . | nindent 2 }}
 {{- if and (include "chat.model.onClaim" .) (not .Values.storage.perReplica) }}
 - name: model
   persistentVolumeClaim:
-    claimName: {{ include "chat.claimName" . }}
+    claimName: {{ include "chat.claimName" . | quote }}
 {{- end }}
 {{- if eq (include "chat.model.source" .) "image" }}
 - name: model
   image:
-    reference: {{ .Values.model.image }}
+    reference: {{ .Values.model.image | quote }}
     pullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
 {{- if and (include "chat.model.fromHub" .) .Values.model.tokenSecret.name }}
 - name: hub-token
-  secret:
-    secretName: {{ .Values.model.tokenSecret.name }}
+  secret: {{- include "chat.secretKey" (list .Values.model.tokenSecret.name .Values.model.tokenSecret.key) | nindent 4 }}
 {{- end }}
 {{- if .Values.apiKeys.secretName }}
 - name: api-keys
-  secret:
-    secretName: {{ .Values.apiKeys.secretName }}
+  secret: {{- include "chat.secretKey" (list .Values.apiKeys.secretName .Values.apiKeys.key) | nindent 4 }}
 {{- end }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
 {{- end }}
+{{- end }}
+
+{{/* One key of a Secret as a file, and nothing else that may be in it; a key that is missing is named in the pod's events. */}}
+{{- define "chat.secretKey" -}}
+secretName: {{ index . 0 | quote }}
+items:
+  - {key: {{ index . 1 | quote }}, path: {{ index . 1 | quote }}}
 {{- end }}

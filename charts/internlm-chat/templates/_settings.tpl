@@ -6,7 +6,7 @@ INTERNLM_DEVICE: {{ ternary "cuda" "cpu" (eq .Values.mode "gpu") }}
 INTERNLM_REQUEST_TIMEOUT: {{ .Values.requestTimeout | quote }}
 INTERNLM_DRAIN_DELAY: {{ include "chat.drainDelay" . | quote }}
 {{- with include "chat.model.dir" . }}
-INTERNLM_MODEL_DIR: {{ . }}
+INTERNLM_MODEL_DIR: {{ . | quote }}
 {{- end }}
 {{- with include "chat.model.name" . }}
 INTERNLM_MODEL_ID: {{ . | quote }}
@@ -22,11 +22,11 @@ INTERNLM_REVISION: {{ include "chat.model.revision" . | quote }}
 INTERNLM_HUB_ENDPOINT: {{ . | quote }}
 {{- end }}
 {{- if .Values.model.tokenSecret.name }}
-INTERNLM_HUB_TOKEN_FILE: {{ printf "/etc/internlm-chat/hub/%s" .Values.model.tokenSecret.key }}
+INTERNLM_HUB_TOKEN_FILE: {{ printf "/etc/internlm-chat/hub/%s" .Values.model.tokenSecret.key | quote }}
 {{- end }}
 {{- end }}
 {{- if .Values.apiKeys.secretName }}
-INTERNLM_API_KEYS_FILE: {{ printf "/etc/internlm-chat/api/%s" .Values.apiKeys.key }}
+INTERNLM_API_KEYS_FILE: {{ printf "/etc/internlm-chat/api/%s" .Values.apiKeys.key | quote }}
 {{- end }}
 {{- range $name, $value := .Values.settings }}
 INTERNLM_{{ $name | snakecase | upper }}: {{ include "chat.settingValue" $value | quote }}
