@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tests.support.cluster import NAMESPACE, ROOT, Cluster, CommandFailed, pod_manifest
@@ -16,7 +16,8 @@ from tests.support.tools import KUBECTL, path_of
 REPOSITORY = "tests/smollm2"
 TOKEN = "e2e-hub-token-7f3a91"
 API_KEY = "sk-e2e-0c1d2e3f4a5b6c7d8e9f"
-QUESTION = "Tell me the story of the lighthouse at Ardnamurchan."
+DISTINCT_WORD = "Ardnamurchan"
+QUESTION = f"Tell me the story of the lighthouse at {DISTINCT_WORD}."
 CLIENT = "client"
 CHAT_SCRIPT = ROOT / "tests" / "e2e" / "ask.py"
 # So hot that the model hardly ever ends by itself: an answer is as long as it is asked to be.
@@ -87,6 +88,8 @@ class Release:
     hub: Hub
     tell: Callable[[str], None]
     """Says how long what an operator waits for has taken."""
+    said: list[str] = field(default_factory=list)
+    """Logs and pods as they were before each change of the release: a replaced pod takes its log with it."""
 
     @property
     def values(self) -> Values:
@@ -124,13 +127,18 @@ class Release:
         self._helm("install")
         self.tell(f"{what}: {time.monotonic() - begin:.0f} s")
 
-    def upgrade(self, changes: Values | None = None) -> None:
+    def upgrade(self, changes: Values | None = None, *, wait: bool = True) -> None:
         """To `values` and `changes`, which replace whole top-level keys."""
-        self._helm("upgrade", changes or {})
+        self.remember()
+        self._helm("upgrade", changes or {}, wait=wait)
 
-    def _helm(self, verb: str, changes: Values | None = None) -> None:
-        arguments = [verb, RELEASE, str(self.cluster.chart), "--wait", "--timeout", "600s"]
-        self.cluster.helm(*arguments, values=self.values | (changes or {}))
+    def remember(self) -> None:
+        """Keep what the pods say now."""
+        self.said += [self.logs(), json.dumps(self.pods())]
+
+    def _helm(self, verb: str, changes: Values | None = None, *, wait: bool = True) -> None:
+        waiting = ["--wait", "--timeout", "600s"] if wait else []
+        self.cluster.helm(verb, RELEASE, str(self.cluster.chart), *waiting, values=self.values | (changes or {}))
 
     def pods(self) -> list[Manifest]:
         """The serving pods that are not on their way out."""

@@ -1,5 +1,6 @@
 """Answers that take longer than a minute, through a real nginx: as the chart's Ingress sets it, and as nginx comes."""
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -21,6 +22,10 @@ from tests.support.helm import NAME
 PREFIX = "nginx.ingress.kubernetes.io/"
 MINUTE = 60
 """nginx's own `proxy_read_timeout`, in seconds."""
+TOGETHER = 0.002
+"""Seconds between lines that came in one piece, at most; steps take several times as long."""
+HELD = 400
+"""Tokens of the stream that a proxy holds back: several of its buffers."""
 
 KEY = {"Authorization": f"Bearer {API_KEY}"}
 
@@ -89,12 +94,14 @@ def tokens(release: Release) -> int:
 
 
 def stream(url: str, tokens: int) -> dict[str, Any]:
-    """First and last arrival, in seconds from the answer's head, and the last line."""
+    """First and last arrival, in seconds from the answer's head, the last line, and in how many batches lines came."""
     body = ENDLESS | {"prompt": QUESTION, "max_new_tokens": tokens, "stream": True}
     with httpx.stream("POST", url + "/v1/chat", json=body, headers=KEY, timeout=600) as response:
         begin = time.monotonic()
         arrivals = [(time.monotonic() - begin, line) for line in response.iter_lines() if line]
-    return {"first": arrivals[0][0], "seconds": arrivals[-1][0], "last": arrivals[-1][1]}
+    gaps = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(arrivals)]
+    batches = 1 + sum(gap > TOGETHER for gap in gaps)
+    return {"first": arrivals[0][0], "seconds": arrivals[-1][0], "last": arrivals[-1][1], "batches": batches}
 
 
 def whole(url: str, tokens: int) -> int:
@@ -106,14 +113,17 @@ def test_answers_longer_than_a_minute_pass_the_ingress_and_not_a_proxy_as_it_com
     proxies: tuple[str, str], tokens: int
 ) -> None:
     as_set, default = proxies
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(4) as pool:
         streamed = pool.submit(stream, as_set, tokens)
+        held_back = pool.submit(stream, default, HELD)
         passed = pool.submit(whole, as_set, tokens)
         cut = pool.submit(whole, default, tokens)
         outcome = streamed.result()
         assert outcome["last"] == "data: [DONE]", outcome
         assert outcome["seconds"] > MINUTE, outcome
         assert outcome["first"] < MINUTE / 2, "the stream was held back"
+        assert outcome["batches"] > tokens / 2, "the stream came in lumps"
+        assert held_back.result()["batches"] < HELD / 10, "nginx alone holds a stream back until its buffers are full"
         assert passed.result() == 200
         assert cut.result() == 504, "nginx alone gives up after a minute"
 

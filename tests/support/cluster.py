@@ -80,6 +80,20 @@ class Cluster:
         stdin = json.dumps(values) if values is not None else None
         return run(path_of(HELM), "-n", NAMESPACE, *arguments, *extra, stdin=stdin, env=self.environment)
 
+    def drain(self, node: str, pod: str, selector: str) -> None:
+        """`kubectl drain` of a node whose only pod to evict is `pod`. An older cluster is asked by hand, with the
+        version of the eviction API it has, for what kubectl does: cordon and evict."""
+        if self.minor >= EVICTION_MINOR:
+            options = ["--ignore-daemonsets", "--delete-emptydir-data", "--timeout=600s", "--pod-selector", selector]
+            self.kubectl("drain", node, *options)
+            return
+        self.kubectl("cordon", node)
+        eviction = {"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": pod}}
+        eviction["metadata"] |= {"namespace": NAMESPACE}
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction"
+        self.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
+        self.kubectl("wait", "--for=delete", f"pod/{pod}", "--timeout=600s")
+
     def image(self, name: str) -> str:
         return f"{self.registry}/{name}:{self.tag}"
 
