@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
+from tests.support.gpu import has_gpu_device
+
 # Settled when Triton is first imported, which any test module may do while it is collected: so before them all.
-if not Path("/dev/nvidia0").exists():
+if not has_gpu_device():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from service.settings import PREFIX

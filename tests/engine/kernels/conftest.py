@@ -8,15 +8,15 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.tuning import AttentionTuning, LinearTuning, Tuning, tuning_for
+from tests.support.gpu import has_gpu_device
 
-HAS_GPU = Path("/dev/nvidia0").exists() and torch.cuda.is_available()
+HAS_GPU = has_gpu_device() and torch.cuda.is_available()
 if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
