@@ -5,8 +5,8 @@ sequence of the batch has written, so that a stray read shows.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -189,27 +189,47 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, ga
 
 
 SAMPLED = (
-    SamplingParams(temperature=0.0),
+    SamplingParams(temperature=0.0, repetition_penalty=2.0),
     SamplingParams(seed=1),
-    SamplingParams(top_k=0, top_p=0.9, seed=2),
-    SamplingParams(top_k=0, top_p=1.0, seed=3),
-    SamplingParams(top_k=500, top_p=0.95, repetition_penalty=1.2, seed=4),
-    SamplingParams(top_k=0, top_p=0.9, temperature=20.0, seed=-5),
+    SamplingParams(top_k=3, top_p=1.0, temperature=2.0, seed=2),
+    SamplingParams(top_k=40, top_p=0.5, seed=3),
+    SamplingParams(top_k=0, top_p=0.3, seed=4),
+    SamplingParams(top_k=0, top_p=0.9, temperature=0.5, seed=5),
+    SamplingParams(top_k=0, top_p=1.0, repetition_penalty=1.5, seed=6),
+    SamplingParams(top_k=100, top_p=1.0, temperature=10.0, seed=7),
+    SamplingParams(top_k=100, top_p=0.5, temperature=3.0, repetition_penalty=0.8, seed=8),
+    SamplingParams(top_k=0, top_p=0.5, temperature=20.0, seed=-9),
 )
-"""One row for every method and for both ways through the kernel that filters."""
+"""Every method and both ways through the kernel that filters. Bounds bite: many likely tokens lie beyond each."""
+DRAWS = 10
+"""Rows for each of them, all of other logits: a wrong bound changes every third draw or so."""
 
 
 def check_sample(ops: Ops, shapes: ServedShapes) -> None:
-    """The very tokens that torch draws, of logits of the served type."""
-    vocab = shapes.config.vocab_size
-    logits = shapes.random(len(SAMPLED), vocab, spread=3.0)
-    rows = sampling_rows(SAMPLED, logits > 1.0)
-    positions = torch.arange(len(SAMPLED), device=shapes.device) + 100
+    """The very tokens that torch draws, of logits of the served type, about half of them with the best near zero."""
+    vocab, params = shapes.config.vocab_size, SAMPLED * DRAWS
+    logits = shapes.random(len(params), vocab, spread=3.0)
+    logits[len(params) // 2 :] -= logits.max()
+    rows = sampling_rows(params, (torch.arange(vocab, device=shapes.device) % 3 == 0).repeat(len(params), 1))
+    positions = torch.arange(len(params), device=shapes.device) + 100
     methods = {sampling.Method(m) for m in rows.method.tolist()}
     drawn = ops.sample(logits, rows, positions, methods).tolist()
-    expected = sampling.sample(logits, rows, positions, methods).tolist()
-    if drawn != expected:
-        raise Disagreement(f"sample drew {drawn}, torch {expected}")
+    expected = [token for part in _parts(logits, rows, positions) for token in sampling.sample(*part, methods).tolist()]
+    wrong = [row for row, (mine, other) in enumerate(zip(drawn, expected, strict=True)) if mine != other]
+    if wrong:
+        raise Disagreement(
+            f"sample drew other tokens than torch in {len(wrong)} of {len(params)} rows, first {wrong[0]}"
+        )
+
+
+def _parts(
+    logits: torch.Tensor, rows: sampling.Rows, positions: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, sampling.Rows, torch.Tensor]]:
+    """A few rows at a time: torch sorts them, which takes ten times the memory of their logits."""
+    for start in range(0, logits.shape[0], len(SAMPLED)):
+        part = slice(start, start + len(SAMPLED))
+        columns = {field.name: getattr(rows, field.name)[part] for field in fields(rows)}
+        yield logits[part], sampling.Rows(**columns), positions[part]
 
 
 def sampling_rows(params: Sequence[SamplingParams], seen: torch.Tensor) -> sampling.Rows:

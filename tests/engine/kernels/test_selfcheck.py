@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from service.engine import sampling
 from service.engine.config import ModelConfig
 from service.engine.kernels import checks, torch_ops
 from service.engine.kernels.batch import DecodeBatch
@@ -88,6 +89,36 @@ def draws_the_best(logits: torch.Tensor, *_: Any) -> torch.Tensor:
     return logits.argmax(dim=-1)
 
 
+def ignores_top_p(
+    logits: torch.Tensor, rows: sampling.Rows, positions: torch.Tensor, methods: set[sampling.Method]
+) -> torch.Tensor:
+    return sampling.sample(logits, replace(rows, top_p=torch.ones_like(rows.top_p)), positions, methods)
+
+
+def ignores_top_k(
+    logits: torch.Tensor, rows: sampling.Rows, positions: torch.Tensor, methods: set[sampling.Method]
+) -> torch.Tensor:
+    is_few = rows.method == sampling.Method.CANDIDATES
+    return sampling.sample(logits, replace(rows, top_k=is_few * sampling.TOP_K_LIMIT), positions, methods)
+
+
+def does_not_renormalise_after_top_k(
+    logits: torch.Tensor, rows: sampling.Rows, positions: torch.Tensor, methods: set[sampling.Method]
+) -> torch.Tensor:
+    """top_p as a share of the whole vocabulary's probability, not of what top_k left of it."""
+    scores = sampling.penalize(logits.float(), rows.seen, rows.penalty) / rows.temperature.clamp_min(1e-9)[:, None]
+    ranked = scores.softmax(dim=-1).sort(dim=-1, descending=True).values
+    kept = ranked.cumsum(dim=-1).gather(1, (rows.top_k.clamp(1, scores.shape[1]) - 1)[:, None]).squeeze(1)
+    top_p = torch.where((rows.top_k > 0) & (rows.top_p < 1), (rows.top_p / kept).clamp(max=1.0), rows.top_p)
+    return sampling.sample(logits, replace(rows, top_p=top_p), positions, methods)
+
+
+def ignores_the_penalty(
+    logits: torch.Tensor, rows: sampling.Rows, positions: torch.Tensor, methods: set[sampling.Method]
+) -> torch.Tensor:
+    return sampling.sample(logits, replace(rows, penalty=torch.ones_like(rows.penalty)), positions, methods)
+
+
 LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("silu_mul", off_by_one_percent, checks.check_silu_mul),
     ("silu_mul", last_row_forgotten, checks.check_silu_mul),
@@ -98,6 +129,10 @@ LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("decode_attention", ignores_the_block_table, checks.check_decode_attention),
     ("one_row_linear", forgets_the_bias, lambda ops, shapes: checks.check_linear(ops, shapes, (1,))),
     ("sample", draws_the_best, checks.check_sample),
+    ("sample", ignores_top_p, checks.check_sample),
+    ("sample", ignores_top_k, checks.check_sample),
+    ("sample", does_not_renormalise_after_top_k, checks.check_sample),
+    ("sample", ignores_the_penalty, checks.check_sample),
 ]
 
 
@@ -124,6 +159,8 @@ def test_one_liar_does_not_cost_the_others_their_place() -> None:
     assert [reason.split(":")[0] for reason in proof.degraded] == ["liar"]
 
 
+# What lies outside the vocabulary becomes minus infinity: as on a GPU.
+@pytest.mark.filterwarnings("ignore:overflow encountered in divide:RuntimeWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.skipif(not INTERPRETS, reason="the compiled ones are proved below")
 def test_every_kernel_of_ours_proves_itself(dtype: torch.dtype) -> None:
