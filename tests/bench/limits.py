@@ -19,26 +19,28 @@ _own = threading.local()  # each reader's buffer
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes per second of memory, FLOP per second of a dense product in the served type, bytes per second of files."""
+    """Bytes per second of memory, FLOP per second of a dense product in the served type."""
 
     memory: float
     matmul: float
-    files: float
 
 
-def measure_limits(device: torch.device, dtype: torch.dtype, model_dir: Path) -> Limits:
-    """All three; a tenth of a second each on a GPU."""
+def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
+    """Both; a tenth of a second each on a GPU."""
     on_gpu = device.type == "cuda"
     with torch.inference_mode():
         memory = read_bandwidth(device, 1 << 31 if on_gpu else 1 << 22)
         side = 8192 if on_gpu else 256
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         matmul = 2 * side**3 / seconds([lambda: a @ b], device)
-    return Limits(memory, matmul, file_rate(model_dir))
+    return Limits(memory, matmul)
 
 
 def file_rate(model_dir: Path) -> float:
-    """Bytes per second of reading the weights' files into nothing, with as many readers as the engine has."""
+    """Bytes per second of reading the weights' files into nothing, with as many readers as the engine has.
+
+    The first reading of a day asks the disk, the next ones the page cache, as long as that holds the files.
+    """
     pieces = [
         (path, offset)
         for path in sorted(model_dir.glob("*.safetensors"))

@@ -11,6 +11,11 @@ from service.engine.base import EngineConfig, GenerationRequest
 from service.engine.build import build_core
 from tests.bench.load import Drive, Prompts
 
+# Sharing and asynchronous batches together crash it on a cancel. Left to switch to flash attention by itself, it asks a
+# hub for kernels, which a machine may not reach.
+CONTINUOUS_BATCHING_SETTINGS = {"allow_block_sharing": False, "auto_switch_to_flash": False}
+"""What transformers' continuous batching is not left to its defaults in; the benchmark prints it beside the figure."""
+
 
 def serial_rate(model_dir: Path, device: str, prompt: int, new_tokens: int, vocab_size: int) -> float:
     """Tokens per second of one request at a time: transformers as the tutorial uses it."""
@@ -38,10 +43,9 @@ def continuous_batching_rate(model_dir: Path, device: torch.device, requests: li
     on_gpu = device.type == "cuda"
     model: Any = load_model(model_dir, device, torch.bfloat16 if on_gpu else torch.float32)
     generation = GenerationConfig(max_new_tokens=requests[0].max_new_tokens, do_sample=False, eos_token_id=-1)
-    # Sharing and asynchronous batches together crash it on a cancel; unset sizes take all of a CPU's memory.
-    # Without auto_switch_to_flash=False it asks a hub for kernels, which a machine may not reach.
+    # Unset sizes take all of a CPU's memory.
     sizes = {} if on_gpu else {"num_blocks": 32, "max_batch_tokens": 256}
-    batching = ContinuousBatchingConfig(allow_block_sharing=False, auto_switch_to_flash=False, **sizes)
+    batching = ContinuousBatchingConfig(**CONTINUOUS_BATCHING_SETTINGS, **sizes)
     inputs = [request.prompt_ids for request in requests]
     # One manager for both, so that its start is not counted: a server would start it once.
     model.generate_batch(inputs, generation, batching, persistent_manager=True)

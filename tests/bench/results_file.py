@@ -16,10 +16,11 @@ class Results:
     """The lines of one run on top of what earlier ones left in `path`, where a section's lines replace its older ones.
 
     The file is written after every line: a run that is cut off keeps what it has. Without a path nothing is written.
+    `judges` is False of a run whose figures say nothing about a GPU.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, judges: bool = True) -> None:
+        self._path, self._judges = path, judges
         self._run = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         self._before = _read(path) if path is not None and path.exists() else []
         self._lines: list[Line] = []
@@ -37,7 +38,7 @@ class Results:
         for line in self._merged():
             found = line.get("figures")
             figures |= found if isinstance(found, dict) else {}
-        return verdicts(figures)
+        return verdicts(figures, self._judges)
 
     def _merged(self) -> list[Line]:
         again = {line["section"] for line in self._lines} - set(OF_A_RUN)

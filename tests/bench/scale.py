@@ -33,6 +33,7 @@ class Scale:
     shared_prefix: int
     stall_prompt: int
     stall_streams: int
+    stall_steps: int  # before a long prompt, and beside long prompts
     serial_tokens: int
     streams: int  # concurrent requests of the comparisons: peers, HTTP
     http_new_tokens: int
@@ -61,6 +62,7 @@ FULL = Scale(
     shared_prefix=4096,
     stall_prompt=30_000,
     stall_streams=16,
+    stall_steps=200,
     serial_tokens=128,
     streams=64,
     http_new_tokens=256,
@@ -78,6 +80,7 @@ TINY = replace(
     shared_prefix=64,
     stall_prompt=300,
     stall_streams=2,
+    stall_steps=20,
     serial_tokens=4,
     streams=2,
     http_new_tokens=6,

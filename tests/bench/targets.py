@@ -35,13 +35,13 @@ TARGETS = (
 )
 
 
-def verdicts(figures: Figures) -> list[dict[str, object]]:
-    """A line per target: pass, fail, or missing when its section failed."""
-    return [_verdict(target, figures.get(target.ratio)) for target in TARGETS]
+def verdicts(figures: Figures, judges: bool = True) -> list[dict[str, object]]:
+    """A line per target: pass, fail, or missing when its section failed; "not judged" of a run that judges nothing."""
+    return [_verdict(target, figures.get(target.ratio), judges) for target in TARGETS]
 
 
-def _verdict(target: Target, value: float | None) -> dict[str, object]:
-    shown = "missing" if value is None else "pass" if target.met(value) else "fail"
+def _verdict(target: Target, value: float | None, judges: bool) -> dict[str, object]:
+    shown = "missing" if value is None else "not judged" if not judges else "pass" if target.met(value) else "fail"
     sign = ">=" if target.is_least else "<="
     return {
         "target": target.what,

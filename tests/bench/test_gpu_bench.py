@@ -1,14 +1,18 @@
 """The GPU benchmark runs from end to end without a GPU; its arithmetic and its verdicts are right."""
 
 import json
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from service.engine.base import EngineConfig
 from service.engine.config import read_config
 from service.engine.weights import load_weights
-from tests.bench.gpu import SECTIONS, main, parse
+from tests.bench import gpu, limits
+from tests.bench.gpu import SECTIONS, Bench, main, parse
 from tests.bench.kernels import INTERNLM3_8B
 from tests.bench.limits import matrix_numbers, prefill_flop, step_bytes
 from tests.bench.load import Prompts, Timeline, percentile
@@ -28,7 +32,11 @@ def test_a_tiny_run_prints_every_section_and_every_target(tmp_path: Path, capsys
     by_target = {line["target"]: line for line in lines if "target" in line}
     assert by_target.keys() == {target.what for target in TARGETS}
     measured = {target.what for target in TARGETS if not {"64", "256"} & set(target.ratio.split("_")[:2])}
-    assert all(by_target[what]["verdict"] != "missing" for what in measured)
+    assert {by_target[what]["verdict"] for what in measured} == {"not judged"}
+    by_section = {line["section"]: line for line in lines if "section" in line and "figures" not in line}
+    assert by_section["limits"].keys() >= {"memory_gb_per_s", "matmul_tflop_per_s"}
+    assert by_section["continuous_batching"]["auto_switch_to_flash"] is False
+    assert min(by_section["stall"]["steps_before"], by_section["stall"]["steps_during"]) >= TINY.stall_steps
     (written,) = tmp_path.iterdir()
     assert [json.loads(line) | {"run": ""} for line in written.read_text().splitlines()] == [
         line | {"run": ""} for line in lines
@@ -52,6 +60,22 @@ def test_the_full_scale_is_the_8b_model() -> None:
     assert step_bytes(INTERNLM3_8B, 1, 0, 2) == pytest.approx(16.55e9, rel=0.001)
     assert step_bytes(INTERNLM3_8B, 64, 512, 2) - step_bytes(INTERNLM3_8B, 64, 511, 2) == 64 * 48 * 1024
     assert prefill_flop(INTERNLM3_8B, 1000) == pytest.approx(15.5e12, rel=0.05)
+
+
+def test_every_target_asks_for_what_the_product_promises() -> None:
+    assert [(target.ratio, target.is_least, target.bound) for target in TARGETS] == [
+        ("decode_1_of_limit", True, 0.88),
+        ("decode_1_over_reference", True, 7),
+        ("decode_64_of_limit", True, 0.78),
+        ("decode_256_of_limit", True, 0.68),
+        ("engine_64_over_serial", True, 300),
+        ("engine_64_over_continuous_batching", True, 1.5),
+        ("prefill_of_matmul", True, 0.65),
+        ("prefix_ttft_of_cold", False, 0.15),
+        ("web_of_engine", True, 0.93),
+        ("load_of_files", True, 0.8),
+        ("stalled_gap_of_before", False, 2),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -136,6 +160,52 @@ def test_without_a_path_nothing_is_written_and_the_run_is_judged_all_the_same() 
     results = Results(None)
     results.add({"section": "decode", "figures": {"decode_1_of_limit": 0.9}})
     assert results.verdicts()[0]["verdict"] == "pass"
+
+
+def test_a_run_that_judges_nothing_says_so_of_what_it_measured(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    Results(path, judges=False).add({"section": "decode", "figures": {"decode_1_of_limit": 0.9, "web_of_engine": 0.1}})
+    shown = {line["target"]: line["verdict"] for line in read(path) if "target" in line}
+    measured = {target.what for target in TARGETS if target.ratio in ("decode_1_of_limit", "web_of_engine")}
+    assert {what for what, verdict in shown.items() if verdict == "not judged"} == measured
+    assert {verdict for what, verdict in shown.items() if what not in measured} == {"missing"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the command measures this")
+def test_a_load_is_held_against_a_reading_that_came_right_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one of the two waits for the disk and the other reads what it left in the page cache."""
+    done: list[str] = []
+    rates = iter([1e9, 4e9])  # a cold disk, then the page cache
+
+    def read_files(_: Path) -> float:
+        done.append("files")
+        return next(rates)
+
+    def load(config: EngineConfig, say: object) -> SimpleNamespace:
+        done.append("load")
+        return SimpleNamespace(info=SimpleNamespace(startup_seconds={"weights": 0.5}, degraded=[]))
+
+    model_dir = tmp_path / "model"
+    bench = Bench(TINY, ready_model(model_dir, TINY.shape), torch.device("cpu"), lambda line: None)
+    monkeypatch.setattr(gpu, "file_rate", read_files)
+    monkeypatch.setattr(gpu, "build_core", load)
+    monkeypatch.setattr(gpu, "serve", lambda core, requests: {})
+    bench.load()
+    assert done == ["files", "files", "load"]
+    size = sum(path.stat().st_size for path in model_dir.glob("*.safetensors"))
+    assert bench.figures["load_of_files"] == pytest.approx(size / 0.5 / 4e9)
+
+
+def test_the_files_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PIECE", 1000)
+    monkeypatch.setattr(limits, "_own", threading.local())
+    (tmp_path / "a.safetensors").write_bytes(bytes(2500))
+    (tmp_path / "b.safetensors").write_bytes(bytes(1000))
+    ticks = iter([10.0, 12.0])
+    monkeypatch.setattr(limits.time, "perf_counter", lambda: next(ticks))
+    assert limits.file_rate(tmp_path) == 1750.0
 
 
 def test_a_random_model_is_written_once_and_again_if_it_was_cut_off(tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""The stall's measurement on a core whose steps take known times: what is before, what beside, how much of each."""
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from service.engine.base import Event, Finish, FinishReason, GenerationRequest, Token
+from tests.bench.load import Prompts
+from tests.bench.scale import FULL, TINY
+from tests.bench.stall import measure_stall
+
+ALONE, BESIDE = 1.0, 3.0
+SCALE = replace(TINY, stall_prompt=300, stall_streams=3, stall_steps=200)
+
+
+class ScriptedCore:
+    """Every stream gets a token per step; a long prompt takes `long_steps` steps, each of which takes longer."""
+
+    def __init__(self, long_steps: int) -> None:
+        self.now = 0.0
+        self.long_prompts = 0
+        self._long_steps = long_steps
+        self._streams: list[str] = []
+        self._long: tuple[str, int] | None = None
+
+    def add(self, request: GenerationRequest) -> list[Event]:
+        if len(request.prompt_ids) == SCALE.stall_prompt:
+            self.long_prompts += 1
+            self._long = (request.id, self._long_steps)
+        else:
+            self._streams.append(request.id)
+        return []
+
+    def step(self) -> list[Event]:
+        self.now += ALONE if self._long is None else BESIDE
+        events: list[Event] = [Token(name, 1) for name in self._streams]
+        if self._long is not None:
+            name, left = self._long
+            self._long = (name, left - 1) if left > 1 else None
+            if left == 1:
+                events += [Token(name, 1), Finish(name, FinishReason.LENGTH)]
+        return events
+
+    def cancel(self, request_id: str) -> list[Event]:
+        self._streams = [name for name in self._streams if name != request_id]
+        return []
+
+    @property
+    def idle(self) -> bool:
+        return not self._streams and self._long is None
+
+
+@pytest.mark.parametrize(("long_steps", "prompts", "steps"), [(300, 1, 300), (100, 2, 200), (70, 3, 210)])
+def test_both_sides_are_of_two_hundred_steps_and_of_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, long_steps: int, prompts: int, steps: int
+) -> None:
+    core = ScriptedCore(long_steps)
+    monkeypatch.setattr(time, "perf_counter", lambda: core.now)
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: 0)
+    found = measure_stall(core, Prompts(1000), SCALE, 32_768)  # type: ignore[arg-type]
+    assert found.before == [ALONE] * (3 * 200)
+    assert found.during == [BESIDE] * (3 * steps)
+    assert core.long_prompts == prompts
+    assert found.ttft == long_steps * BESIDE, "the first prompt's"
+    assert core.idle, "the streams are cancelled"
+
+
+def test_a_full_run_takes_enough_steps_for_a_p99() -> None:
+    assert FULL.stall_steps >= 200
