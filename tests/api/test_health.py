@@ -3,6 +3,7 @@
 import asyncio
 import re
 
+import msgspec
 import pytest
 
 from service.engine.base import EngineState, EngineStatus
@@ -21,6 +22,18 @@ async def test_a_ready_service_is_healthy_and_says_which_model_answers(service: 
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", body["timestamp"])
     assert body["model"]
     assert body["versions"]["internlm-chat"]
+
+
+@pytest.mark.parametrize("degraded", [[], ["attention kernel disagreed: torch serves", "no CUDA graphs"]])
+async def test_readiness_says_what_of_the_engine_is_degraded(
+    service: Service, monkeypatch: pytest.MonkeyPatch, degraded: list[str]
+) -> None:
+    status = service.engine.status
+    assert status.info is not None
+    told = msgspec.structs.replace(status, info=msgspec.structs.replace(status.info, degraded=degraded))
+    monkeypatch.setattr(type(service.engine), "status", property(lambda _: told))
+    response = await service.http.get("/")
+    assert (response.status_code, response.json()["degraded"]) == (200, degraded)
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz"])

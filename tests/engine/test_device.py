@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from service.engine import device
-from service.engine.device import GpuGauge, upload
+from service.engine.device import GpuGauge, choose_dtype, upload
 from service.engine.memory_errors import is_out_of_memory
 
 UUID = "11112222-3333-4444-5555-666677778888"
@@ -64,6 +64,34 @@ def test_a_container_without_nvml_still_serves(gpu: pytest.MonkeyPatch) -> None:
     assert (memory.total, memory.used) == (900, 600)
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [
+        ((7, 0), torch.float16),
+        ((7, 5), torch.float16),
+        ((8, 0), torch.bfloat16),
+        ((8, 9), torch.bfloat16),
+        ((9, 0), torch.bfloat16),
+        ((12, 0), torch.bfloat16),
+    ],
+)
+def test_bfloat16_is_chosen_from_ampere_on_and_float16_before(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    asked: list[torch.device] = []
+
+    def capability_of(device: torch.device) -> tuple[int, int]:
+        asked.append(device)
+        return capability
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability_of)
+    card = torch.device("cuda", 1)
+    assert choose_dtype("auto", card) == dtype
+    assert asked == [card]
+    assert choose_dtype("float32", card) == torch.float32
+    assert choose_dtype("auto", torch.device("cpu")) == torch.float32
+
+
 def test_an_upload_to_the_cpu_is_the_tensor() -> None:
     assert upload([1, 2], torch.int32, torch.device("cpu")).tolist() == [1, 2]
 
@@ -74,6 +102,7 @@ def test_an_upload_to_the_cpu_is_the_tensor() -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
         (RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("cudaErrorMemoryAllocation: the driver could not allocate for the launch"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("CUDA error: device-side assert triggered"), False),
     ],

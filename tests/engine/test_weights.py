@@ -1,13 +1,16 @@
 """Loading weights: every tensor lands in its place whatever the files look like, and what doesn't fit is named."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from service.engine.config import read_config
+from service.engine import weights
+from service.engine.checkpoint import Checkpoint
+from service.engine.config import ModelConfig, read_config
 from service.engine.weights import Weights, load_weights
 from service.errors import ConfigurationError
 from tests.support.checkpoints import Shape, tensors_of, write_checkpoint
@@ -70,6 +73,32 @@ def test_weights_are_cast_to_the_dtype_that_serves(tmp_path: Path, dtype: torch.
     weights = load(write_checkpoint(tmp_path, shape), dtype)
     assert weights.layers[1].down.dtype == dtype
     assert torch.equal(weights.layers[1].down, tensors_of(shape)["model.layers.1.mlp.down_proj.weight"].to(dtype))
+
+
+@pytest.mark.parametrize(("device", "staged"), [("cuda", True), ("cpu", False)])
+def test_a_gpu_is_loaded_through_pinned_buffers_and_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, staged: bool
+) -> None:
+    """From mapped files the driver would stage every copy at a fraction of the bus's speed."""
+    said: list[object] = []
+    allocate, read_into = weights.allocate, Checkpoint.read_into
+
+    def allocate_here(config: ModelConfig, wanted: torch.device, dtype: torch.dtype) -> Weights:
+        return allocate(config, wanted if wanted.type == "meta" else CPU, dtype)
+
+    def read(checkpoint: Checkpoint, places: Mapping[str, torch.Tensor], staged: bool = False) -> int:
+        count = read_into(checkpoint, places, staged=staged)
+        said.append(staged)
+        return count
+
+    monkeypatch.setattr(weights, "allocate", allocate_here)
+    monkeypatch.setattr(Checkpoint, "read_into", read)
+    monkeypatch.setattr(torch.cuda, "synchronize", said.append)
+    write_checkpoint(tmp_path, Shape())
+    target = torch.device(device)
+    loaded, _ = load_weights(tmp_path, read_config(tmp_path), target, torch.float32)
+    assert said == ([True, target] if staged else [False])
+    assert torch.equal(loaded.norm, tensors_of(Shape())["model.norm.weight"].float())
 
 
 def test_the_report_counts_the_bytes_of_the_files(tmp_path: Path) -> None:
