@@ -1,7 +1,10 @@
-"""The staged way into a device's memory, run on the CPU: every byte arrives, whatever buffer, type and file."""
+"""The staged way into a device's memory, on the CPU and on a stand-in for a stream: every byte arrives, and in time."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,3 +119,108 @@ def test_a_reader_keeps_its_pinned_buffers_for_all_tensors(tmp_path: Path, monke
 def test_a_thread_gets_the_same_lane_again() -> None:
     lanes = Lanes()
     assert lanes.of(CPU) is lanes.of(CPU)
+
+
+class FakeGpu:
+    """A stream whose copies are carried out late: when one of its events, or the stream, is waited for."""
+
+    def __init__(self) -> None:
+        self.copies: list[Callable[[], object]] = []
+        self.current: FakeGpu | None = None
+        self.waits: list[int] = []  # how many copies were made to arrive by each wait for an event
+        self.made_for: list[torch.device] = []
+
+    def synchronize(self) -> None:
+        self.arrive(len(self.copies))
+
+    def record_event(self) -> SimpleNamespace:
+        recorded = self.copies[-1:]
+
+        def synchronize() -> None:
+            due = self.copies.index(recorded[0]) + 1 if recorded and recorded[0] in self.copies else 0
+            self.waits.append(due)
+            self.arrive(due)
+
+        return SimpleNamespace(synchronize=synchronize)
+
+    def arrive(self, count: int) -> None:
+        arriving, self.copies = self.copies[:count], self.copies[count:]
+        for copy in arriving:
+            copy()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        self.current = self
+        try:
+            yield
+        finally:
+            self.current = None
+
+
+class DevicePlace:
+    """A tensor [N] in the fake GPU's memory: a copy into it is ordered now and carried out when it is waited for."""
+
+    def __init__(self, gpu: FakeGpu, memory: torch.Tensor) -> None:
+        self._gpu, self.memory = gpu, memory
+        self.device = CPU
+
+    def view(self, *shape: int) -> "DevicePlace":
+        return DevicePlace(self._gpu, self.memory.view(*shape))
+
+    def __getitem__(self, part: slice) -> "DevicePlace":
+        return DevicePlace(self._gpu, self.memory[part])
+
+    def copy_(self, staged: torch.Tensor, non_blocking: bool) -> None:
+        assert non_blocking
+        assert self._gpu.current is self._gpu, "copied on the stream that is waited for"
+        self._gpu.copies.append(lambda: self.memory.copy_(staged))
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    gpu, empty = FakeGpu(), torch.empty
+
+    def stream(device: torch.device) -> FakeGpu:
+        gpu.made_for.append(device)
+        return gpu
+
+    def pinned(*shape: int, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        assert pin_memory, "a copy from pageable memory is not carried out meanwhile"
+        return empty(*shape, dtype=dtype)
+
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda entered: entered.entered())
+    monkeypatch.setattr(torch, "empty", pinned)
+    return gpu
+
+
+def read_late(tmp_path: Path, gpu: FakeGpu, numbers: torch.Tensor) -> tuple[Lane, torch.Tensor]:
+    """A lane that has read `numbers`, two to a buffer, and the memory where they are to arrive."""
+    path = tmp_path / "numbers"
+    path.write_bytes(numbers.numpy().tobytes())
+    lane, memory = Lane(torch.device("cuda", 1), 2 * numbers.itemsize), torch.zeros_like(numbers)
+    with path.open("rb") as file:
+        lane.read(file.fileno(), path, Extent(numbers.dtype, 0, numbers.nbytes), DevicePlace(gpu, memory))  # type: ignore[arg-type]
+    return lane, memory
+
+
+def test_a_buffer_is_filled_again_only_when_its_copy_has_left_it(tmp_path: Path, fake_gpu: FakeGpu) -> None:
+    numbers = torch.arange(1, 12, dtype=torch.int64)
+    lane, memory = read_late(tmp_path, fake_gpu, numbers)
+    lane.finish()
+    assert memory.tolist() == numbers.tolist()
+    assert fake_gpu.made_for == [torch.device("cuda", 1)]
+
+
+def test_one_buffer_is_filled_while_the_other_ones_copy_is_under_way(tmp_path: Path, fake_gpu: FakeGpu) -> None:
+    """Six pieces: the first two wait for nothing, each later one for the copy before the last alone."""
+    read_late(tmp_path, fake_gpu, torch.arange(1, 12, dtype=torch.int64))
+    assert fake_gpu.waits == [1, 1, 1, 1]
+    assert len(fake_gpu.copies) == 2
+
+
+def test_a_finished_lane_has_nothing_under_way(tmp_path: Path, fake_gpu: FakeGpu) -> None:
+    lane, memory = read_late(tmp_path, fake_gpu, torch.arange(1, 4, dtype=torch.int64))
+    assert memory.tolist() == [0, 0, 0], "the fake carries nothing out by itself"
+    lane.finish()
+    assert memory.tolist() == [1, 2, 3]
