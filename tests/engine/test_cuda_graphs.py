@@ -21,7 +21,14 @@ class FakeCuda:
     def __init__(self) -> None:
         self.current = "serving"
         self.said: list[str] = []
+        self.captured: list[tuple[str, str]] = []  # each graph's pool and stream
+        self.made = 0
         self.end_fails = self.is_poisoned = False
+
+    def name(self, kind: str) -> str:
+        """A name that nothing else has: two pools, or two streams, are told apart."""
+        self.made += 1
+        return f"{kind} {self.made}"
 
     @contextmanager
     def stream(self, stream: Any) -> Iterator[None]:
@@ -33,7 +40,8 @@ class FakeCuda:
 
     @contextmanager
     def graph(self, graph: Any, pool: str, stream: Any, capture_error_mode: str) -> Iterator[None]:
-        assert (pool, capture_error_mode) == ("pool", "thread_local")
+        assert capture_error_mode == "thread_local"
+        self.captured.append((pool, stream.name))
         before, self.current = self.current, stream.name
         self.said.append("capture")
         try:
@@ -57,10 +65,11 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
 
     def side_stream(_: torch.device) -> SimpleNamespace:
-        return SimpleNamespace(name="side", wait_stream=lambda other: fake.said.append(f"wait for {other.name}"))
+        name = fake.name("side")
+        return SimpleNamespace(name=name, wait_stream=lambda other: fake.said.append(f"wait for {other.name}"))
 
     stand_ins: dict[str, Any] = {
-        "graph_pool_handle": lambda: "pool",
+        "graph_pool_handle": lambda: fake.name("pool"),
         "Stream": side_stream,
         "CUDAGraph": lambda: SimpleNamespace(replay=lambda: fake.said.append("replay")),
         "current_stream": lambda _: SimpleNamespace(name=fake.current),
@@ -82,8 +91,25 @@ def test_a_body_runs_once_before_it_is_captured_both_times_off_the_serving_strea
     recording = CudaRecorder(DEVICE).record(body)
     recording.replay()
     assert cuda.said == ["wait for serving", "body", "synchronize", "capture", "body", "replay"]
-    assert (seen, cuda.current) == (["side", "side"], "serving")
+    assert (seen, cuda.current) == ([cuda.captured[0][1]] * 2, "serving")
+    assert seen[0].startswith("side")
     assert recording.output.tolist() == [2], "what the capture left, not what ran before it"
+
+
+def test_all_graphs_share_one_pool_and_one_stream(cuda: FakeCuda) -> None:
+    """Else each bucket's graph would keep the memory of its largest step for itself."""
+    recorder, ran_on = CudaRecorder(DEVICE), []
+
+    def body() -> torch.Tensor:
+        ran_on.append(cuda.current)
+        return torch.zeros(1)
+
+    for _ in range(3):
+        recorder.record(body)
+    assert cuda.captured == [cuda.captured[0]] * 3
+    pool, stream = cuda.captured[0]
+    assert pool.startswith("pool")
+    assert ran_on == [stream] * 6, "before a capture and in it"
 
 
 @pytest.mark.parametrize("end_fails", [False, True])

@@ -11,12 +11,13 @@ from tests.support.varlen import plain_varlen
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The options of every call of the operator."""
+    """The arguments of every call of the operator, by the names of its schema."""
     calls: list[dict[str, Any]] = []
+    names = [argument.name for argument in torch.ops.aten._flash_attention_forward.default._schema.arguments]
 
-    def operator(q: torch.Tensor, *_: Any, **options: Any) -> tuple[torch.Tensor]:
-        calls.append(options)
-        return (q,)
+    def operator(*positional: Any, **options: Any) -> tuple[torch.Tensor]:
+        calls.append(dict(zip(names, positional, strict=False)) | options)
+        return (positional[0],)
 
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", operator)
     return calls
@@ -27,7 +28,33 @@ def test_prefill_asks_for_nothing_that_older_releases_of_torch_lack(asked: list[
     q, k = torch.zeros(3, 4, 16), torch.zeros(3, 2, 16)
     bounds = torch.tensor([0, 3], dtype=torch.int32)
     assert flash_kernel(q, k, k, bounds, bounds, 3, 3, window_size=CAUSAL, enable_gqa=True) is q
-    assert asked == [{"scale": None, "window_size_left": -1, "window_size_right": 0}]
+    (arguments,) = asked
+    assert list(arguments)[10:] == ["scale", "window_size_left", "window_size_right"]
+
+
+@pytest.mark.parametrize(
+    ("window", "is_causal", "left", "right"), [(CAUSAL, True, -1, 0), ((-1, -1), False, -1, -1)], ids=["causal", "full"]
+)
+def test_every_argument_reaches_the_operator_under_its_own_name(
+    asked: list[dict[str, Any]], window: tuple[int, int], is_causal: bool, left: int, right: int
+) -> None:
+    """Queries and keys have bounds of their own as soon as a chunk has a context: 2 new positions, 5 in all."""
+    q, k, v = torch.zeros(2, 4, 16), torch.zeros(5, 2, 16), torch.ones(5, 2, 16)
+    queries, keys = torch.tensor([0, 2], dtype=torch.int32), torch.tensor([0, 5], dtype=torch.int32)
+    assert flash_kernel(q, k, v, queries, keys, 2, 5, window_size=window, enable_gqa=True, scale=0.25) is q
+    (found,) = asked
+    tensors = {"query": q, "key": k, "value": v, "cum_seq_q": queries, "cum_seq_k": keys}
+    assert {name: found.pop(name) is tensor for name, tensor in tensors.items()} == dict.fromkeys(tensors, True)
+    assert found == {
+        "max_q": 2,
+        "max_k": 5,
+        "dropout_p": 0.0,
+        "is_causal": is_causal,
+        "return_debug_mask": False,
+        "scale": 0.25,
+        "window_size_left": left,
+        "window_size_right": right,
+    }
 
 
 def test_pages_come_with_the_bounds_of_their_keys(asked: list[dict[str, Any]]) -> None:
@@ -42,6 +69,8 @@ def test_pages_come_with_the_bounds_of_their_keys(asked: list[dict[str, Any]]) -
     assert batch.work[2].dtype == torch.int32
     decode.attend(torch.zeros(2, 4, 16), cache, cache, batch, 0.25)
     (options,) = asked
+    assert (options["cum_seq_q"] is batch.work[1], options["cum_seq_k"] is batch.work[2]) == (True, True)
+    assert (options["max_q"], options["max_k"], options["scale"]) == (1, 1024, 0.25)
     assert options["seqused_k"] is lengths
     assert options["block_table"] is batch.work[0]
 

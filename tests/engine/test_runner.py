@@ -1,5 +1,6 @@
 """The runner under hand-made plans: whatever the chunks, batch, blocks or leftovers, a sequence gets its own tokens."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,21 @@ def test_a_step_out_of_memory_is_run_again_with_the_same_result(
         exhausted.failures = 1
         tokens += runner.launch(plan).tokens()
     assert tokens == alone[3][: len(tokens)]
+
+
+@pytest.mark.parametrize(("failures", "gives_back"), [(0, 0), (1, 1), (2, 1)])
+def test_the_allocators_spare_memory_is_given_back_before_the_second_attempt(
+    exhausted: ExhaustedModel, monkeypatch: pytest.MonkeyPatch, failures: int, gives_back: int
+) -> None:
+    """What it keeps for shapes of earlier steps is what this step may lack."""
+    failures_left: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: failures_left.append(exhausted.failures))
+    runner, sequence = runner_of(exhausted), all_sequences()[3]
+    runner.admit(sequence)
+    exhausted.failures = failures
+    with pytest.raises(OutOfMemory) if failures == 2 else nullcontext():
+        runner.launch(_plans(sequence)[0])
+    assert failures_left == [failures - 1] * gives_back
 
 
 def test_a_step_out_of_memory_twice_is_given_up_and_changes_nothing(
