@@ -17,7 +17,7 @@ def candidates(tuning: Tuning, multiprocessors: int) -> list[Candidate]:
     """The kernels with the launch choices of `tuning`, for a GPU of so many multiprocessors."""
     attention = PagedDecodeAttention(tuning.attention, multiprocessors)
     one_row, few_rows = OneRowLinear(tuning.one_row), FewRowsLinear(tuning.few_rows)
-    rows = sorted({2, 3, tuning.few_rows_limit})
+    rows = range(2, tuning.few_rows_limit + 1)
     return [
         Candidate("add_rms_norm", {"add_rms_norm": add_rms_norm}, checks.check_add_rms_norm),
         Candidate("rotate_and_cache", {"rotate_and_cache": rotate_and_cache}, checks.check_rotate_and_cache),

@@ -22,7 +22,15 @@ TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-5}
 """Some units of each type's rounding (2^-9, 2^-12, 2^-24), which sums of thousands of products do not exceed."""
 MOST_WEIGHT_ROWS = 32_768
 """The vocabulary's matrix is checked on its first rows: the others are handled alike and cost memory."""
+MOST_POSITIONS = 131_072
+"""Longer tables of angles are read alike and cost memory."""
+MANY_ROWS = 130
+"""More than any tile of rows, and no multiple of one."""
+LONG = 6000
+"""Tokens of one sequence: pieces enough for several turns of any loop that merges them."""
 EPS = 1e-5
+QUIET = EPS**0.5
+"""Spread of values whose mean square is EPS: there a norm without it is wrong."""
 
 
 class Disagreement(Exception):
@@ -69,10 +77,10 @@ def require_close(name: str, result: torch.Tensor, reference: torch.Tensor, dtyp
 
 
 def check_add_rms_norm(ops: Ops, shapes: ServedShapes) -> None:
-    """Few and many rows, with and without a residual."""
+    """Few and many rows, loud and quiet ones, with and without a residual."""
     weight = shapes.random(shapes.config.hidden_size) + 1
-    for rows, has_residual in ((1, True), (5, False), (64, True)):
-        x = shapes.random(rows, shapes.config.hidden_size)
+    for rows, has_residual in ((1, True), (5, False), (MANY_ROWS, True)):
+        x = shapes.random(rows, shapes.config.hidden_size, spread=1.0 if has_residual else QUIET)
         residual = shapes.random(rows + 1, shapes.config.hidden_size)[1:] if has_residual else None
         normed, total = ops.add_rms_norm(x, residual, weight, EPS)
         wide = None if residual is None else residual.float()
@@ -82,22 +90,31 @@ def check_add_rms_norm(ops: Ops, shapes: ServedShapes) -> None:
 
 
 def check_silu_mul(ops: Ops, shapes: ServedShapes) -> None:
-    """Few and many rows."""
-    for rows in (1, 37):
+    """One, few and many rows."""
+    for rows in (1, 37, MANY_ROWS):
         gate_up = shapes.random(rows, 2 * shapes.config.intermediate_size)
         require_close("silu_mul", ops.silu_mul(gate_up), torch_ops.silu_mul(gate_up.float()), shapes.dtype)
 
 
 def check_rotate_and_cache(ops: Ops, shapes: ServedShapes) -> None:
     """Rotated heads and both caches, padding rows that share block 0 included; nothing else may be written."""
-    c = shapes.config
-    positions = shapes.whole([0, 1, 77, 500, 0, 0])
-    places = shapes.whole([shapes.block_size * 3, shapes.block_size * 2 - 1, shapes.block_size + 2, 7, 0, 0])
-    angles = torch.outer(torch.arange(512.0), 1.0 / 10_000 ** torch.linspace(0, 1, c.head_dim // 2)).to(shapes.device)
+    for rows in (1, MANY_ROWS):
+        _check_rotation(ops, shapes, rows)
+
+
+def _check_rotation(ops: Ops, shapes: ServedShapes, rows: int) -> None:
+    """Rows at positions up to the last, in places all over the cache, and two of padding."""
+    c, device = shapes.config, shapes.device
+    last = min(c.max_positions, MOST_POSITIONS) - 1
+    positions = torch.linspace(last, 0, rows).round().long()
+    blocks = 2 + -(-rows // shapes.block_size)
+    places = torch.randperm((blocks - 1) * shapes.block_size, generator=torch.Generator().manual_seed(rows))[:rows]
+    positions, places = (torch.cat((t, t.new_zeros(2))).to(device) for t in (positions, places + shapes.block_size))
+    angles = torch.outer(torch.arange(last + 1.0), 1.0 / 10_000 ** torch.linspace(0, 1, c.head_dim // 2)).to(device)
     cos, sin = (torch.cat((t, t), dim=-1).to(shapes.dtype) for t in (angles.cos(), angles.sin()))
-    qkv = shapes.random(4, c.query_size + 2 * c.kv_size)
-    qkv = torch.cat((qkv, qkv[:1], qkv[:1]))  # rows 4 and 5 are padding: the same values to the same place
-    cache = torch.full((2, 4, shapes.block_size, c.num_kv_heads, c.head_dim), 3.0, device=shapes.device)
+    qkv = shapes.random(rows, c.query_size + 2 * c.kv_size)
+    qkv = torch.cat((qkv, qkv[:1], qkv[:1]))  # the padding: the same values to the same place
+    cache = torch.full((2, blocks, shapes.block_size, c.num_kv_heads, c.head_dim), 3.0, device=device)
     expected, expected_cache = qkv.float().clone(), cache.clone()
     torch_ops.rotate_and_cache(expected, cos.float(), sin.float(), positions, places, *expected_cache)
     cache = cache.to(shapes.dtype)
@@ -107,9 +124,10 @@ def check_rotate_and_cache(ops: Ops, shapes: ServedShapes) -> None:
 
 
 def check_decode_attention(ops: Ops, shapes: ServedShapes) -> None:
-    """One sequence, and several of very unequal lengths beside a padding row."""
+    """One long sequence, several of very unequal lengths, and a batch of many short ones."""
     size = shapes.block_size
-    for lengths in ([900], [1, 17, size, size + 1, 2 * size - 1, 1500, 1, 300]):
+    unequal = [1, 17, size, size + 1, 2 * size - 1, 1500, 1, 300, 2, 900]
+    for lengths in ([LONG], unequal, [1 + 5 * row % (2 * size + 1) for row in range(33)]):
         keep_in_model = [min(n, shapes.config.max_positions) for n in lengths]
         q, k_cache, v_cache, batch = decode_problem(shapes, keep_in_model)
         planned = ops.plan_decode(batch.block_tables, batch.slots, batch.lengths, k_cache)
@@ -143,33 +161,37 @@ def decode_problem(
 
 def check_linear(ops: Ops, shapes: ServedShapes, rows: Sequence[int]) -> None:
     """Every matrix of the model, gated where the model gates, and with a bias if any of them has one."""
-    c = shapes.config
-    has_bias = c.qkv_bias or c.o_bias or c.mlp_bias
-    for width, depth, gated in _matrices(c):
+    for width, depth, gated in _matrices(shapes.config):
         weight = shapes.random(width, depth, spread=depth**-0.5)
-        biases = [None, shapes.random(width)] if has_bias else [None]
-        for count, bias in itertools.product(rows, biases):
-            x = shapes.random(count, depth)
-            result = ops.linear(x, weight, bias, gated)
+        x = shapes.random(max(rows), depth)
+        for bias in _biases(shapes, width):
             expected = _linear(x.float(), weight, bias, gated)
-            require_close(f"a {width} x {depth} product of {count} rows", result, expected, shapes.dtype)
+            for count in rows:
+                name = f"a {width} x {depth} product of {count} rows"
+                require_close(name, ops.linear(x[:count], weight, bias, gated), expected[:count], shapes.dtype)
 
 
 def check_norm_linear(ops: Ops, shapes: ServedShapes) -> None:
-    """One row of the matrices that a norm precedes, with a residual and without."""
+    """One row of the matrices that a norm precedes: quiet, or with a residual; with biases as in `check_linear`."""
     hidden = shapes.config.hidden_size
     norm_weight = shapes.random(hidden) + 1
     for width, depth, gated in _matrices(shapes.config):
         if depth != hidden:
             continue
         weight = shapes.random(width, depth, spread=depth**-0.5)
-        x = shapes.random(1, hidden)
-        for residual in (None, shapes.random(2, hidden)[1:]):
-            result, total = ops.norm_linear(x, residual, norm_weight, EPS, weight, None, gated)
+        residuals = (None, shapes.random(2, hidden)[1:])
+        for residual, bias in itertools.product(residuals, _biases(shapes, width)):
+            x = shapes.random(1, hidden, spread=QUIET if residual is None else 1.0)
+            result, total = ops.norm_linear(x, residual, norm_weight, EPS, weight, bias, gated)
             wide = None if residual is None else residual.float()
             normed, expected_total = torch_ops.add_rms_norm(x.float(), wide, norm_weight.float(), EPS)
-            require_close("norm_linear", result, _linear(normed, weight, None, gated), shapes.dtype)
+            require_close("norm_linear", result, _linear(normed, weight, bias, gated), shapes.dtype)
             require_close("norm_linear's residual", total, expected_total, shapes.dtype)
+
+
+def _biases(shapes: ServedShapes, width: int) -> list[torch.Tensor | None]:
+    c = shapes.config
+    return [None, shapes.random(width)] if c.qkv_bias or c.o_bias or c.mlp_bias else [None]
 
 
 def _matrices(c: ModelConfig) -> list[tuple[int, int, bool]]:

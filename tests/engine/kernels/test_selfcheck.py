@@ -34,6 +34,7 @@ CONFIG = ModelConfig(
     tied_head=True,
 )
 CPU = ServedShapes(CONFIG, 16, torch.float32, torch.device("cpu"))
+LONG_CONTEXT = replace(CPU, config=replace(CONFIG, max_positions=8000))
 
 
 def off_by_one_percent(x: torch.Tensor) -> torch.Tensor:
@@ -119,6 +120,102 @@ def ignores_the_penalty(
     return sampling.sample(logits, replace(rows, penalty=torch.ones_like(rows.penalty)), positions, methods)
 
 
+def forgets_rows_from_64_on(x: torch.Tensor) -> torch.Tensor:
+    result = torch_ops.silu_mul(x)
+    result[64:] = 0
+    return result
+
+
+def norms_64_rows(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    normed, total = torch_ops.add_rms_norm(x, residual, weight, eps)
+    normed[64:] = 0
+    return normed, total
+
+
+def norms_without_eps(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch_ops.add_rms_norm(x, residual, weight, 0.0)
+
+
+def rotates_512_positions(
+    qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor, *rest: Any
+) -> None:
+    torch_ops.rotate_and_cache(qkv, cos, sin, positions.clamp_max(511), *rest)
+
+
+def rotates_the_other_way(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *rest: Any) -> None:
+    torch_ops.rotate_and_cache(qkv, cos, -sin, *rest)
+
+
+def writes_a_stray_key(*arguments: Any) -> None:
+    torch_ops.rotate_and_cache(*arguments)
+    arguments[5][0, 1] = 7.0
+
+
+def attends_to_1600_tokens(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: DecodeBatch, scale: float
+) -> torch.Tensor:
+    return torch_ops.decode_attention(q, k_cache, v_cache, replace(batch, lengths=batch.lengths.clamp_max(1600)), scale)
+
+
+def attends_for_8_rows(*arguments: Any) -> torch.Tensor:
+    result = torch_ops.decode_attention(*arguments)
+    result[8:] *= 2
+    return result
+
+
+def reads_behind_the_end(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: DecodeBatch, scale: float
+) -> torch.Tensor:
+    """With a weight of zero, as a mask on the scores alone would: only NaN shows it."""
+    ends = (batch.lengths.long() - 1) // k_cache.shape[1]
+    last = batch.block_tables[batch.slots, ends].long()
+    stray = v_cache[last].float().sum(dim=(1, 2, 3)) * 0.0
+    return torch_ops.decode_attention(q, k_cache, v_cache, batch, scale) + stray[:, None, None].to(q.dtype)
+
+
+def multiplies_2_3_and_16_rows(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool = False
+) -> torch.Tensor:
+    return Ops().linear(x, weight, bias, gated) * (1 if x.shape[0] in (2, 3, 16) else 2)
+
+
+def gates_with_the_wrong_half(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool = False
+) -> torch.Tensor:
+    product = Ops().linear(x, weight, bias)
+    return torch_ops.silu_mul(product.roll(product.shape[1] // 2, dims=1)) if gated else product
+
+
+def norm_linear_without_bias(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return Ops().norm_linear(*arguments[:5], None, *arguments[6:])
+
+
+def norm_linear_without_eps(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    residual, norm_weight, _, *rest = arguments
+    return Ops().norm_linear(x, residual, norm_weight, 0.0, *rest)
+
+
+def norm_linear_without_its_weight(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    residual, norm_weight, *rest = arguments
+    return Ops().norm_linear(x, residual, torch.ones_like(norm_weight), *rest)
+
+
+def norm_linear_that_keeps_the_old_residual(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return Ops().norm_linear(x, *arguments)[0], x
+
+
+def check_one_row(ops: Ops, shapes: ServedShapes) -> None:
+    checks.check_linear(ops, shapes, (1,))
+
+
+def check_few_rows(ops: Ops, shapes: ServedShapes) -> None:
+    checks.check_linear(ops, shapes, range(2, 17))
+
+
 LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("silu_mul", off_by_one_percent, checks.check_silu_mul),
     ("silu_mul", last_row_forgotten, checks.check_silu_mul),
@@ -127,7 +224,24 @@ LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("rotate_and_cache", does_not_write_the_cache, checks.check_rotate_and_cache),
     ("decode_attention", takes_the_newest_token_for_granted, checks.check_decode_attention),
     ("decode_attention", ignores_the_block_table, checks.check_decode_attention),
-    ("one_row_linear", forgets_the_bias, lambda ops, shapes: checks.check_linear(ops, shapes, (1,))),
+    ("silu_mul", forgets_rows_from_64_on, checks.check_silu_mul),
+    ("add_rms_norm", norms_64_rows, checks.check_add_rms_norm),
+    ("add_rms_norm", norms_without_eps, checks.check_add_rms_norm),
+    ("rotate_and_cache", rotates_512_positions, checks.check_rotate_and_cache),
+    ("rotate_and_cache", rotates_the_other_way, checks.check_rotate_and_cache),
+    ("rotate_and_cache", writes_a_stray_key, checks.check_rotate_and_cache),
+    ("decode_attention", attends_to_1600_tokens, checks.check_decode_attention),
+    ("decode_attention", attends_for_8_rows, checks.check_decode_attention),
+    ("decode_attention", reads_behind_the_end, checks.check_decode_attention),
+    ("one_row_linear", forgets_the_bias, check_one_row),
+    ("one_row_linear", gates_with_the_wrong_half, check_one_row),
+    ("few_rows_linear", forgets_the_bias, check_few_rows),
+    ("few_rows_linear", gates_with_the_wrong_half, check_few_rows),
+    ("few_rows_linear", multiplies_2_3_and_16_rows, check_few_rows),
+    ("one_row_norm_linear", norm_linear_without_bias, checks.check_norm_linear),
+    ("one_row_norm_linear", norm_linear_without_eps, checks.check_norm_linear),
+    ("one_row_norm_linear", norm_linear_without_its_weight, checks.check_norm_linear),
+    ("one_row_norm_linear", norm_linear_that_keeps_the_old_residual, checks.check_norm_linear),
     ("sample", draws_the_best, checks.check_sample),
     ("sample", ignores_top_p, checks.check_sample),
     ("sample", ignores_top_k, checks.check_sample),
@@ -136,18 +250,26 @@ LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
 ]
 
 
-@pytest.mark.parametrize(("field", "kernel", "check"), LIARS, ids=[kernel.__name__ for _, kernel, _ in LIARS])
+@pytest.mark.parametrize(
+    ("field", "kernel", "check"), LIARS, ids=[f"{field}-{kernel.__name__}" for field, kernel, _ in LIARS]
+)
 def test_a_kernel_that_is_wrong_is_left_out_and_named(
     field: str, kernel: Any, check: Callable[[Ops, ServedShapes], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = Ops()
-    proof = prove_candidates([Candidate("suspect", {field: kernel}, check)], CPU, plain)
+    proof = prove_candidates([Candidate("suspect", {field: kernel}, check)], LONG_CONTEXT, plain)
     assert proof.ops == plain
     (reason,) = proof.degraded
     assert reason.startswith("suspect: ")
     assert "\n" not in reason
     assert len(reason) <= REASON_LENGTH
     assert "suspect" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("check", dict.fromkeys(check for _, _, check in LIARS))
+def test_what_is_right_passes_every_check(check: Callable[[Ops, ServedShapes], None], dtype: torch.dtype) -> None:
+    check(Ops(), replace(LONG_CONTEXT, dtype=dtype))
 
 
 def test_one_liar_does_not_cost_the_others_their_place() -> None:
@@ -163,8 +285,9 @@ def test_one_liar_does_not_cost_the_others_their_place() -> None:
 @pytest.mark.filterwarnings("ignore:overflow encountered in divide:RuntimeWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.skipif(not INTERPRETS, reason="the compiled ones are proved below")
-def test_every_kernel_of_ours_proves_itself(dtype: torch.dtype) -> None:
+def test_every_kernel_of_ours_proves_itself(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
+    monkeypatch.setattr(checks, "DRAWS", 2)  # an interpreted draw takes a tenth of a second
     from service.engine.kernels.candidates import candidates
 
     proof = prove_candidates(candidates(INTERPRETED, 4), replace(CPU, dtype=dtype), Ops())
