@@ -65,7 +65,8 @@ def kernel_subject(request: pytest.FixtureRequest) -> Subject:
     return kernels(request.param)
 
 
-def kernels(how: str) -> Subject:
+def kernels(how: str, multiprocessors: int = 4) -> Subject:
+    """Ours for a GPU of so many multiprocessors: the more, the more pieces an attention is divided into."""
     if how == "compiled" and (INTERPRETS or not HAS_GPU):
         pytest.skip("needs an NVIDIA GPU and TRITON_INTERPRET unset")
     if how == "interpreter" and not INTERPRETS:
@@ -74,5 +75,5 @@ def kernels(how: str) -> Subject:
     from service.engine.kernels.candidates import candidates
 
     tuning = tuning_for(torch.cuda.get_device_capability()) if how == "compiled" else INTERPRETED
-    fields = {name: kernel for c in candidates(tuning, 4) for name, kernel in c.fields.items()}
+    fields = {name: kernel for c in candidates(tuning, multiprocessors) for name, kernel in c.fields.items()}
     return Subject(Ops(**fields), torch.device("cuda" if how == "compiled" else "cpu"), how == "compiled")

@@ -7,7 +7,7 @@ import torch
 
 from service.engine.kernels.batch import DecodeBatch
 from tests.engine.kernels import exact
-from tests.engine.kernels.conftest import Subject
+from tests.engine.kernels.conftest import Subject, kernels
 
 # heads, kv_heads, head_dim, block_size, lengths. Each pair of (head grouping, head_dim), (grouping, block size) and
 # (head_dim, block size) occurs; rows 1 to 17; lengths at both sides of every border, and one long among short ones.
@@ -75,6 +75,21 @@ def test_each_query_sees_its_own_sequence_and_nothing_else(
         k, v = (cache[blocks].flatten(0, 1)[:length] for cache in (k_cache, v_cache))
         expected = exact.attention(q[row], k, v, head_dim**-0.5)
         assert exact.error(result[row], expected) < 2 * exact.TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("how", ["interpreter", pytest.param("compiled", marks=pytest.mark.gpu)])
+def test_more_pieces_than_one_turn_of_the_merge_takes_are_all_merged(how: str) -> None:
+    """On a GPU of 132 multiprocessors: 47 pieces and 20, merged 16 at a time, with a short sequence between them."""
+    subject = kernels(how, multiprocessors=132)
+    torch.manual_seed(7)
+    lengths = [3000, 5, 1270]
+    q, k_cache, v_cache, batch = problem(8, 2, 64, 64, lengths, torch.float32)
+    # Sharp scores: each head has its largest in another turn, so that the rescaling between turns counts.
+    result = attend(subject, q * 4, k_cache, v_cache, batch)
+    for row, length in enumerate(lengths):
+        blocks = batch.block_tables[batch.slots[row]].long()
+        k, v = (cache[blocks].flatten(0, 1)[:length] for cache in (k_cache, v_cache))
+        assert exact.error(result[row], exact.attention(q[row] * 4, k, v, 0.125)) < 2 * exact.TOLERANCE[torch.float32]
 
 
 def test_a_sequence_gets_the_same_whoever_its_neighbours_are(subject: Subject) -> None:

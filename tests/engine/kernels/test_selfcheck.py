@@ -15,6 +15,7 @@ from service.engine.kernels.batch import DecodeBatch
 from service.engine.kernels.checks import Candidate, Disagreement, ServedShapes, require_close
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import REASON_LENGTH, prove, prove_candidates
+from service.errors import EngineFailed
 from tests.engine.kernels.conftest import HAS_GPU, INTERPRETED, INTERPRETS, Subject
 
 CONFIG = ModelConfig(
@@ -302,6 +303,22 @@ def test_every_kernel_of_ours_proves_itself_on_this_gpu(dtype: torch.dtype) -> N
     served = replace(CONFIG, vocab_size=128_512, hidden_size=4096, intermediate_size=10_240, num_heads=32, head_dim=128)
     proof = prove(ServedShapes(served, 64, dtype, torch.device("cuda")))
     assert proof.degraded == []
+
+
+def test_a_kernel_that_leaves_the_device_unusable_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other kernel can be proved after it, and torch cannot serve either."""
+
+    def fails(_: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_CUDA_DSA")
+
+    def poisons(ops: Ops, shapes: ServedShapes) -> None:
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    wanted = [Candidate("rogue", {}, poisons), Candidate("next", {}, lambda ops, shapes: pytest.fail("was tried"))]
+    with pytest.raises(EngineFailed, match="rogue left cuda unusable: CUDA error: an illegal memory access") as failed:
+        prove_candidates(wanted, replace(CPU, device=torch.device("cuda")), Ops())
+    assert "DSA" not in str(failed.value)
 
 
 def test_a_cpu_serves_with_torch_and_calls_that_no_degradation() -> None:
