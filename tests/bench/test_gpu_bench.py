@@ -171,7 +171,6 @@ def test_a_run_that_judges_nothing_says_so_of_what_it_measured(tmp_path: Path) -
     assert {verdict for what, verdict in shown.items() if what not in measured} == {"missing"}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the command measures this")
 def test_a_load_is_held_against_a_reading_that_came_right_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
