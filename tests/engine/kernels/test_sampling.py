@@ -81,6 +81,28 @@ def test_flat_logits_are_searched_to_the_last_token(kernel_subject: Subject) -> 
     assert drawn[0] == 0
 
 
+# parameters, vocabulary, spread of the logits and where they lie. Of 16,000 tokens half are outside the best groups.
+DRAWN_OFTEN = {
+    "top_p of what top_k left": (SamplingParams(top_k=40, top_p=0.5, temperature=3.0), 300, 3.0, 0.0),
+    "top_p of what a large top_k left": (SamplingParams(top_k=4000, top_p=0.4), 16_000, 0.2, 0.0),
+    "a flat top_p": (SamplingParams(top_k=0, top_p=0.9), 16_000, 0.1, 0.0),
+    "a small top_p of much": (SamplingParams(top_k=0, top_p=0.05, temperature=0.7), 16_000, 0.3, 0.0),
+    "a penalty on scores below zero": (SamplingParams(top_k=20, repetition_penalty=3.0), 300, 0.3, -0.8),
+}
+
+
+@pytest.mark.parametrize(("params", "vocab", "spread", "shift"), DRAWN_OFTEN.values(), ids=DRAWN_OFTEN)
+def test_many_draws_are_torchs(
+    kernel_subject: Subject, params: SamplingParams, vocab: int, spread: float, shift: float
+) -> None:
+    """A bound that is a little off changes one draw in several only."""
+    torch.manual_seed(11)
+    rows = 16 if vocab < 1000 else 5  # a search of the whole vocabulary takes an interpreter half a second
+    logits = torch.randn(rows, vocab) * spread + shift
+    drawn, expected = draw_both(kernel_subject, logits, torch.rand(rows, vocab) < 0.5, [params] * rows)
+    assert drawn == expected
+
+
 def test_a_tie_at_the_kth_place_keeps_all_that_tie(kernel_subject: Subject) -> None:
     """30 tokens, spread over the vocabulary, share the second place of a top_k of 2: each of them can be drawn."""
     vocab = 9000
