@@ -80,6 +80,11 @@ class Asked:
         return json.loads(output.splitlines()[-1])  # type: ignore[no-any-return]
 
 
+def container_names(pod: Manifest) -> list[str]:
+    spec = pod["spec"]
+    return [each["name"] for each in (*spec.get("initContainers", []), *spec["containers"])]
+
+
 @dataclass
 class Release:
     """`helm install` and what can be done to its outcome."""
@@ -167,8 +172,14 @@ class Release:
 
     def logs(self) -> str:
         """Everything the release's containers have said, as far as the cluster keeps it."""
-        selector = f"app.kubernetes.io/instance={RELEASE}"
-        return self.cluster.kubectl("logs", "-l", selector, "--all-containers", "--tail=-1")
+        pods = self.cluster.get("pods", "-l", f"app.kubernetes.io/instance={RELEASE}")["items"]
+        return "".join(self._log(pod["metadata"]["name"], name) for pod in pods for name in container_names(pod))
+
+    def _log(self, pod: str, container: str) -> str:
+        try:
+            return self.cluster.kubectl("logs", pod, "-c", container)
+        except CommandFailed:
+            return ""  # it has not begun, or is gone meanwhile
 
     def report(self) -> None:
         """The state of things, for whoever reads a failed run."""
