@@ -5,16 +5,7 @@ from pathlib import Path
 
 from service.delivery.failures import DeliveryFailed
 from service.delivery.finding import Finding, State, fail, ok, skip, warn
-from service.delivery.fit import (
-    BLOCK_TOKENS,
-    RUNNING_ON_GPU,
-    STEP_TOKENS_ON_GPU,
-    Demand,
-    Fit,
-    compute_fit,
-    count_elements,
-    read_shape,
-)
+from service.delivery.fit import BLOCK_TOKENS, Demand, Fit, compute_fit, count_elements, read_shape
 from service.delivery.gpu import LEAST_CAPABILITY, Gpu, NoGpu, read_gpu, torch_cuda
 from service.delivery.symptoms import failure_of
 from service.settings import Settings
@@ -81,13 +72,7 @@ def _memory(gpu: Gpu, settings: Settings, model_dir: Path | None) -> Finding:
 
 def fit_on(gpu: Gpu, settings: Settings, model_dir: Path) -> Fit:
     """The fit of a directory's model with these settings; raises DeliveryFailed, OSError."""
-    demand = Demand(
-        max_context=settings.max_context,
-        running=settings.max_running or RUNNING_ON_GPU,
-        step_tokens=settings.step_tokens or STEP_TOKENS_ON_GPU,
-        memory_fraction=settings.gpu_memory_fraction,
-        number_bytes=NUMBER_BYTES[settings.dtype],
-    )
+    demand = Demand.on_gpu(settings, NUMBER_BYTES[settings.dtype])
     return compute_fit(read_shape(model_dir), count_elements(model_dir), demand, gpu.free, gpu.total)
 
 

@@ -6,7 +6,7 @@ From config.json and the safetensors headers alone, so that it is known before 1
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from service.delivery.directory import load_json, shard_names
 from service.delivery.failures import Cause, DeliveryFailed
@@ -56,6 +56,19 @@ class ModelShape:
         return activations + logits + queries
 
 
+class Asked(Protocol):
+    """The settings that decide about memory, wherever they are declared; 0 stands for a default."""
+
+    @property
+    def max_context(self) -> int: ...
+    @property
+    def max_running(self) -> int: ...
+    @property
+    def step_tokens(self) -> int: ...
+    @property
+    def gpu_memory_fraction(self) -> float: ...
+
+
 @dataclass(frozen=True)
 class Demand:
     """What the engine is asked to hold, and the share of the GPU it may take."""
@@ -65,6 +78,12 @@ class Demand:
     step_tokens: int
     memory_fraction: float
     number_bytes: int = 2
+
+    @classmethod
+    def on_gpu(cls, asked: Asked, number_bytes: int) -> "Demand":
+        """What these settings mean on a GPU."""
+        running, step_tokens = asked.max_running or RUNNING_ON_GPU, asked.step_tokens or STEP_TOKENS_ON_GPU
+        return cls(asked.max_context, running, step_tokens, asked.gpu_memory_fraction, number_bytes)
 
 
 @dataclass(frozen=True)

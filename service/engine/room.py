@@ -5,16 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.delivery.failures import DeliveryFailed
-from service.delivery.fit import (
-    BLOCK_TOKENS,
-    RUNNING_ON_GPU,
-    STEP_TOKENS_ON_GPU,
-    Demand,
-    Fit,
-    compute_fit,
-    count_elements,
-    read_shape,
-)
+from service.delivery.fit import BLOCK_TOKENS, Demand, Fit, compute_fit, count_elements, read_shape
 from service.delivery.predecessor import once_free
 from service.engine.base import EngineConfig
 from service.errors import ConfigurationError, EngineFailed
@@ -59,13 +50,7 @@ def _in_the_way(fits: tuple[Fit, Fit]) -> str:
 
 
 def _judge(config: EngineConfig, number_bytes: int) -> Callable[[int, int], Fit]:
-    demand = Demand(
-        max_context=config.max_context,
-        running=config.max_running or RUNNING_ON_GPU,
-        step_tokens=config.step_tokens or STEP_TOKENS_ON_GPU,
-        memory_fraction=config.gpu_memory_fraction,
-        number_bytes=number_bytes,
-    )
+    demand = Demand.on_gpu(config, number_bytes)
     model_dir = Path(config.model_dir)
     try:
         shape, elements = read_shape(model_dir), count_elements(model_dir)

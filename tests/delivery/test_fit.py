@@ -33,7 +33,7 @@ def gpu(total_gib: float, free_gib: float | None = None) -> Gpu:
 def internlm3(total_gib: float, free_gib: float | None = None, **settings: object) -> tuple[State, str, str]:
     """The finding for InternLM3-8B-Instruct on a GPU of that size."""
     asked = Settings(**settings)  # type: ignore[arg-type]
-    demand = Demand(asked.max_context, asked.max_running or 256, asked.step_tokens, asked.gpu_memory_fraction)
+    demand = Demand.on_gpu(asked, 2)
     device = gpu(total_gib, free_gib)
     finding = judge_fit(compute_fit(INTERNLM3_8B, ELEMENTS, demand, device.free, device.total), asked)
     return finding.state, finding.found, finding.remedy

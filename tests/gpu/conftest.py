@@ -1,6 +1,7 @@
 """The native engine on a GPU, on a small random model of the served head layout, and its oracle."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,21 +9,12 @@ import torch
 
 from service.engine.base import Core, EngineConfig
 from service.engine.build import build_core
-from tests.support.checkpoints import Shape, write_checkpoint
+from tests.bench.scale import FULL
+from tests.support.checkpoints import write_checkpoint
 
 HAS_GPU = torch.cuda.is_available()
-SHAPE = Shape(
-    heads=32,
-    kv_heads=2,
-    head_dim=128,
-    hidden=1024,
-    intermediate=2560,
-    layers=4,
-    vocab=4096,
-    max_positions=32_768,
-    dtype=torch.bfloat16,
-    scale=0.05,
-)
+SHAPE = replace(FULL.shape, hidden=1024, intermediate=2560, layers=4, vocab=4096, scale=0.05)
+"""InternLM3-8B's heads, and little else of it."""
 Make = Callable[..., Core]
 
 
