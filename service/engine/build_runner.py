@@ -25,7 +25,7 @@ def build_runner(
     recorder: Recorder | None,
 ) -> tuple[TorchRunner, Capacity]:
     """The runner and what it has room for. A `recorder`, that of a GPU, has decodes recorded, and the cache sized by
-    what the largest steps were seen to need; without one that is estimated.
+    what the largest steps were seen to need.
 
     Raises ConfigurationError, with the settings that help, when a step or the cache does not fit.
     """
@@ -34,7 +34,7 @@ def build_runner(
         cache = PagedCache(model.config, capacity.num_blocks, config.block_size, device, dtype)
         return TorchRunner(model, cache, capacity.max_running, capacity.max_context, paths)
 
-    step_bytes = None
+    step_bytes = 0
     if recorder is not None:
         longest = min(config.max_context, model.config.max_positions)
         smallest = Capacity(2, running_limit(config, device), longest)

@@ -36,17 +36,17 @@ def step_limit(config: EngineConfig, device: torch.device) -> int:
 
 
 def plan_capacity(
-    config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype, step_bytes: int | None = None
+    config: EngineConfig, model: ModelConfig, device: torch.device, dtype: torch.dtype, step_bytes: int = 0
 ) -> Capacity:
-    """What fits beside the weights, which must be loaded. `step_bytes`: what steps were seen to need; None: estimated.
+    """What fits beside the weights, which must be loaded. `step_bytes`: what steps were seen to need of a GPU; a CPU's
+    cache takes a share that leaves them room.
 
     Raises ConfigurationError when not even two blocks fit, with the numbers and the settings that help.
     """
     max_running = running_limit(config, device)
     max_context = min(config.max_context, model.max_positions)
     per_token = shape_of(model).kv_bytes_per_token(dtype.itemsize)
-    needed = working_bytes(config, model, dtype) if step_bytes is None else step_bytes
-    room = _room(config, device, needed) // per_token
+    room = _room(config, device, step_bytes) // per_token
     # More than every running request at its longest is of use only to the prefix cache, which a GPU has room for.
     wanted = room if device.type == "cuda" else min(room, max_running * max_context)
     blocks = -(-config.kv_cache_tokens // config.block_size) or wanted // config.block_size
@@ -62,12 +62,6 @@ def _room(config: EngineConfig, device: torch.device, step_bytes: int) -> int:
         return int(available_memory() * share)
     free, total = torch.cuda.mem_get_info(device)
     return int(free - total * (1 - config.gpu_memory_fraction)) - step_bytes
-
-
-def working_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes a step needs besides weights and cache, at most."""
-    running, step_tokens = config.max_running or RUNNING_ON_GPU, config.step_tokens or STEP_TOKENS_ON_GPU
-    return shape_of(model).working_bytes(dtype.itemsize, step_tokens, running, config.max_context)
 
 
 def shape_of(model: ModelConfig) -> ModelShape:

@@ -8,7 +8,7 @@ import torch
 
 from service.engine.base import Core, EngineConfig, FinishReason
 from service.engine.build import build_core
-from service.engine.capacity import plan_capacity, shape_of, step_limit, working_bytes
+from service.engine.capacity import plan_capacity, shape_of, step_limit
 from service.engine.config import read_config
 from service.engine.device import available_memory, choose_device, choose_dtype, usable_cores
 from service.errors import ConfigurationError
@@ -147,10 +147,11 @@ def test_a_cache_that_does_not_fit_is_refused_with_the_numbers(
 
 
 def test_working_memory_grows_with_what_a_step_computes(model_dir: Path) -> None:
-    model = read_config(model_dir)
-    small = working_bytes(config_for(model_dir, max_running=1), model, torch.float16)
-    assert working_bytes(config_for(model_dir, max_running=64), model, torch.float16) > small
-    assert working_bytes(config_for(model_dir, max_running=1, step_tokens=4096), model, torch.float16) > small
+    shape = shape_of(read_config(model_dir))
+    small = shape.working_bytes(2, step_tokens=512, running=1, context=1024)
+    assert shape.working_bytes(2, step_tokens=512, running=64, context=1024) > small
+    assert shape.working_bytes(2, step_tokens=4096, running=1, context=1024) > small
+    assert shape.working_bytes(2, step_tokens=512, running=1, context=8192) > small
 
 
 @pytest.mark.parametrize(("asked", "on_gpu", "on_cpu"), [(0, 2048, 512), (64, 64, 64)])

@@ -142,9 +142,3 @@ def test_a_gpus_cache_gets_what_its_share_and_the_steps_leave(
     else:
         # A share of 0.9 is not a whole number of bytes.
         assert plan_capacity(*arguments).num_blocks - 1 in (blocks - 1, blocks)
-
-
-def test_the_cache_gets_what_steps_were_seen_to_leave(model_dir: Path) -> None:
-    config = EngineConfig(kind="native", model_dir=str(model_dir), max_running=2, kv_cache_tokens=640)
-    arguments = (config, read_config(model_dir), torch.device("cpu"), torch.float32)
-    assert plan_capacity(*arguments, step_bytes=0).num_blocks == plan_capacity(*arguments).num_blocks == 11
