@@ -1,7 +1,7 @@
 """Decides what serves on this device. On a GPU every fast path is compared with the plain one first, and what fails is
 replaced and named; a CPU has one path only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -9,12 +9,15 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 
 from service.engine.attention import ChunkSpan, PagedCache, PrefillAttention
+from service.engine.cuda_graphs import CudaRecorder
 from service.engine.flash import FLASH_PAGE, FlashDecode, FlashPrefillAttention, Varlen, flash_kernel
 from service.engine.graphs import buckets_for
 from service.engine.kernels import checks
 from service.engine.kernels.checks import Candidate, ServedShapes, require_close
 from service.engine.kernels.ops import Ops
+from service.engine.kernels.race import race
 from service.engine.kernels.selfcheck import Proof, prove, prove_candidates
+from service.engine.overlap_check import check_overlap
 from service.engine.paths import Paths, PrefillFactory
 
 
@@ -31,7 +34,28 @@ def choose_paths(shapes: ServedShapes, max_running: int) -> Choice:
     """The fastest paths that proved right for the served shapes. Raises EngineFailed for an unusable device."""
     if shapes.device.type != "cuda":
         return Choice(Paths(), shapes.block_size, [])
-    return assemble(prove(shapes), shapes, max_running)
+    proof = proved_together(shapes, prove)
+    return assemble(replace(proof, ops=race(proof.ops, shapes)), shapes, max_running)
+
+
+def _check_overlap(ops: Ops, shapes: ServedShapes) -> None:
+    check_overlap(ops, shapes, CudaRecorder(shapes.device), lambda: torch.cuda.synchronize(shapes.device))
+
+
+OVERLAP = Candidate("overlap", {}, _check_overlap)
+
+
+def proved_together(shapes: ServedShapes, prove: Callable[..., Proof], overlap: Candidate = OVERLAP) -> Proof:
+    """What `prove` proves right, with overlapping launches if `overlap` proves those too. When anything fails with
+    them, kernels are proved and served that run alone."""
+    proof = prove(shapes)
+    if not proof.overlaps:
+        return proof
+    reasons = proof.degraded or prove_candidates([overlap], shapes, proof.ops).degraded
+    if not reasons:
+        return proof
+    alone = prove(shapes, alone=True)
+    return replace(alone, degraded=[f"overlap: {reasons[0].removeprefix('overlap: ')}", *alone.degraded])
 
 
 def assemble(

@@ -12,6 +12,7 @@ of the same run. Exit status 1 when a verification or a target failed. README.md
 import argparse
 import asyncio
 import json
+import logging
 import sys
 import tempfile
 import traceback
@@ -285,6 +286,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run, print, write, judge."""
     options = parse(arguments)
+    # What a start says of its kernels explains the figures.
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     directory = options.results or (None if options.tiny else RESULTS)

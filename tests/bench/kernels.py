@@ -18,12 +18,13 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from service.engine.config import ModelConfig
-from service.engine.kernels.checks import SAMPLED, ServedShapes, decode_problem, sampling_rows
+from service.engine.kernels.checks import SAMPLED, ServedShapes, decode_problem, matrices, sampling_rows
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import prove
+from service.engine.kernels.stopwatch import Work, seconds, sets_needed
 from service.engine.kernels.tuning import AttentionTuning, LinearTuning, Tuning
 from service.engine.sampling import method_of
-from tests.bench.timing import Work, read_bandwidth, seconds, sets_needed
+from tests.bench.timing import read_bandwidth
 
 INTERNLM3_8B = ModelConfig(
     vocab_size=128_512,
@@ -65,15 +66,8 @@ def cases(shapes: ServedShapes, *, tiny: bool) -> Iterator[Case]:
         yield silu_case(shapes, rows)
         yield rope_case(shapes, rows)
         yield sample_case(shapes, rows)
-    matrices = [
-        (c.query_size + 2 * c.kv_size, c.hidden_size, False),
-        (c.hidden_size, c.query_size, False),
-        (2 * c.intermediate_size, c.hidden_size, True),
-        (c.hidden_size, c.intermediate_size, False),
-        (c.vocab_size, c.hidden_size, False),
-    ]
-    for width, depth, gated in matrices:
-        for rows in (1, 3) if tiny else (1, 2, 4, 8, 16):
+    for width, depth, gated in matrices(c, c.vocab_size):
+        for rows in (1, 3) if tiny else (1, 4, 16, 32, 64):
             yield linear_case(shapes, rows, width, depth, gated)
     yield norm_linear_case(shapes)
     batches = [[5, 40]] if tiny else [[512], [8192], [512] * 64, [4096] * 64, [512] * 256, [512] * 31 + [30_000]]
@@ -194,19 +188,26 @@ def report(case: Case, ops: Ops, bandwidth: float, device: torch.device) -> dict
 def sweep(shapes: ServedShapes, *, tiny: bool) -> Iterator[dict[str, object]]:
     """Every launch choice that compiles, by its time over the model's matrices or over two contexts; best last."""
     from service.engine.kernels.decode_attention import PagedDecodeAttention
-    from service.engine.kernels.gemv import FewRowsLinear, OneRowLinear
+    from service.engine.kernels.few_rows import FewRowsLinear
+    from service.engine.kernels.gemv import OneRowLinear
 
     c, device = shapes.config, shapes.device
     units = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
     one = [LinearTuning(*v) for v in itertools.product((2, 4, 8, 16), (512, 1024, 2048, 4096), (4, 8), (1,))]
-    few = [LinearTuning(*v) for v in itertools.product((16, 32, 64), (64, 128, 256), (4, 8), (2, 3, 4, 5))]
+    few = [LinearTuning(*v) for v in itertools.product((32, 64, 128), (64, 128, 256), (4, 8), (3, 4, 5))]
     attend = [AttentionTuning(*v) for v in itertools.product((32, 64), (4, 8), (2, 3, 4), (2, 4, 8))]
     if tiny:
         one, few, attend = one[:2], few[:2], attend[:2]
-    linear = [linear_case(shapes, n, 2 * c.intermediate_size, c.hidden_size, False) for n in (1, 8)]
+    wide = linear_case(shapes, 1, 2 * c.intermediate_size, c.hidden_size, False)
     contexts = [attention_case(shapes, lengths) for lengths in ([[40]] if tiny else [[2048], [4096] * 64])]
-    yield from ranked("one_row", one, lambda t: Ops(one_row_linear=OneRowLinear(t).linear), linear[:1], device)
-    yield from ranked("few_rows", few, lambda t: Ops(few_rows_linear=FewRowsLinear(t).linear), linear[1:], device)
+    yield from ranked("one_row", one, lambda t: Ops(one_row_linear=OneRowLinear(t).linear), [wide], device)
+    for rows in (16,) if tiny else (16, 32, 64):
+        shaped = [linear_case(shapes, rows, *matrix) for matrix in matrices(c)[:-1]]
+
+        def few_ops(tuning: LinearTuning, most: int = rows) -> Ops:
+            return Ops(few_rows_linear=FewRowsLinear({most: tuning}, units).linear, few_rows=(most,))
+
+        yield from ranked(f"few_rows_{rows}", few, few_ops, shaped, device)
 
     def attention_ops(tuning: AttentionTuning) -> Ops:
         kernel = PagedDecodeAttention(tuning, units)
@@ -240,7 +241,7 @@ def serving_ops(shapes: ServedShapes) -> tuple[Ops, list[str]]:
     except ImportError as error:
         return Ops(), [f"triton: {error}"]
     wide = LinearTuning(block_n=64, block_k=64, warps=1, stages=1)
-    tuning = Tuning("the interpreter", one_row=wide, few_rows=wide)
+    tuning = Tuning("the interpreter", one_row=wide, few_rows=dict.fromkeys((16, 32, 64), wide))
     return Ops(**{name: kernel for c in candidates(tuning, 4) for name, kernel in c.fields.items()}), []
 
 

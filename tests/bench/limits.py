@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from service.engine.config import ModelConfig
-from tests.bench.timing import read_bandwidth, seconds
+from service.engine.kernels.stopwatch import seconds
+from tests.bench.timing import read_bandwidth
 
 READERS = 8
 PIECE = 16 << 20

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from service.engine.attention import ChunkSpan, PagedCache, PrefillAttention
-from service.engine.choose_paths import assemble, check_prefill, choose_paths
+from service.engine.choose_paths import assemble, check_prefill, choose_paths, proved_together
 from service.engine.flash import FLASH_PAGE, FlashPrefillAttention, Varlen
 from service.engine.kernels import torch_ops
-from service.engine.kernels.checks import Disagreement, ServedShapes
+from service.engine.kernels.checks import Candidate, Disagreement, ServedShapes
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import Proof
 from service.engine.model import Model
@@ -101,6 +101,50 @@ def test_the_second_way_to_the_flash_kernel_serves_when_the_first_is_gone(proof:
     assert choice.degraded == proof.degraded
     assert choice.paths.plans_decode
     assert choice.paths.prefill is not PrefillAttention
+
+
+OVERLAPPING = Proof(replace(Ops(), silu_mul=lambda x: torch_ops.silu_mul(x)), [], 0.0, overlaps=True)
+
+
+def proves(proof: Proof, alone: Proof = PROVED) -> Any:
+    """What proves the first kernels, or others when they are to run alone."""
+    return lambda _, **options: alone if options.get("alone") else proof
+
+
+def judge(verdict: str, seen: list[Ops]) -> Candidate:
+    def check(ops: Ops, shapes: ServedShapes) -> None:
+        seen.append(ops)
+        if verdict:
+            raise Disagreement(verdict)
+
+    return Candidate("overlap", {}, check)
+
+
+def test_kernels_that_overlap_serve_when_they_were_proved_to() -> None:
+    seen: list[Ops] = []
+    assert proved_together(SHAPES, proves(OVERLAPPING), judge("", seen)) == OVERLAPPING
+    assert seen == [OVERLAPPING.ops], "what is judged is what serves"
+
+
+def test_kernels_that_do_not_overlap_need_no_such_proof() -> None:
+    seen: list[Ops] = []
+    assert proved_together(SHAPES, proves(WITHOUT_DECODE), judge("never asked", seen)) == WITHOUT_DECODE
+    assert seen == []
+
+
+def test_when_overlapping_kernels_disagree_others_run_alone_and_the_reason_is_named() -> None:
+    proof = proved_together(SHAPES, proves(OVERLAPPING), judge("decodes of 3 rows differ", []))
+    assert proof.ops == PROVED.ops
+    assert proof.degraded == ["overlap: decodes of 3 rows differ"]
+
+
+def test_a_kernel_that_fails_may_do_so_for_its_launch_and_is_tried_alone() -> None:
+    seen: list[Ops] = []
+    broken = replace(OVERLAPPING, degraded=["silu_mul: RuntimeError: invalid launch attribute"])
+    alone = replace(PROVED, degraded=["sample: off"])
+    proof = proved_together(SHAPES, proves(broken, alone), judge("", seen))
+    assert proof.degraded == ["overlap: silu_mul: RuntimeError: invalid launch attribute", "sample: off"]
+    assert (proof.ops, seen) == (PROVED.ops, [])
 
 
 def test_the_check_itself_holds_plain_attention_right() -> None:

@@ -5,7 +5,8 @@ from functools import partial
 from service.engine.kernels import checks
 from service.engine.kernels.checks import Candidate
 from service.engine.kernels.decode_attention import PagedDecodeAttention
-from service.engine.kernels.gemv import FewRowsLinear, OneRowLinear
+from service.engine.kernels.few_rows import FewRowsLinear
+from service.engine.kernels.gemv import OneRowLinear
 from service.engine.kernels.norm import add_rms_norm
 from service.engine.kernels.rope import rotate_and_cache
 from service.engine.kernels.sampling import sample
@@ -15,20 +16,23 @@ from service.engine.kernels.tuning import Tuning
 
 def candidates(tuning: Tuning, multiprocessors: int) -> list[Candidate]:
     """The kernels with the launch choices of `tuning`, for a GPU of so many multiprocessors."""
-    attention = PagedDecodeAttention(tuning.attention, multiprocessors)
-    one_row, few_rows = OneRowLinear(tuning.one_row), FewRowsLinear(tuning.few_rows)
-    rows = range(2, tuning.few_rows_limit + 1)
+    overlaps = tuning.overlaps
+    attention = PagedDecodeAttention(tuning.attention, multiprocessors, overlaps=overlaps)
+    one_row = OneRowLinear(tuning.one_row, overlaps=overlaps)
+    few_rows = FewRowsLinear(tuning.few_rows, multiprocessors, overlaps=overlaps)
+    rows = range(2, max(tuning.few_rows) + 1)
+    norm, rotate = partial(add_rms_norm, overlaps=overlaps), partial(rotate_and_cache, overlaps=overlaps)
     return [
-        Candidate("add_rms_norm", {"add_rms_norm": add_rms_norm}, checks.check_add_rms_norm),
-        Candidate("rotate_and_cache", {"rotate_and_cache": rotate_and_cache}, checks.check_rotate_and_cache),
+        Candidate("add_rms_norm", {"add_rms_norm": norm}, checks.check_add_rms_norm),
+        Candidate("rotate_and_cache", {"rotate_and_cache": rotate}, checks.check_rotate_and_cache),
         Candidate(
             "decode_attention",
             {"plan_decode": attention.plan, "decode_attention": attention.attend},
             checks.check_decode_attention,
         ),
-        Candidate("silu_mul", {"silu_mul": silu_mul}, checks.check_silu_mul),
+        Candidate("silu_mul", {"silu_mul": partial(silu_mul, overlaps=overlaps)}, checks.check_silu_mul),
         Candidate("one_row_linear", {"one_row_linear": one_row.linear}, partial(checks.check_linear, rows=(1,))),
         Candidate("few_rows_linear", {"few_rows_linear": few_rows.linear}, partial(checks.check_linear, rows=rows)),
         Candidate("one_row_norm_linear", {"one_row_norm_linear": one_row.norm_linear}, checks.check_norm_linear),
-        Candidate("sample", {"sample": sample}, checks.check_sample),
+        Candidate("sample", {"sample": partial(sample, overlaps=overlaps)}, checks.check_sample),
     ]

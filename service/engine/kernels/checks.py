@@ -161,7 +161,7 @@ def decode_problem(
 
 def check_linear(ops: Ops, shapes: ServedShapes, rows: Sequence[int]) -> None:
     """Every matrix of the model, gated where the model gates, and with a bias if any of them has one."""
-    for width, depth, gated in _matrices(shapes.config):
+    for width, depth, gated in matrices(shapes.config):
         weight = shapes.random(width, depth, spread=depth**-0.5)
         x = shapes.random(max(rows), depth)
         for bias in _biases(shapes, width):
@@ -175,7 +175,7 @@ def check_norm_linear(ops: Ops, shapes: ServedShapes) -> None:
     """One row of the matrices that a norm precedes: quiet, or with a residual; with biases as in `check_linear`."""
     hidden = shapes.config.hidden_size
     norm_weight = shapes.random(hidden) + 1
-    for width, depth, gated in _matrices(shapes.config):
+    for width, depth, gated in matrices(shapes.config):
         if depth != hidden:
             continue
         weight = shapes.random(width, depth, spread=depth**-0.5)
@@ -194,14 +194,14 @@ def _biases(shapes: ServedShapes, width: int) -> list[torch.Tensor | None]:
     return [None, shapes.random(width)] if c.qkv_bias or c.o_bias or c.mlp_bias else [None]
 
 
-def _matrices(c: ModelConfig) -> list[tuple[int, int, bool]]:
-    """(rows, columns, gated) of each weight matrix: QKV, output, gate and up, down, head."""
+def matrices(c: ModelConfig, most_rows: int = MOST_WEIGHT_ROWS) -> list[tuple[int, int, bool]]:
+    """(rows, columns, gated) of each weight matrix: QKV, output, gate and up, down, and the head's first rows."""
     return [
         (c.query_size + 2 * c.kv_size, c.hidden_size, False),
         (c.hidden_size, c.query_size, False),
         (2 * c.intermediate_size, c.hidden_size, True),
         (c.hidden_size, c.intermediate_size, False),
-        (min(c.vocab_size, MOST_WEIGHT_ROWS), c.hidden_size, False),
+        (min(c.vocab_size, most_rows), c.hidden_size, False),
     ]
 
 

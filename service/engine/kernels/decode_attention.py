@@ -13,16 +13,19 @@ import triton
 import triton.language as tl
 
 from service.engine.kernels.batch import DecodeBatch
+from service.engine.kernels.overlap import launch_options, wait_for_inputs
 from service.engine.kernels.tuning import AttentionTuning
 
 MIN_DOT = 16
 """Least side of a tensor-core tile: smaller head groups are padded to it."""
 LOG2_E = 1.4426950408889634
+USUAL_ROWS = 256
+"""Batches up to this many rows share one compiled plan."""
 EMPTY = tl.constexpr(-1.0e30)
 """Stands for minus infinity, without its NaN in differences."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def plan_kernel(
     lengths: tl.tensor,
     item_row: tl.tensor,
@@ -30,12 +33,14 @@ def plan_kernel(
     first_item: tl.tensor,
     tiles_per_item: tl.tensor,
     rows: int,
+    OVERLAPS: tl.constexpr,
     SPARE: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_ITEMS: tl.constexpr,
 ) -> None:
     """One program a row. Row r gets the items first_item[r] <= i < first_item[r + 1], each `tiles_per_item` tiles."""
+    wait_for_inputs(OVERLAPS)
     row = tl.program_id(0)
     everyone = tl.arange(0, BLOCK_ROWS)
     tiles = tl.cdiv(tl.load(lengths + everyone, mask=everyone < rows, other=0), TILE)
@@ -86,6 +91,7 @@ def attend_kernel(
     scale: float,
     q_stride: int,
     table_stride: int,
+    OVERLAPS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_PAD: tl.constexpr,
@@ -94,6 +100,7 @@ def attend_kernel(
     TILE: tl.constexpr,
 ) -> None:
     """One program an item and KV head. A row of a single item is finished here, others leave partial results."""
+    wait_for_inputs(OVERLAPS)
     item, kv_head = tl.program_id(0), tl.program_id(1)
     assigned = tl.load(item_row + item)
     row = tl.maximum(assigned, 0).to(tl.int64)
@@ -112,15 +119,18 @@ def attend_kernel(
     best = tl.full([GROUP_PAD], EMPTY, tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
     summed = tl.zeros([GROUP_PAD, HEAD_DIM], tl.float32)
+    # Each block's number is there one turn before it is needed: the loads of KV can then run several tiles ahead.
+    block = tl.load(table + start * TILE // BLOCK_SIZE)
     for tile in range(start, stop):
-        block = tl.load(table + tile * TILE // BLOCK_SIZE).to(tl.int64)
+        next_block = tl.load(table + tl.minimum(tile + 1, stop - 1) * TILE // BLOCK_SIZE)
         inside = tile * TILE + tl.arange(0, TILE) < length
-        places = block * BLOCK_SIZE + tile * TILE % BLOCK_SIZE + tl.arange(0, TILE)
+        places = block.to(tl.int64) * BLOCK_SIZE + tile * TILE % BLOCK_SIZE + tl.arange(0, TILE)
         at = (places[:, None] * KV_HEADS + kv_head) * HEAD_DIM + lane[None, :]
         # The mask also keeps a stranger's NaN behind the sequence's end out of the sums.
         k = tl.load(k_cache + at, mask=inside[:, None], other=0.0)
         v = tl.load(v_cache + at, mask=inside[:, None], other=0.0)
         best, total, summed = attend_tile(query, k, v, inside, scale, best, total, summed)
+        block = next_block
 
     total = tl.maximum(total, 1e-30)
     result = summed / total[:, None]
@@ -138,11 +148,13 @@ def merge_kernel(
     partial_lse: tl.tensor,
     first_item: tl.tensor,
     out: tl.tensor,
+    OVERLAPS: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_ITEMS: tl.constexpr,
 ) -> None:
     """One program a row and head: the partial results weighted by their shares of the softmax's denominator."""
+    wait_for_inputs(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     first = tl.load(first_item + row)
@@ -172,8 +184,9 @@ def merge_kernel(
 class PagedDecodeAttention:
     """Plan, attend, merge. head_dim and block size are powers of two of at least 16; anything else fails to compile."""
 
-    def __init__(self, tuning: AttentionTuning, multiprocessors: int) -> None:
+    def __init__(self, tuning: AttentionTuning, multiprocessors: int, *, overlaps: bool = False) -> None:
         self._tuning = tuning
+        self._launch = launch_options(overlaps)
         self._programs = tuning.programs_per_multiprocessor * multiprocessors
 
     def plan(
@@ -182,9 +195,11 @@ class PagedDecodeAttention:
         """See `ops.PlanDecode`. The work is (item_row, item_start, first_item, tiles_per_item), all int32."""
         rows = lengths.shape[0]
         spare = max(1, self._programs // k_cache.shape[2])
-        item_row, item_start = torch.empty(2, rows + spare, dtype=torch.int32, device=lengths.device)
+        # Cut out of one tensor, their alignment, and with it the compiled kernel, would hang on the batch.
+        item_row, item_start = (torch.empty(rows + spare, dtype=torch.int32, device=lengths.device) for _ in range(2))
         first_item = torch.empty(rows + 1, dtype=torch.int32, device=lengths.device)
         tiles_per_item = torch.empty(1, dtype=torch.int32, device=lengths.device)
+        most_rows = max(rows, USUAL_ROWS)
         plan_kernel[(rows,)](
             lengths,
             item_row,
@@ -194,9 +209,10 @@ class PagedDecodeAttention:
             rows,
             SPARE=spare,
             TILE=self._tile(k_cache),
-            BLOCK_ROWS=triton.next_power_of_2(rows),
-            BLOCK_ITEMS=triton.next_power_of_2(rows + spare),
+            BLOCK_ROWS=triton.next_power_of_2(most_rows),
+            BLOCK_ITEMS=triton.next_power_of_2(most_rows + spare),
             num_warps=4,
+            **self._launch,
         )
         return DecodeBatch(block_tables, slots, lengths, (item_row, item_start, first_item, tiles_per_item))
 
@@ -236,9 +252,18 @@ class PagedDecodeAttention:
             TILE=self._tile(k_cache),
             num_warps=self._tuning.warps,
             num_stages=self._tuning.stages,
+            **self._launch,
         )
         merge_kernel[(rows, heads)](
-            partial, partial_lse, first_item, out, HEADS=heads, HEAD_DIM=head_dim, BLOCK_ITEMS=16, num_warps=1
+            partial,
+            partial_lse,
+            first_item,
+            out,
+            HEADS=heads,
+            HEAD_DIM=head_dim,
+            BLOCK_ITEMS=16,
+            num_warps=1,
+            **self._launch,
         )
         return out
 

@@ -1,4 +1,4 @@
-"""Weight-streaming products for 1 to 16 rows, where a matmul is bound by reading the weights.
+"""Weight-streaming product of one row, which is bound by reading the weights.
 
 Measured on an H100 for one row of the 8B model's matrices: cuBLAS 2.06-2.85 TB/s, this way 2.58-3.17 TB/s, of 3.09 TB/s
 that a plain read reaches. Between two launches of a CUDA graph lie about 2 microseconds, 0.9 ms of a 6.3 ms step, so
@@ -10,10 +10,16 @@ import torch
 import triton
 import triton.language as tl
 
+from service.engine.kernels.overlap import launch_options, wait_for_inputs
 from service.engine.kernels.tuning import LinearTuning
 
-ROW_TILE = 16
-"""Rows of a tensor-core tile; fewer are padded."""
+
+@triton.jit
+def stream(rows, start, K: tl.constexpr, BLOCK_K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """BLOCK_K columns of each row from `start` on, zeros beyond the last. A weight is read once in a step: it must not
+    push the activations, which all programs share, out of the caches."""
+    k = start + tl.arange(0, BLOCK_K)[None, :]
+    return tl.load(rows + k, mask=k < K, other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -27,6 +33,7 @@ def one_row_kernel(
     total: tl.tensor,
     N: int,
     eps: float,
+    OVERLAPS: tl.constexpr,
     K: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     HAS_NORM: tl.constexpr,
@@ -41,16 +48,20 @@ def one_row_kernel(
     """
     program = tl.program_id(0)
     n = program * BLOCK_N + tl.arange(0, BLOCK_N)
-    row = weight + n[:, None].to(tl.int64) * K
+    # Beyond the last row that one is read again, so that no load of weights needs a mask for it.
+    row = weight + tl.minimum(n, N - 1)[:, None].to(tl.int64) * K
     up_row = row + tl.full([1, 1], N, tl.int64) * K
+    # The first columns are on their way while the row is still being computed, the next ones while these are used.
+    w = stream(row, 0, K, BLOCK_K)
+    up = stream(up_row, 0, K, BLOCK_K) if GATED else w
+    wait_for_inputs(OVERLAPS)
     partial = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     partial_up = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     squares = tl.zeros([BLOCK_K], tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        inside = (n < N)[:, None] if K % BLOCK_K == 0 else (n < N)[:, None] & (k < K)[None, :]
-        # Each weight is read once in a step: it must not push the row, which all programs share, out of the caches.
-        w = tl.load(row + k[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
+        next_w = stream(row, start + BLOCK_K, K, BLOCK_K)
+        next_up = stream(up_row, start + BLOCK_K, K, BLOCK_K) if GATED else next_w
         wide = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
         if HAS_RESIDUAL:
             wide += tl.load(residual + k, mask=k < K, other=0.0).to(tl.float32)
@@ -62,8 +73,8 @@ def one_row_kernel(
             wide *= tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)
         partial += w.to(tl.float32) * wide[None, :]
         if GATED:
-            up = tl.load(up_row + k[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
             partial_up += up.to(tl.float32) * wide[None, :]
+        w, up = next_w, next_up
 
     factor = tl.rsqrt(tl.sum(squares, 0) / K + eps) if HAS_NORM else 1.0
     result = tl.sum(partial, 1) * factor
@@ -77,53 +88,12 @@ def one_row_kernel(
     tl.store(out + n, result.to(out.dtype.element_ty), mask=n < N)
 
 
-@triton.jit
-def few_rows_kernel(
-    x: tl.tensor,
-    weight: tl.tensor,
-    bias: tl.tensor,
-    out: tl.tensor,
-    rows: int,
-    N: int,
-    K: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    GATED: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-) -> None:
-    """The transposed product: weights are the tall operand of the tensor core, the rows, padded, the narrow one."""
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.arange(0, BLOCK_M)
-    row = weight + n[:, None].to(tl.int64) * K
-    up_row = row + tl.full([1, 1], N, tl.int64) * K
-    product = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    product_up = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for start in range(0, K, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        inside = (n < N)[:, None] if K % BLOCK_K == 0 else (n < N)[:, None] & (k < K)[None, :]
-        w = tl.load(row + k[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
-        value = tl.load(x + m[:, None] * K + k[None, :], mask=(m < rows)[:, None] & (k < K)[None, :], other=0.0)
-        product = tl.dot(w, tl.trans(value), product, input_precision="ieee")
-        if GATED:
-            up = tl.load(up_row + k[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
-            product_up = tl.dot(up, tl.trans(value), product_up, input_precision="ieee")
-
-    if HAS_BIAS:
-        product += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
-    if GATED:
-        if HAS_BIAS:
-            product_up += tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
-        product *= tl.sigmoid(product) * product_up
-    stored = (n < N)[:, None] & (m < rows)[None, :]
-    tl.store(out + m[None, :] * N + n[:, None], product.to(out.dtype.element_ty), mask=stored)
-
-
 class OneRowLinear:
     """`ops.Linear` and `ops.NormLinear` for exactly one row; weights are contiguous."""
 
-    def __init__(self, tuning: LinearTuning) -> None:
+    def __init__(self, tuning: LinearTuning, *, overlaps: bool = False) -> None:
         self._tuning = tuning
+        self._launch_options = launch_options(overlaps)
 
     def linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool = False
@@ -179,38 +149,6 @@ class OneRowLinear:
             BLOCK_K=self._tuning.block_k,
             num_warps=self._tuning.warps,
             num_stages=self._tuning.stages,
+            **self._launch_options,
         )
         return out, total
-
-
-class FewRowsLinear:
-    """`ops.Linear` for 1 to 16 rows; x and weights are contiguous."""
-
-    def __init__(self, tuning: LinearTuning) -> None:
-        self._tuning = tuning
-
-    def linear(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool = False
-    ) -> torch.Tensor:
-        """See `ops.Linear`."""
-        rows, depth = x.shape
-        width = weight.shape[0] // (2 if gated else 1)
-        block_n = max(16, self._tuning.block_n // (2 if gated else 1))
-        out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-        few_rows_kernel[(triton.cdiv(width, block_n),)](
-            x,
-            weight,
-            x if bias is None else bias,
-            out,
-            rows,
-            width,
-            K=depth,
-            HAS_BIAS=bias is not None,
-            GATED=gated,
-            BLOCK_M=ROW_TILE,
-            BLOCK_N=block_n,
-            BLOCK_K=self._tuning.block_k,
-            num_warps=self._tuning.warps,
-            num_stages=self._tuning.stages,
-        )
-        return out

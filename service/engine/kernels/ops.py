@@ -5,7 +5,7 @@ Shapes: T rows (tokens) of width `hidden`; a KV cache of one layer is two tensor
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -71,6 +71,15 @@ class Linear(Protocol):
     ) -> torch.Tensor: ...
 
 
+class Product(NamedTuple):
+    """A kind of `Linear`: as many rows as a tile of the kernel has, and the weight's shape."""
+
+    rows: int
+    width: int
+    depth: int
+    gated: bool
+
+
 class NormLinear(Protocol):
     """AddRmsNorm, then Linear on its first result; returns the product and residual'."""
 
@@ -111,13 +120,14 @@ class Ops:
     one_row_linear: Linear | None = None
     few_rows_linear: Linear | None = None
     one_row_norm_linear: NormLinear | None = None
-    few_rows: int = 16  # most rows that few_rows_linear takes
+    few_rows: tuple[int, ...] = (16, 32, 64)  # rows of few_rows_linear's tiles, ascending
+    outrun: frozenset[Product] = frozenset()  # what torch computes faster than the kernel
 
     def linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gated: bool = False
     ) -> torch.Tensor:
         """`Linear` by whatever is fastest for this number of rows."""
-        kernel = self._linear_kernel(x.shape[0])
+        kernel = self._linear_kernel(x.shape[0], weight, gated)
         if kernel is not None:
             return kernel(x, weight, bias, gated)
         product = torch.nn.functional.linear(x, weight, bias)
@@ -134,12 +144,17 @@ class Ops:
         gated: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`NormLinear`: one kernel for one row, two operations for more."""
-        if x.shape[0] == 1 and self.one_row_norm_linear is not None:
+        if self.one_row_norm_linear is not None and self._serves(1, x.shape[0], weight, gated):
             return self.one_row_norm_linear(x, residual, norm_weight, eps, weight, bias, gated)
         normed, residual = self.add_rms_norm(x, residual, norm_weight, eps)
         return self.linear(normed, weight, bias, gated), residual
 
-    def _linear_kernel(self, rows: int) -> Linear | None:
-        if rows == 1:
-            return self.one_row_linear
-        return self.few_rows_linear if rows <= self.few_rows else None
+    def _linear_kernel(self, rows: int, weight: torch.Tensor, gated: bool) -> Linear | None:
+        tile = next((most for most in (1, *self.few_rows) if most >= rows), 0)
+        if not self._serves(tile, rows, weight, gated):
+            return None
+        return self.one_row_linear if tile == 1 else self.few_rows_linear
+
+    def _serves(self, tile: int, rows: int, weight: torch.Tensor, gated: bool) -> bool:
+        width, depth = weight.shape
+        return rows <= tile and Product(tile, width, depth, gated) not in self.outrun

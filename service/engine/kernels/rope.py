@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from service.engine.kernels.overlap import launch_options, wait_for_inputs
+
 BLOCK_HEADS = 4
 
 
@@ -21,11 +23,13 @@ def rotate_and_cache_kernel(
     k_cache: tl.tensor,
     v_cache: tl.tensor,
     table_stride: int,
+    OVERLAPS: tl.constexpr,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
 ) -> None:
+    wait_for_inputs(OVERLAPS)
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS))[:, None]
     lane = tl.arange(0, HALF)[None, :]
@@ -63,6 +67,8 @@ def rotate_and_cache(
     places: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
+    *,
+    overlaps: bool = False,
 ) -> None:
     """See `ops.RotateAndCache`; qkv and one layer's caches are contiguous, head_dim is a power of two."""
     kv_heads, head_dim = k_cache.shape[2:]
@@ -81,4 +87,5 @@ def rotate_and_cache(
         HALF=head_dim // 2,
         BLOCK_HEADS=BLOCK_HEADS,
         num_warps=2,
+        **launch_options(overlaps),
     )

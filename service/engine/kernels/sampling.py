@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from service.engine.kernels.overlap import launch_options, wait_for_inputs
 from service.engine.kernels.sampling_math import NOTHING, gumbel, order_of, penalized, row_keys, scale_down
 from service.engine.kernels.sampling_slow import draw_from_vocabulary
 from service.engine.sampling import Method, Rows
@@ -48,9 +49,11 @@ def scan_kernel(
     vocab: int,
     groups: int,
     chunks: int,
+    OVERLAPS: tl.constexpr,
     CHUNK_GROUPS: tl.constexpr,
 ) -> None:
     """One program a row and chunk: each group's largest score; the chunk's sum of exp; an unfiltered draw's winner."""
+    wait_for_inputs(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
     group = chunk * CHUNK_GROUPS + tl.arange(0, CHUNK_GROUPS)
@@ -154,11 +157,13 @@ def draw_kernel(
     vocab: int,
     groups: int,
     chunks: int,
+    OVERLAPS: tl.constexpr,
     BLOCK_GROUPS: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
     CHUNK_GROUPS: tl.constexpr,
 ) -> None:
     """One program a row."""
+    wait_for_inputs(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     logits += row * vocab
     seen += row * vocab
@@ -199,7 +204,9 @@ def draw_kernel(
     tl.store(out + row, tl.minimum(chosen, vocab - 1).to(tl.int64))
 
 
-def sample(logits: torch.Tensor, rows: Rows, positions: torch.Tensor, methods: set[Method]) -> torch.Tensor:
+def sample(
+    logits: torch.Tensor, rows: Rows, positions: torch.Tensor, methods: set[Method], *, overlaps: bool = False
+) -> torch.Tensor:
     """See `ops.Sample`: logits of any float type; a row's method is read on the device, `methods` is not needed."""
     logits, seen = logits.contiguous(), rows.seen.contiguous()
     batch, vocab = logits.shape
@@ -224,6 +231,7 @@ def sample(logits: torch.Tensor, rows: Rows, positions: torch.Tensor, methods: s
         chunks,
         CHUNK_GROUPS=CHUNK_GROUPS,
         num_warps=4,
+        **launch_options(overlaps),
     )
     draw_kernel[(batch,)](
         logits,
@@ -244,5 +252,6 @@ def sample(logits: torch.Tensor, rows: Rows, positions: torch.Tensor, methods: s
         BLOCK_CHUNKS=triton.next_power_of_2(chunks),
         CHUNK_GROUPS=CHUNK_GROUPS,
         num_warps=16,
+        **launch_options(overlaps),
     )
     return out

@@ -22,15 +22,21 @@ REASON_LENGTH = 200
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The operations to serve with; `degraded` names each kernel that is not among them, with its reason."""
+    """The operations to serve with; `degraded` names each kernel that is not among them, with its reason.
+
+    `overlaps`: the kernels' launches overlap, which is not proved yet.
+    """
 
     ops: Ops
     degraded: list[str]
     seconds: float
+    overlaps: bool = False
 
 
-def prove(shapes: ServedShapes) -> Proof:
+def prove(shapes: ServedShapes, *, alone: bool = False) -> Proof:
     """The fastest operations that proved right on `shapes.device`; on a CPU the plain ones, which need no proof.
+
+    `alone`: no kernel's launch overlaps another's, also on a GPU that can do it.
 
     Takes a few seconds with a cold compile cache (TRITON_CACHE_DIR), well under one with a warm one, and about 0.5 GB
     of device memory for an 8B model. Raises EngineFailed when a kernel left the device unusable.
@@ -42,9 +48,11 @@ def prove(shapes: ServedShapes) -> Proof:
     except ImportError as error:
         return Proof(Ops(), [_degraded("triton", error)], 0.0)
     tuning = tuning_for(torch.cuda.get_device_capability(shapes.device))
+    tuning = replace(tuning, overlaps=tuning.overlaps and not alone)
     multiprocessors = torch.cuda.get_device_properties(shapes.device).multi_processor_count
     wanted = [c for c in candidates(tuning, multiprocessors) if c.name not in tuning.skip]
-    return prove_candidates(wanted, shapes, replace(Ops(), few_rows=tuning.few_rows_limit))
+    proof = prove_candidates(wanted, shapes, replace(Ops(), few_rows=tuple(sorted(tuning.few_rows))))
+    return replace(proof, overlaps=tuning.overlaps)
 
 
 @torch.inference_mode()

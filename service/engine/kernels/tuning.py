@@ -4,7 +4,8 @@ A choice changes speed only, never a result beyond rounding; no search runs at s
 --sweep` on a card prints its best ones.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,14 @@ class LinearTuning:
     stages: int
 
 
+FEW_ROWS = {
+    16: LinearTuning(block_n=32, block_k=128, warps=4, stages=3),
+    32: LinearTuning(block_n=64, block_k=64, warps=4, stages=3),
+    64: LinearTuning(block_n=128, block_k=64, warps=4, stages=3),
+}
+"""By the most rows that a tile takes, powers of two."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """All choices for one GPU generation and where they come from."""
@@ -34,28 +43,38 @@ class Tuning:
     source: str
     attention: AttentionTuning = AttentionTuning()
     one_row: LinearTuning = LinearTuning(block_n=4, block_k=512, warps=4, stages=1)
-    few_rows: LinearTuning = LinearTuning(block_n=32, block_k=128, warps=4, stages=3)
-    few_rows_limit: int = 16
+    few_rows: Mapping[int, LinearTuning] = field(default_factory=lambda: dict(FEW_ROWS))
+    overlaps: bool = False  # whether a kernel's start overlaps the end of the one before it
     skip: frozenset[str] = frozenset()  # kernels that lost to torch on this generation
 
 
 DEFAULT = Tuning(source="default; not measured on this card")
-"""Shared memory: few_rows 3 * (32 + 16) * 128 * 2 = 36 KiB, attention 3 * 2 * 64 * 128 * 2 = 96 KiB at head_dim 128."""
+"""Shared memory: few_rows at most 3 * (128 + 64) * 64 * 2 = 72 KiB, attention 3 * 2 * 64 * 128 * 2 = 96 KiB at head_dim
+128."""
 
 BY_CAPABILITY = {
     # 4 x 1024 with 8 warps was the best of 12 for all five matrices of the 8B model: 2.58-3.17 TB/s of 3.09 TB/s read.
     9: Tuning(
-        source="one_row and attention measured on an H100 80GB",
+        source="one_row and attention's tile measured on an H100 80GB, the rest estimated",
+        # 96 KiB of shared memory each: two programs fill a multiprocessor, and more would wait for their turn.
+        attention=AttentionTuning(programs_per_multiprocessor=2),
         one_row=LinearTuning(block_n=4, block_k=1024, warps=8, stages=1),
-        few_rows=LinearTuning(block_n=32, block_k=256, warps=4, stages=4),
+        few_rows={
+            16: LinearTuning(block_n=32, block_k=256, warps=4, stages=4),
+            32: LinearTuning(block_n=128, block_k=64, warps=4, stages=5),
+            64: LinearTuning(block_n=128, block_k=64, warps=4, stages=4),
+        },
+        overlaps=True,
     ),
     # Cards of 8.6 and 8.9 have 99 KiB of shared memory a block, 7.5 has 64: two stages leave room for both.
     8: Tuning(source="estimated from shared memory", attention=AttentionTuning(stages=2)),
     7: Tuning(
         source="estimated from shared memory and registers",
         attention=AttentionTuning(tile=32, stages=1),
-        few_rows=LinearTuning(block_n=32, block_k=64, warps=4, stages=1),
+        few_rows={16: LinearTuning(block_n=32, block_k=64, warps=4, stages=1)},
     ),
+    10: Tuning(source="estimated from its predecessor", overlaps=True),
+    12: Tuning(source="estimated from shared memory", attention=AttentionTuning(stages=2), overlaps=True),
 }
 
 

@@ -1,7 +1,8 @@
 """Compiles every kernel for the given GPUs, as served with an 8B model, on a machine that needs none of them.
 
 `python -m tests.engine.kernels.compile_for 80 90` prints one JSON line a kernel: shared memory and local-memory stack
-in bytes, registers, and the widest global load in bytes. Needs TRITON_INTERPRET unset.
+in bytes, registers, the widest global load in bytes, and what is read before the wait for inputs. Needs
+TRITON_INTERPRET unset.
 """
 
 import json
@@ -16,32 +17,31 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from service.engine.kernels import decode_attention, gemv, norm, rope, sampling, silu
-from service.engine.kernels.tuning import Tuning, tuning_for
+from service.engine.kernels import decode_attention, few_rows, gemv, norm, rope, sampling, silu
+from service.engine.kernels.overlap import launch_options
+from service.engine.kernels.tuning import LinearTuning, Tuning, tuning_for
 
+WAIT = "griddepcontrol.wait"
 POINTERS = {
     **dict.fromkeys(("positions", "places", "slots", "seed", "method", "top_k"), "*i64"),
     **dict.fromkeys(("block_tables", "lengths", "item_row", "item_start", "first_item", "tiles_per_item"), "*i32"),
     **dict.fromkeys(("cos", "sin", "partial", "partial_lse", "temperature", "top_p", "penalty"), "*fp32"),
     **dict.fromkeys(("group_best", "chunk_sum"), "*fp32"),
-    "chunk_winner": "*i32",
+    **dict.fromkeys(("chunk_winner", "arrivals"), "*i32"),
     "seen": "*i1",
 }
 SCALARS = {"int": "i32", "i32": "i32", "float": "fp32", "fp32": "fp32"}
-ALIGNED = {"width", "N", "vocab", "q_stride", "table_stride"}
+ALIGNED = {"width", "N", "K", "depth", "vocab", "q_stride", "table_stride"}
 
 
 def launches(tuning: Tuning) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
     """Every kernel with its constants and launch options."""
-    attention, one, few = tuning.attention, tuning.one_row, tuning.few_rows
+    attention, one = tuning.attention, tuning.one_row
     shape = {"KV_HEADS": 2, "GROUP": 16, "GROUP_PAD": 16, "HEAD_DIM": 128, "BLOCK_SIZE": 64, "TILE": attention.tile}
-    plain = {"K": 4096, "HAS_BIAS": False, "GATED": False}
-    fused = {"HAS_RESIDUAL": True, "HAS_NORM": True, "BLOCK_K": one.block_k}
-    tile = {"BLOCK_M": gemv.ROW_TILE, "BLOCK_K": few.block_k}
+    fused = {"K": 4096, "HAS_RESIDUAL": True, "HAS_NORM": True, "HAS_BIAS": False, "BLOCK_K": one.block_k}
     one_options = {"num_warps": one.warps, "num_stages": one.stages}
-    few_options = {"num_warps": few.warps, "num_stages": few.stages}
     groups = {"BLOCK_GROUPS": 1024, "BLOCK_CHUNKS": 64, "CHUNK_GROUPS": sampling.CHUNK_GROUPS}
-    return [
+    found = [
         (silu.silu_mul_kernel, {"BLOCK": silu.BLOCK}, {"num_warps": 4}),
         (norm.add_rms_norm_kernel, {"HAS_RESIDUAL": True, "BLOCK": 4096}, {"num_warps": 8}),
         (
@@ -56,18 +56,31 @@ def launches(tuning: Tuning) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]
         ),
         (decode_attention.attend_kernel, shape, {"num_warps": attention.warps, "num_stages": attention.stages}),
         (decode_attention.merge_kernel, {"HEADS": 32, "HEAD_DIM": 128, "BLOCK_ITEMS": 16}, {"num_warps": 1}),
-        (gemv.one_row_kernel, {**plain, **fused, "BLOCK_N": one.block_n}, one_options),
-        (gemv.one_row_kernel, {**plain, **fused, "GATED": True, "BLOCK_N": one.block_n // 2}, one_options),
-        (gemv.few_rows_kernel, {**plain, **tile, "BLOCK_N": few.block_n}, few_options),
-        (gemv.few_rows_kernel, {**plain, **tile, "GATED": True, "BLOCK_N": few.block_n // 2}, few_options),
+        (gemv.one_row_kernel, {**fused, "GATED": False, "BLOCK_N": one.block_n}, one_options),
+        (gemv.one_row_kernel, {**fused, "GATED": True, "BLOCK_N": one.block_n // 2}, one_options),
+        *(launch for rows, few in tuning.few_rows.items() for launch in few_rows_launches(rows, few)),
         (sampling.scan_kernel, {"CHUNK_GROUPS": sampling.CHUNK_GROUPS}, {"num_warps": 4}),
         (sampling.draw_kernel, groups, {"num_warps": 16}),
     ]
+    overlap = launch_options(tuning.overlaps)
+    is_constant = {"OVERLAPS": overlap.pop("OVERLAPS")}
+    return [(kernel, constants | is_constant, options | overlap) for kernel, constants, options in found]
 
 
-def compile_kernel(
-    kernel: Any, constants: dict[str, Any], options: dict[str, Any], capability: int
-) -> dict[str, int | str]:
+def few_rows_launches(rows: int, tuning: LinearTuning) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """A tile's three ways: alone, gated, and as one of several parts."""
+    plain = {"HAS_BIAS": False, "EVEN": True, "BLOCK_M": rows, "BLOCK_K": tuning.block_k, "PIECE": 256}
+    options = {"num_warps": tuning.warps, "num_stages": tuning.stages}
+    ways = []
+    for gated, split in ((False, False), (True, False), (False, True)):
+        block_n = max(16, tuning.block_n // (2 if gated else 1))
+        pieces = max(1, tuning.warps * 32 // block_n)
+        constants = {"GATED": gated, "SPLIT": split, "BLOCK_N": block_n, "PIECES": pieces}
+        ways.append((few_rows.few_rows_kernel, plain | constants, options))
+    return ways
+
+
+def compile_kernel(kernel: Any, constants: dict[str, Any], options: dict[str, Any], capability: int) -> dict[str, Any]:
     """The report on one kernel for one GPU; pointers and the model's sizes are multiples of 16, as when serving."""
     signature: dict[str, str] = {}
     attributes: dict[tuple[int, ...], list[list[object]]] = {}
@@ -82,15 +95,35 @@ def compile_kernel(
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    widths = re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b(\d+)", compiled.asm["ptx"])
-    async_copies = "cp.async" in compiled.asm["ptx"]
+    ptx = compiled.asm["ptx"]
+    widths = re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx)
+    async_copies = "cp.async" in ptx
     return {
         "kernel": kernel.__name__,
         "capability": capability,
         "shared": compiled.metadata.shared,
         "widest_load": max([int(n or 1) * int(bits) // 8 for n, bits in widths] + [16 * async_copies]),
+        "waits": ptx.count(WAIT),
+        "read_before_wait": read_before_wait(ptx, [p.name for p in kernel.params if p.name not in constants]),
         **resources(compiled.asm["cubin"]),
     }
+
+
+def read_before_wait(ptx: str, parameters: list[str]) -> list[str]:
+    """The parameters from which the addresses of memory accesses follow that precede the wait for inputs."""
+    entry = ptx[ptx.index(".reqntid") : ptx.find(WAIT)] if WAIT in ptx else ""
+    sources: dict[str, set[str]] = {}
+    found: set[str] = set()
+    for line in map(str.strip, entry.splitlines()):
+        if access := re.search(r"\b(?:ld|st|atom|red|cp)\.(?!param).*?\[ ?(%\w+)", line):
+            found |= sources.get(access[1], set())
+        if written := re.match(r"(?:@%\w+ )?[\w.:]+\s+(%\w+), (.*);", line):
+            of_parameter = re.search(r"_param_(\d+)", written[2])
+            read = (
+                {parameters[int(of_parameter[1])]} if of_parameter and int(of_parameter[1]) < len(parameters) else set()
+            )
+            sources[written[1]] = read.union(*(sources.get(each, set()) for each in re.findall(r"%\w+", written[2])))
+    return sorted(found)
 
 
 def resources(cubin: bytes) -> dict[str, int]:

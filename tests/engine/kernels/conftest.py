@@ -27,7 +27,7 @@ INTERPRETED = Tuning(
     source="large tiles: the interpreter pays per operation, not per element",
     attention=AttentionTuning(tile=64, programs_per_multiprocessor=3),
     one_row=LinearTuning(block_n=64, block_k=256, warps=1, stages=1),
-    few_rows=LinearTuning(block_n=64, block_k=256, warps=1, stages=1),
+    few_rows={rows: LinearTuning(block_n=64, block_k=256, warps=1, stages=1) for rows in (16, 32, 64)},
 )
 
 
@@ -77,3 +77,16 @@ def kernels(how: str, multiprocessors: int = 4) -> Subject:
     tuning = tuning_for(torch.cuda.get_device_capability()) if how == "compiled" else INTERPRETED
     fields = {name: kernel for c in candidates(tuning, multiprocessors) for name, kernel in c.fields.items()}
     return Subject(Ops(**fields), torch.device("cuda" if how == "compiled" else "cpu"), how == "compiled")
+
+
+FUSED = [(False, False), (True, False), (False, True), (True, True)]
+"""With a bias or without; gated or not."""
+
+
+def operands(
+    subject: Subject, rows: int, width: int, depth: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, weight and bias of a product."""
+    torch.manual_seed(rows * width)
+    x, weight, bias = torch.randn(rows, depth), torch.randn(width, depth) * depth**-0.5, torch.randn(width)
+    return x.to(subject.device, dtype), weight.to(subject.device, dtype), bias.to(subject.device, dtype)

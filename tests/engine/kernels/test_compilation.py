@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ SHARED_LIMIT = {75: 64 * KIB, 80: 163 * KIB, 89: 99 * KIB, 90: 227 * KIB, 120: 9
 STREAMING = {"silu_mul_kernel", "add_rms_norm_kernel", "attend_kernel", "one_row_kernel", "few_rows_kernel"}
 
 
-def run(module: str, capability: int) -> list[dict[str, int | str]]:
+def run(module: str, capability: int) -> list[dict[str, Any]]:
     """In a process of its own: this one's Triton interprets."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", module, str(capability)]
@@ -27,19 +28,22 @@ def run(module: str, capability: int) -> list[dict[str, int | str]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(HAS_GPU, reason="a GPU host compiles for its own GPU in the tests marked gpu")
-@pytest.mark.parametrize("capability", [75, 89, 90])
+@pytest.mark.parametrize(("capability", "kernels"), [(75, 13), (89, 19), (90, 19)])
 def test_kernels_fit_the_gpu_without_a_gpu(
-    capability: int, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    capability: int, kernels: int, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
     reports = run("tests.engine.kernels.compile_for", capability)
-    assert len(reports) == 12
+    assert len(reports) == kernels
     for report in reports:
         assert int(report["shared"]) <= SHARED_LIMIT[capability], report
         assert int(report["stack"]) <= 64, report  # spilled registers: a few bytes at most, and not in a loop's core
         if report["kernel"] in STREAMING:
             assert report["widest_load"] == 16, report
+        # Nothing but weights, and the numbers that say where they are: all else may still be written by others.
+        assert report["waits"] == (1 if capability >= 90 else 0), report
+        assert set(report["read_before_wait"]) <= {"weight", "N", "K", "depth"}, report
 
 
 @pytest.mark.slow
@@ -64,5 +68,5 @@ def test_decodes_of_every_batch_size_bind_and_share_what_takes_long_to_compile(
         "scan_kernel",
         "draw_kernel",
     }
-    once = {"scan_kernel", "draw_kernel", "merge_kernel", "rotate_and_cache_kernel", "silu_mul_kernel"}
+    once = compiled.keys() - {"add_rms_norm_kernel", "one_row_kernel", "few_rows_kernel"}  # compiled for several uses
     assert {name: compiled[name] for name in once} == dict.fromkeys(once, 1)

@@ -1,0 +1,56 @@
+"""Which products torch computes faster than our kernels, on this very GPU.
+
+No search: a kernel has one launch choice per tile of rows, from the table in `tuning`, and runs once against the
+library for each matrix of the model. That takes a fraction of a second, and keeps a choice that was made for another
+card, or without one, from costing time.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from service.engine.kernels.checks import ServedShapes, matrices
+from service.engine.kernels.ops import Ops, Product
+from service.engine.kernels.stopwatch import Stopwatch, Work, seconds, sets_needed
+
+logger = logging.getLogger(__name__)
+
+LEAD = 1.02
+"""A kernel keeps its place unless torch is ahead by this much: less is noise."""
+
+
+@torch.inference_mode()
+def race(ops: Ops, shapes: ServedShapes, stopwatch: Stopwatch = seconds) -> Ops:
+    """`ops` with the products that torch wins in `outrun`. Takes 3 GB of device memory for an 8B model."""
+    torchs = replace(ops, one_row_linear=None, few_rows_linear=None)
+    tiles, lost = list(_tiles(ops)), set()
+    for width, depth, gated in matrices(shapes.config, shapes.config.vocab_size) if tiles else []:
+        weights = _weights(shapes, width, depth)
+        for rows in tiles:
+            x = shapes.random(rows, depth)
+            ours, theirs = (stopwatch(_products(each, x, weights, gated), shapes.device) for each in (ops, torchs))
+            if theirs * LEAD < ours:
+                lost.add(Product(rows, width, depth, gated))
+    for product in sorted(lost):
+        logger.info("torch computes a %s faster than our kernel", product)
+    return replace(ops, outrun=frozenset(lost))
+
+
+def _tiles(ops: Ops) -> Iterator[int]:
+    """Rows of each kernel's tiles; none of a kernel that does not serve."""
+    if ops.one_row_linear is not None:
+        yield 1
+    if ops.few_rows_linear is not None:
+        yield from ops.few_rows
+
+
+def _weights(shapes: ServedShapes, width: int, depth: int) -> list[torch.Tensor]:
+    """As many of one shape as do not fit the cache, where a decode never finds one either."""
+    count = sets_needed(width * depth * shapes.dtype.itemsize, shapes.device)
+    return list(shapes.random(count, width, depth, spread=depth**-0.5).unbind())
+
+
+def _products(ops: Ops, x: torch.Tensor, weights: list[torch.Tensor], gated: bool) -> list[Work]:
+    return [lambda weight=weight: ops.linear(x, weight, None, gated) for weight in weights]  # type: ignore[misc]

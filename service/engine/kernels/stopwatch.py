@@ -1,0 +1,53 @@
+"""Seconds of device work: what decides between two ways to compute the same, and what the benchmarks print."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+Work = Callable[[], object]
+Stopwatch = Callable[[Sequence[Work], torch.device], float]
+"""Seconds of one of several works that are each run in turn."""
+
+CACHE_BYTES = 256 * 1024**2
+"""Inputs of one timing are at least this large together: several times the L2 cache of any GPU."""
+REPLAYS = 20
+
+
+def sets_needed(bytes_each: int, device: torch.device) -> int:
+    """How many input sets to rotate among, so that none is found in the cache."""
+    return max(1, min(64, -(-CACHE_BYTES // max(bytes_each, 1)))) if device.type == "cuda" else 1
+
+
+def seconds(works: Sequence[Work], device: torch.device) -> float:
+    """Median seconds of one of `works`, each run in turn; on a GPU inside a CUDA graph, where launches cost least."""
+    for work in works:
+        work()
+    if device.type != "cuda":
+        started = time.perf_counter()
+        for work in works:
+            work()
+        return (time.perf_counter() - started) / len(works)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for work in works:
+            work()
+    return _median_replay(graph) / len(works)
+
+
+def _median_replay(graph: torch.cuda.CUDAGraph) -> float:
+    for _ in range(3):
+        graph.replay()
+    events = [(_event(), _event()) for _ in range(REPLAYS)]
+    for start, stop in events:
+        start.record()
+        graph.replay()
+        stop.record()
+    torch.cuda.synchronize()
+    return statistics.median(float(start.elapsed_time(stop)) for start, stop in events) / 1e3
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -1,0 +1,132 @@
+"""Products of 2 to 64 rows against float64: every row count, tiles and parts off their edges, and who computes them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from service.engine.kernels.ops import Ops, Product
+from tests.engine.kernels import exact
+from tests.engine.kernels.conftest import FUSED, Subject, kernels, operands
+
+# rows, width, depth: off every tile's edge, on it, narrower than a tile; the deep ones are divided into parts
+SHAPES = [(2, 6, 40), (3, 200, 576), (9, 64, 256), (16, 258, 300), (17, 34, 64), (33, 70, 320), (64, 128, 256)]
+DEEP = [(2, 64, 2048), (5, 40, 2100), (16, 130, 2304), (40, 64, 4100), (64, 64, 4096)]
+
+
+@pytest.mark.parametrize("dtype", exact.DTYPES)
+@pytest.mark.parametrize(("has_bias", "gated"), FUSED)
+@pytest.mark.parametrize(("rows", "width", "depth"), SHAPES)
+def test_a_product_of_few_rows(
+    subject: Subject, rows: int, width: int, depth: int, has_bias: bool, gated: bool, dtype: torch.dtype
+) -> None:
+    subject.skip_unless_it_multiplies(dtype)
+    x, weight, bias = operands(subject, rows, width, depth, dtype)
+    result = subject.ops.linear(x, weight, bias if has_bias else None, gated)
+    expected = exact.linear(x, weight, bias if has_bias else None)
+    expected = exact.silu_mul(expected) if gated else expected
+    assert exact.error(result, expected) < 2 * exact.TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", exact.DTYPES)
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("rows", "width", "depth"), DEEP)
+def test_a_product_in_parts(
+    subject: Subject, rows: int, width: int, depth: int, has_bias: bool, dtype: torch.dtype
+) -> None:
+    """Twice: whoever counts the parts must find the counts as the last product did."""
+    subject.skip_unless_it_multiplies(dtype)
+    x, weight, bias = operands(subject, rows, width, depth, dtype)
+    expected = exact.linear(x, weight, bias if has_bias else None)
+    first, second = (subject.ops.linear(x, weight, bias if has_bias else None) for _ in range(2))
+    assert exact.error(first, expected) < 2 * exact.TOLERANCE[dtype]
+    assert torch.equal(first, second), "the order of the sum is settled, whoever comes last"
+
+
+@pytest.mark.parametrize("rows", range(2, 65))
+def test_every_number_of_rows_finds_its_tile(kernel_subject: Subject, rows: int) -> None:
+    x, weight, _ = operands(kernel_subject, rows, 24, 48, torch.float16)
+    assert exact.error(kernel_subject.ops.linear(x, weight), exact.linear(x, weight, None)) < 2e-3
+
+
+@pytest.mark.parametrize(("rows", "depth"), [(5, 96), (5, 2100), (40, 96)])
+def test_rows_do_not_reach_into_each_other(kernel_subject: Subject, rows: int, depth: int) -> None:
+    x, weight, _ = operands(kernel_subject, rows, 64, depth, torch.float16)
+    clean = kernel_subject.ops.linear(x, weight)
+    others = [row for row in range(rows) if row not in (2, rows - 1)]
+    x[[2, rows - 1]] = torch.nan
+    spoiled = kernel_subject.ops.linear(x, weight)
+    assert spoiled[[2, rows - 1]].isnan().all()
+    assert torch.equal(spoiled[others], clean[others])
+
+
+def test_more_rows_than_a_tile_go_to_the_library(kernel_subject: Subject) -> None:
+    ops = kernel_subject.ops
+    x, weight, bias = operands(kernel_subject, ops.few_rows[-1] + 1, 16, 32, torch.float32)
+    assert torch.equal(ops.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize(
+    ("tiles", "steps", "multiprocessors", "parts"),
+    [
+        (36, 64, 132, 4),  # the 8B model on an H100: QKV
+        (32, 64, 132, 4),  # output
+        (32, 160, 132, 4),  # down
+        (1004, 64, 132, 1),  # head
+        (144, 16, 132, 1),
+        (2, 64, 132, 16),  # no part of less than four steps
+        (1, 7, 132, 1),
+        (1, 8, 132, 2),
+    ],
+)
+def test_as_many_parts_as_keep_a_gpu_busy(tiles: int, steps: int, multiprocessors: int, parts: int) -> None:
+    pytest.importorskip("triton")
+    from service.engine.kernels.few_rows import split
+
+    assert split(tiles, steps, multiprocessors) == parts
+
+
+def marked(name: str) -> dict[str, object]:
+    """A kernel that says so: its result is NaN."""
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: object, gated: bool = False) -> torch.Tensor:
+        return x.new_full((x.shape[0], weight.shape[0] // (2 if gated else 1)), torch.nan)
+
+    return {name: linear}
+
+
+@pytest.mark.parametrize(
+    ("rows", "tile", "kernel"),
+    [(1, 1, "one_row_linear"), (2, 16, "few_rows_linear"), (16, 16, "few_rows_linear"), (17, 32, "few_rows_linear")],
+)
+def test_a_product_that_torch_won_is_torchs_and_no_other(rows: int, tile: int, kernel: str) -> None:
+    x, weight = torch.randn(rows, 8), torch.randn(12, 8)
+    ops = replace(Ops(), **marked(kernel))
+    assert ops.linear(x, weight).isnan().all()
+    won = replace(ops, outrun=frozenset({Product(tile, 12, 8, False)}))
+    assert torch.equal(won.linear(x, weight), Ops().linear(x, weight))
+    assert won.linear(x, weight, None, True).isnan().all(), "the gated one is another product"
+    assert won.linear(x, weight[:6]).isnan().all(), "and so is one of another shape"
+
+
+def test_a_won_product_takes_no_norm_along() -> None:
+    x, weight, norm_weight = torch.randn(1, 8), torch.randn(12, 8), torch.randn(8)
+
+    def fused(*_: object) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.full((1, 12), torch.nan), x
+
+    ops = replace(Ops(), one_row_norm_linear=fused, **marked("one_row_linear"))
+    assert ops.norm_linear(x, None, norm_weight, 1e-5, weight)[0].isnan().all()
+    won = replace(ops, outrun=frozenset({Product(1, 12, 8, False)}))
+    expected, _ = Ops().norm_linear(x, None, norm_weight, 1e-5, weight)
+    assert torch.equal(won.norm_linear(x, None, norm_weight, 1e-5, weight)[0], expected)
+
+
+def test_a_gpu_of_many_multiprocessors_divides_more(kernel_subject: Subject) -> None:
+    """The same product in one part and in eight, up to rounding."""
+    how = "interpreter" if kernel_subject.device.type == "cpu" else "compiled"
+    x, weight, bias = operands(kernel_subject, 6, 64, 8192, torch.float32)
+    few, many = (kernels(how, multiprocessors).ops.linear(x, weight, bias) for multiprocessors in (1, 64))
+    assert exact.error(many, exact.linear(x, weight, bias)) < exact.TOLERANCE[torch.float32]
+    assert exact.error(few, many.double().cpu()) < exact.TOLERANCE[torch.float32]
+    assert not torch.equal(few, many), "they add up in another order"

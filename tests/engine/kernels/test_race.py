@@ -1,0 +1,108 @@
+"""Torch computes what it computes faster, and nothing else; a stand-in for the stopwatch says who is faster."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from service.engine.kernels.ops import Ops, Product
+from service.engine.kernels.race import race
+from service.engine.kernels.stopwatch import Work, seconds, sets_needed
+from tests.engine.kernels.test_selfcheck import CONFIG, CPU
+
+SERVED = replace(CPU, config=replace(CONFIG, intermediate_size=128))
+"""Every matrix has a shape of its own."""
+QKV = (CONFIG.query_size + 2 * CONFIG.kv_size, CONFIG.hidden_size, False)
+GATE_UP = (2 * SERVED.config.intermediate_size, CONFIG.hidden_size, True)
+HEAD = (CONFIG.vocab_size, CONFIG.hidden_size, False)
+
+
+class Course:
+    """Times by what runs: torch takes a second for anything, the kernels as long as is said of a product."""
+
+    def __init__(self, kernels: dict[Product, float]) -> None:
+        self._kernels = kernels
+        self._last: Product | None = None
+        self.timed: list[Product] = []
+
+    @property
+    def ops(self) -> Ops:
+        return replace(Ops(), one_row_linear=self.linear, few_rows_linear=self.linear, few_rows=(4, 8))
+
+    def linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool = False
+    ) -> torch.Tensor:
+        self._last = Product(x.shape[0], *weight.shape, gated)
+        return Ops().linear(x, weight, bias, gated)
+
+    def stopwatch(self, works: Sequence[Work], device: torch.device) -> float:
+        self._last = None
+        for work in works:
+            work()
+        if self._last is None:
+            return 1.0
+        self.timed.append(self._last)
+        return self._kernels.get(self._last, 0.5)
+
+
+def test_every_matrix_is_run_with_every_tile() -> None:
+    course = Course({})
+    raced = race(course.ops, SERVED, course.stopwatch)
+    assert raced == course.ops, "our kernels won everything"
+    assert len(course.timed) == len(set(course.timed)) == 5 * 3
+    assert {product.rows for product in course.timed} == {1, 4, 8}
+    assert {Product(8, *shape) for shape in (QKV, GATE_UP, HEAD)} <= set(course.timed)
+
+
+def test_what_torch_wins_by_more_than_noise_is_torchs() -> None:
+    slow = {Product(4, *QKV): 1.5, Product(8, *GATE_UP): 1.03, Product(1, *HEAD): 1.01}
+    course = Course(slow)
+    raced = race(course.ops, SERVED, course.stopwatch)
+    assert raced.outrun == {Product(4, *QKV), Product(8, *GATE_UP)}
+    assert replace(raced, outrun=frozenset()) == course.ops
+
+
+def test_a_kernel_that_does_not_serve_does_not_run() -> None:
+    course = Course({})
+    race(replace(course.ops, few_rows_linear=None), CPU, course.stopwatch)
+    assert {product.rows for product in course.timed} == {1}
+    course.timed.clear()
+
+    def untimed(works: Sequence[Work], device: torch.device) -> float:
+        raise AssertionError("there is nothing to compare")
+
+    assert race(Ops(), CPU, untimed) == Ops()
+
+
+def test_what_is_run_is_what_will_serve() -> None:
+    """All of a matrix, in the served type, as often as the cache does not hold it."""
+    met: list[tuple[torch.Size, torch.dtype]] = []
+
+    def noting(works: Sequence[Work], device: torch.device) -> float:
+        for work in works:
+            work()
+        return 1.0
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool = False) -> torch.Tensor:
+        met.append((weight.shape, weight.dtype))
+        assert x.dtype == weight.dtype
+        return Ops().linear(x, weight, bias, gated)
+
+    half = replace(CPU, dtype=torch.float16)
+    race(replace(Ops(), one_row_linear=linear), half, noting)
+    assert (torch.Size([CONFIG.vocab_size, CONFIG.hidden_size]), torch.float16) in met
+
+
+def test_a_stopwatch_runs_every_work() -> None:
+    ran: list[int] = []
+    works = [lambda i=i: ran.append(i) for i in range(3)]
+    assert seconds(works, torch.device("cpu")) > 0
+    assert ran == [0, 1, 2] * 2, "once to get warm"
+
+
+def test_sets_outgrow_the_cache_on_a_gpu_alone() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert sets_needed(32 << 20, gpu) == 8
+    assert sets_needed(1 << 30, gpu) == 1
+    assert sets_needed(1, gpu) == 64
+    assert sets_needed(1, cpu) == 1
