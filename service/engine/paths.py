@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 import torch
 
 from service.engine.attention import Attention, ChunkSpan, DecodeAttention, PagedCache, PrefillAttention
+from service.engine.kernels.batch import DecodeInputs
 from service.engine.kernels.ops import Ops
 from service.engine.planned_decode import PlannedDecodeAttention
+from service.engine.slots import Slots
 
 PrefillFactory = Callable[[PagedCache, torch.Tensor, list[ChunkSpan]], Attention]
 """Attention of prompt chunks from the cache, the new tokens' places [T] and one span per chunk."""
@@ -27,12 +29,13 @@ class Paths:
     buckets: tuple[int, ...] = ()
 
     def decode(
-        self, cache: PagedCache, tables: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, width: int
-    ) -> Attention:
-        """Decode attention for rows of `tables`; `width` blocks hold the longest sequence."""
+        self, cache: PagedCache, slots: Slots, numbers: torch.Tensor, width: int
+    ) -> tuple[DecodeInputs, Attention]:
+        """Inputs and attention of a decode of the slots of these `numbers`; `width` blocks hold the longest one."""
+        inputs = self.ops.locate(slots, numbers, cache.block_size)
         if self.plans_decode:
-            return PlannedDecodeAttention(cache, self.ops, tables, slots, positions)
-        return DecodeAttention(cache, tables[slots, :width], positions)
+            return inputs, PlannedDecodeAttention(cache, self.ops, slots, numbers, inputs)
+        return inputs, DecodeAttention(cache, slots.tables[numbers, :width], inputs.positions)
 
     def padded(self, count: int) -> int:
         """The smallest bucket for `count` rows; `count` itself when none is large enough."""

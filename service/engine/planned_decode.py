@@ -3,23 +3,22 @@
 import torch
 
 from service.engine.attention import PagedCache
+from service.engine.kernels.batch import DecodeInputs
 from service.engine.kernels.ops import Ops
+from service.engine.slots import Slots
 
 
 class PlannedDecodeAttention:
-    """Attention of one new token per row. `tables` int32 [S, W] are all slots' block tables, `slots` [B] the rows.
+    """Attention of one new token per row, for the slots of these `numbers` [B], which stand where `inputs` say.
 
     Reads nothing back and depends on no length, so a CUDA graph that holds it serves any lengths.
     """
 
-    def __init__(
-        self, cache: PagedCache, ops: Ops, tables: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor
-    ) -> None:
+    def __init__(self, cache: PagedCache, ops: Ops, slots: Slots, numbers: torch.Tensor, inputs: DecodeInputs) -> None:
         self.cache = cache
-        size = cache.block_size
-        self.places = tables[slots, positions // size].long() * size + positions % size
+        self.places = inputs.places
         self._ops = ops
-        self._batch = ops.plan_decode(tables, slots, (positions + 1).to(torch.int32), cache.keys[0])
+        self._batch = ops.plan_decode(slots.tables, numbers, inputs.lengths, cache.keys[0])
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]

@@ -6,11 +6,12 @@ import torch
 
 from service.engine.attention import Attention, ChunkSpan, MixedAttention, PagedCache
 from service.engine.graphs import DecodeGraphs, Recorder
+from service.engine.kernels import torch_ops
 from service.engine.memory_errors import is_out_of_memory
 from service.engine.model import Model
 from service.engine.paths import Paths
 from service.engine.pending import PendingTokens
-from service.engine.sampling import Method, sample
+from service.engine.sampling import Method
 from service.engine.slots import Slots
 from service.engine.step import Chunk, OutOfMemory, Sequence, StepPlan
 
@@ -63,7 +64,7 @@ class TorchRunner:
         """Have decodes recorded, one for each bucket of the paths. What could not be is in `graphs.degraded`."""
         # A sampler of kernels reads each row's method on the device; torch's computes every method it is told of, and
         # a sort of the vocabulary, seldom asked for, would cost all others.
-        sorts = self._model.ops.sample is sample
+        sorts = self._model.ops.sample is torch_ops.sample
         methods = set(Method) - ({Method.SORTED} if sorts else set())
         self.graphs = DecodeGraphs(self.slots, methods)
         self.graphs.record(recorder, lambda slots: self.decode(slots, methods), self._paths.buckets)
@@ -71,16 +72,13 @@ class TorchRunner:
     @torch.inference_mode()
     def decode(self, slots: torch.Tensor, methods: set[Method], width: int = 0) -> torch.Tensor:
         """One more token for each of `slots` [B], whose rows advance; `width`: blocks of the longest sequence."""
-        positions = self.slots.positions[slots]
-        attention = self._paths.decode(self._cache, self.slots.tables, slots, positions, width)
-        return self.sample(self._model.forward(self.slots.tokens[slots], positions, attention), slots, methods)
+        inputs, attention = self._paths.decode(self._cache, self.slots, slots, width)
+        return self.sample(self._model.forward(inputs.tokens, inputs.positions, attention), slots, methods)
 
     def sample(self, hidden: torch.Tensor, slots: torch.Tensor, methods: set[Method]) -> torch.Tensor:
         """The next tokens [B] of `slots` [B] by their hidden states [B, hidden]; the rows advance."""
         logits = self._model.logits(hidden)
-        tokens = self._model.ops.sample(logits, self.slots.rows(slots), self.slots.positions[slots] + 1, methods)
-        self.slots.advance(slots, tokens)
-        return tokens
+        return self._model.ops.sample(logits, self.slots, slots, methods)
 
     def _launch(self, plan: StepPlan) -> PendingTokens:
         # The slots change last, when nothing large is left to allocate: a step out of memory can be run again.
@@ -125,9 +123,8 @@ class TorchRunner:
         decodes = [d.sequence.slot for d in plan.decodes]
         slots = self.slots.upload(decodes + [self.slots.spare] * (self._paths.padded(len(decodes)) - len(decodes)))
         width = max(d.position for d in plan.decodes) // self.block_size + 1
-        positions = self.slots.positions[slots]
-        attention = self._paths.decode(self._cache, self.slots.tables, slots, positions, width)
-        return self.slots.tokens[slots], positions, attention
+        inputs, attention = self._paths.decode(self._cache, self.slots, slots, width)
+        return inputs.tokens, inputs.positions, attention
 
     def _spans(self, chunks: list[Chunk]) -> Iterator[ChunkSpan]:
         first = 0

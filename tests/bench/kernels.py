@@ -18,12 +18,11 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from service.engine.config import ModelConfig
-from service.engine.kernels.checks import SAMPLED, ServedShapes, decode_problem, matrices, sampling_rows
+from service.engine.kernels.checks import SAMPLED, ServedShapes, decode_problem, matrices, sampling_slots
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import prove
 from service.engine.kernels.stopwatch import Work, seconds, sets_needed
 from service.engine.kernels.tuning import AttentionTuning, LinearTuning, Tuning
-from service.engine.sampling import method_of
 from tests.bench.timing import read_bandwidth
 
 INTERNLM3_8B = ModelConfig(
@@ -113,17 +112,17 @@ def rope_case(shapes: ServedShapes, rows: int) -> Case:
 
 def sample_case(shapes: ServedShapes, rows: int) -> Case:
     vocab = shapes.config.vocab_size
-    size = rows * vocab * 5  # fp32 logits and a byte of what was seen
-    logits = [x.float() for x in inputs(shapes, size, (rows, vocab))]
-    params = [SAMPLED[1]] * rows
-    sampled = sampling_rows(params, torch.zeros(rows, vocab, dtype=torch.bool, device=shapes.device))
-    positions = torch.arange(rows, device=shapes.device)
-    methods = {method_of(p, vocab) for p in params}
+    size = rows * vocab * (shapes.dtype.itemsize + 1)  # logits, and a byte of what was seen
+    logits = inputs(shapes, size, (rows, vocab))
+    seen = torch.zeros(rows, vocab, dtype=torch.bool, device=shapes.device)
+    slots = sampling_slots([SAMPLED[1]] * rows, seen, torch.zeros(rows, dtype=torch.int64))
+    numbers = torch.arange(rows, device=shapes.device)
+    methods = slots.methods(numbers.tolist())
     return Case(
         "sample",
         {"rows": rows, "vocab": vocab},
         size,
-        lambda ops: [lambda x=x: ops.sample(x, sampled, positions, methods) for x in logits],
+        lambda ops: [lambda x=x: ops.sample(x, slots, numbers, methods) for x in logits],
     )
 
 

@@ -15,7 +15,7 @@ from service.engine.overlap_check import BATCHES, STEPS, check_overlap, paused
 from tests.engine.kernels.test_selfcheck import CPU
 from tests.support.recorder import ReplayingRecorder
 
-ALWAYS = ("add_rms_norm", "rotate_and_cache", "plan_decode", "decode_attention", "silu_mul", "sample")
+ALWAYS = ("add_rms_norm", "rotate_and_cache", "locate", "plan_decode", "decode_attention", "silu_mul", "sample")
 LINEAR = ("one_row_linear", "few_rows_linear", "one_row_norm_linear")
 
 

@@ -6,6 +6,16 @@ import torch
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeInputs:
+    """Each sequence's last token and where its KV goes, [T]: a place is block * block_size + offset."""
+
+    tokens: torch.Tensor  # int64
+    positions: torch.Tensor  # int64
+    places: torch.Tensor  # int64
+    lengths: torch.Tensor  # int32, tokens to attend to, this one included
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeBatch:
     """Where the sequences of one decode step keep their KV; made once a step and shared by all layers.
 

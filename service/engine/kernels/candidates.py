@@ -7,6 +7,7 @@ from service.engine.kernels.checks import Candidate
 from service.engine.kernels.decode_attention import PagedDecodeAttention
 from service.engine.kernels.few_rows import FewRowsLinear
 from service.engine.kernels.gemv import OneRowLinear
+from service.engine.kernels.locate import locate
 from service.engine.kernels.norm import add_rms_norm
 from service.engine.kernels.rope import rotate_and_cache
 from service.engine.kernels.sampling import sample
@@ -25,6 +26,7 @@ def candidates(tuning: Tuning, multiprocessors: int) -> list[Candidate]:
     return [
         Candidate("add_rms_norm", {"add_rms_norm": norm}, checks.check_add_rms_norm),
         Candidate("rotate_and_cache", {"rotate_and_cache": rotate}, checks.check_rotate_and_cache),
+        Candidate("locate", {"locate": partial(locate, overlaps=overlaps)}, checks.check_locate),
         Candidate(
             "decode_attention",
             {"plan_decode": attention.plan, "decode_attention": attention.attend},

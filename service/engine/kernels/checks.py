@@ -5,18 +5,18 @@ sequence of the batch has written, so that a stray read shows.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
-from service.engine import sampling
 from service.engine.base import SamplingParams
 from service.engine.config import ModelConfig
 from service.engine.kernels import torch_ops
-from service.engine.kernels.batch import DecodeBatch
+from service.engine.kernels.batch import DecodeBatch, DecodeInputs
 from service.engine.kernels.ops import Ops
+from service.engine.slots import Slots
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-5}
 """Some units of each type's rounding (2^-9, 2^-12, 2^-24), which sums of thousands of products do not exceed."""
@@ -121,6 +121,21 @@ def _check_rotation(ops: Ops, shapes: ServedShapes, rows: int) -> None:
     ops.rotate_and_cache(qkv, cos, sin, positions, places, *cache)
     require_close("rotate_and_cache", qkv, expected, shapes.dtype)
     require_close("rotate_and_cache's cache", cache.flatten(0, 2), expected_cache.flatten(0, 2), shapes.dtype)
+
+
+def check_locate(ops: Ops, shapes: ServedShapes) -> None:
+    """Slots in any order at positions in any block of their tables, and two rows of padding."""
+    width = 9
+    slots = Slots(MANY_ROWS, width, 2, shapes.device)
+    number = torch.arange(MANY_ROWS, device=shapes.device)
+    slots.tokens[:-1], slots.positions[:-1] = number + 7, (number * 5) % (width * shapes.block_size)
+    slots.tables[:-1] = (number[:, None] * width + torch.arange(width, device=shapes.device)).flip(0).int() + 1
+    for rows in (1, MANY_ROWS):
+        numbers = torch.cat((number.flip(0)[:rows], number.new_full((2,), slots.spare)))
+        found, expected = (each(slots, numbers, shapes.block_size) for each in (ops.locate, torch_ops.locate))
+        pairs = ((getattr(found, f.name), getattr(expected, f.name)) for f in fields(DecodeInputs))
+        if not all(mine.dtype == other.dtype and torch.equal(mine, other) for mine, other in pairs):
+            raise Disagreement(f"locate found other places than torch for {rows} rows")
 
 
 def check_decode_attention(ops: Ops, shapes: ServedShapes) -> None:
@@ -228,44 +243,33 @@ DRAWS = 10
 
 
 def check_sample(ops: Ops, shapes: ServedShapes) -> None:
-    """The very tokens that torch draws, of logits of the served type, about half of them with the best near zero."""
-    vocab, params = shapes.config.vocab_size, SAMPLED * DRAWS
-    logits = shapes.random(len(params), vocab, spread=3.0)
-    logits[len(params) // 2 :] -= logits.max()
-    rows = sampling_rows(params, (torch.arange(vocab, device=shapes.device) % 3 == 0).repeat(len(params), 1))
-    positions = torch.arange(len(params), device=shapes.device) + 100
-    methods = {sampling.Method(m) for m in rows.method.tolist()}
-    drawn = ops.sample(logits, rows, positions, methods).tolist()
-    expected = [token for part in _parts(logits, rows, positions) for token in sampling.sample(*part, methods).tolist()]
-    wrong = [row for row, (mine, other) in enumerate(zip(drawn, expected, strict=True)) if mine != other]
+    """The very tokens that torch draws, of logits of the served type, about half of them with the best near zero; slots
+    in another order than rows, which advance as torch has them advance; and two rows of padding."""
+    vocab, params, device = shapes.config.vocab_size, SAMPLED * DRAWS, shapes.device
+    count = len(params)
+    logits = shapes.random(count + 2, vocab, spread=3.0)
+    logits[count // 2 :] -= logits.max()
+    seen = torch.arange(vocab, device=device) % 3 == 0
+    mine, torchs = (sampling_slots(params, seen.repeat(count, 1), torch.arange(count) + 99) for _ in range(2))
+    numbers = shapes.whole([*reversed(range(count)), mine.spare, mine.spare])
+    methods = mine.methods(list(range(count)))
+    drawn = ops.sample(logits, mine, numbers, methods)
+    # A few rows at a time: torch sorts them, which takes ten times the memory of their logits.
+    parts = zip(*(torch.split(whole, len(SAMPLED)) for whole in (logits, numbers)), strict=True)
+    expected = torch.cat([torch_ops.sample(part, torchs, rows, methods) for part, rows in parts])
+    wrong = (drawn != expected)[:count].nonzero().flatten().tolist()
     if wrong:
-        raise Disagreement(
-            f"sample drew other tokens than torch in {len(wrong)} of {len(params)} rows, first {wrong[0]}"
-        )
+        raise Disagreement(f"sample drew other tokens than torch in {len(wrong)} of {count} rows, first {wrong[0]}")
+    states = ((s.tokens[:count], s.positions, s.parameters.seen[:count]) for s in (mine, torchs))
+    if not all(torch.equal(one, other) for one, other in zip(*states, strict=True)):
+        raise Disagreement("sample left the slots otherwise than torch")
 
 
-def _parts(
-    logits: torch.Tensor, rows: sampling.Rows, positions: torch.Tensor
-) -> Iterator[tuple[torch.Tensor, sampling.Rows, torch.Tensor]]:
-    """A few rows at a time: torch sorts them, which takes ten times the memory of their logits."""
-    for start in range(0, logits.shape[0], len(SAMPLED)):
-        part = slice(start, start + len(SAMPLED))
-        columns = {field.name: getattr(rows, field.name)[part] for field in fields(rows)}
-        yield logits[part], sampling.Rows(**columns), positions[part]
-
-
-def sampling_rows(params: Sequence[SamplingParams], seen: torch.Tensor) -> sampling.Rows:
-    """A batch's parameters on the device of `seen` [T, vocab]."""
-
-    def column(values: list[int] | list[float], dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=seen.device)
-
-    return sampling.Rows(
-        method=column([int(sampling.method_of(p, seen.shape[1])) for p in params], torch.int64),
-        temperature=column([p.temperature for p in params], torch.float32),
-        top_k=column([p.top_k for p in params], torch.int64),
-        top_p=column([p.top_p for p in params], torch.float32),
-        penalty=column([p.repetition_penalty for p in params], torch.float32),
-        seed=column([p.seed for p in params], torch.int64),
-        seen=seen,
-    )
+def sampling_slots(params: Sequence[SamplingParams], seen: torch.Tensor, positions: torch.Tensor) -> Slots:
+    """A slot for each of `params`, with the tokens that were `seen` [N, vocab] and the last one's place [N]."""
+    slots = Slots(len(params), 1, seen.shape[1], seen.device)
+    for number, each in enumerate(params):
+        slots.set_parameters(number, each)
+    slots.positions[: len(params)] = positions.to(seen.device)
+    slots.parameters.seen[: len(params)] = seen
+    return slots

@@ -11,7 +11,8 @@ import torch
 
 from service.engine import sampling
 from service.engine.kernels import torch_ops
-from service.engine.kernels.batch import DecodeBatch
+from service.engine.kernels.batch import DecodeBatch, DecodeInputs
+from service.engine.slots import Slots
 
 
 class AddRmsNorm(Protocol):
@@ -39,6 +40,12 @@ class RotateAndCache(Protocol):
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
     ) -> None: ...
+
+
+class Locate(Protocol):
+    """Where the sequences in the slots of these `numbers` [T] stand. Reads nothing back to the host."""
+
+    def __call__(self, slots: Slots, numbers: torch.Tensor, block_size: int) -> DecodeInputs: ...
 
 
 class PlanDecode(Protocol):
@@ -96,14 +103,13 @@ class NormLinear(Protocol):
 
 
 class Sample(Protocol):
-    """One token per row [T] of logits [T, vocab], for the `positions` [T] they will take; see `sampling.sample`."""
+    """One token per row [T] of logits [T, vocab], drawn as the slots of these `numbers` [T] say (`sampling.sample`).
+
+    The slots then advance, but for the spare one, which rows of padding share: its position stays.
+    """
 
     def __call__(
-        self,
-        logits: torch.Tensor,
-        rows: sampling.Rows,
-        positions: torch.Tensor,
-        methods: set[sampling.Method],
+        self, logits: torch.Tensor, slots: Slots, numbers: torch.Tensor, methods: set[sampling.Method]
     ) -> torch.Tensor: ...
 
 
@@ -113,10 +119,11 @@ class Ops:
 
     add_rms_norm: AddRmsNorm = torch_ops.add_rms_norm
     rotate_and_cache: RotateAndCache = torch_ops.rotate_and_cache
+    locate: Locate = torch_ops.locate
     plan_decode: PlanDecode = torch_ops.plan_decode
     decode_attention: DecodeAttention = torch_ops.decode_attention
     silu_mul: SiluMul = torch_ops.silu_mul
-    sample: Sample = sampling.sample
+    sample: Sample = torch_ops.sample
     one_row_linear: Linear | None = None
     few_rows_linear: Linear | None = None
     one_row_norm_linear: NormLinear | None = None

@@ -1,5 +1,8 @@
 """The next token of every row in two launches, without sorting the vocabulary: `service.engine.sampling` on a GPU.
 
+Parameters are read from the slots' own tables and the slots advance in the same launch: gathered and updated by
+operations of their own, a dozen of them, they would cost as much again.
+
 Only thresholds matter: top_k keeps what is not below the k-th value, top_p what has less than top_p of the probability
 strictly above it. `scan` reads the logits once, in parallel, and keeps the largest score of every 128 tokens. `draw`
 takes the 64 best of these groups, 8,192 tokens, into registers: whatever lies outside is not above the least of their
@@ -18,7 +21,8 @@ import triton.language as tl
 from service.engine.kernels.overlap import launch_options, wait_for_inputs
 from service.engine.kernels.sampling_math import NOTHING, gumbel, order_of, penalized, row_keys, scale_down
 from service.engine.kernels.sampling_slow import draw_from_vocabulary
-from service.engine.sampling import Method, Rows
+from service.engine.sampling import Method
+from service.engine.slots import Slots
 
 GROUP = tl.constexpr(128)
 """Tokens that share one maximum."""
@@ -29,14 +33,15 @@ BEST_GROUPS = tl.constexpr(64)
 GREEDY = tl.constexpr(int(Method.GREEDY))
 UNFILTERED = tl.constexpr(int(Method.UNFILTERED))
 LARGEST_INDEX = tl.constexpr(0x7FFFFFFF)
-PER_ROW = ["method", "temperature", "top_k", "top_p", "penalty", "seed", "positions"]
-"""One number a row, cut out of larger tensors: where a piece begins follows from the batch size. Its alignment would
-have the largest kernel compiled anew, for seconds, at several batch sizes; a single number gains nothing by it."""
+PER_ROW = ["slots", "method", "temperature", "top_k", "top_p", "penalty", "seed", "tokens", "positions"]
+"""One number a row or slot, cut out of larger tensors: where a piece begins follows from how many there are. Its
+alignment would have the largest kernel compiled anew, for seconds; a single number gains nothing by it."""
 
 
 @triton.jit(do_not_specialize_on_alignment=PER_ROW)
 def scan_kernel(
     logits: tl.tensor,
+    slots: tl.tensor,
     seen: tl.tensor,
     method: tl.tensor,
     temperature: tl.tensor,
@@ -59,15 +64,16 @@ def scan_kernel(
     group = chunk * CHUNK_GROUPS + tl.arange(0, CHUNK_GROUPS)
     token = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     inside = token < vocab
-    score = penalized(logits + row * vocab, seen + row * vocab, tl.load(penalty + row), token, inside)
+    slot = tl.load(slots + row)
+    score = penalized(logits + row * vocab, seen + slot * vocab, tl.load(penalty + slot), token, inside)
     maxima = tl.max(score, 1)
     tl.store(group_best + row * groups + group, maxima, mask=group < groups)
-    how = tl.load(method + row)
+    how = tl.load(method + slot)
     if how != GREEDY:
-        scaled = scale_down(score, tl.max(maxima, 0), tl.load(temperature + row))
+        scaled = scale_down(score, tl.max(maxima, 0), tl.load(temperature + slot))
         tl.store(chunk_sum + row * chunks + chunk, tl.sum(tl.where(inside, tl.exp(scaled), 0.0)))
         if how == UNFILTERED:
-            first, second = row_keys(tl.load(seed + row), tl.load(positions + row))
+            first, second = row_keys(tl.load(seed + slot), tl.load(positions + slot) + 1)
             noisy = tl.where(inside, scaled + gumbel(first, second, token), NOTHING)
             winner = tl.min(tl.where(noisy == tl.max(noisy), token, vocab - 1))
             tl.store(chunk_winner + row * chunks + chunk, winner)
@@ -139,9 +145,10 @@ def filter_leaders(order, scaled, inside, bound, total, k, p, vocab):  # type: i
     return least, exact & (least > bound)
 
 
-@triton.jit(do_not_specialize_on_alignment=PER_ROW)
+@triton.jit(do_not_specialize=["spare"], do_not_specialize_on_alignment=PER_ROW)
 def draw_kernel(
     logits: tl.tensor,
+    slots: tl.tensor,
     seen: tl.tensor,
     method: tl.tensor,
     temperature: tl.tensor,
@@ -149,6 +156,7 @@ def draw_kernel(
     top_p: tl.tensor,
     penalty: tl.tensor,
     seed: tl.tensor,
+    tokens: tl.tensor,
     positions: tl.tensor,
     group_best: tl.tensor,
     chunk_sum: tl.tensor,
@@ -157,23 +165,26 @@ def draw_kernel(
     vocab: int,
     groups: int,
     chunks: int,
+    spare: int,
     OVERLAPS: tl.constexpr,
     BLOCK_GROUPS: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
     CHUNK_GROUPS: tl.constexpr,
 ) -> None:
-    """One program a row."""
+    """One program a row. The `spare` slot, which rows of padding share, stays as it is."""
     wait_for_inputs(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + row)
     logits += row * vocab
-    seen += row * vocab
-    how = tl.load(method + row)
-    factor = tl.load(penalty + row)
-    heat = tl.where(how == GREEDY, 1.0, tl.load(temperature + row))
-    k = tl.load(top_k + row)
+    seen += slot * vocab
+    how = tl.load(method + slot)
+    factor = tl.load(penalty + slot)
+    heat = tl.where(how == GREEDY, 1.0, tl.load(temperature + slot))
+    k = tl.load(top_k + slot)
     k = tl.where((k > 0) & (k < vocab), k, vocab)
-    p = tl.load(top_p + row)
-    first, second = row_keys(tl.load(seed + row), tl.load(positions + row))
+    p = tl.load(top_p + slot)
+    position = tl.load(positions + slot) + 1
+    first, second = row_keys(tl.load(seed + slot), position)
     group = tl.arange(0, BLOCK_GROUPS)
     maxima = tl.load(group_best + row * groups + group, mask=group < groups, other=NOTHING)
     best = tl.max(maxima, 0)
@@ -201,14 +212,19 @@ def draw_kernel(
         chosen = tl.min(tl.where(noisy == tl.max(noisy), token, vocab - 1))
         if not exact:
             chosen = draw_from_vocabulary(logits, seen, factor, heat, best, first, second, k, p, vocab)
-    tl.store(out + row, tl.minimum(chosen, vocab - 1).to(tl.int64))
+    chosen = tl.minimum(chosen, vocab - 1).to(tl.int64)
+    tl.store(out + row, chosen)
+    is_real = slot != spare
+    tl.store(tokens + slot, chosen, mask=is_real)
+    tl.store(positions + slot, position, mask=is_real)
+    tl.store(seen + chosen, True, mask=is_real)
 
 
 def sample(
-    logits: torch.Tensor, rows: Rows, positions: torch.Tensor, methods: set[Method], *, overlaps: bool = False
+    logits: torch.Tensor, slots: Slots, numbers: torch.Tensor, methods: set[Method], *, overlaps: bool = False
 ) -> torch.Tensor:
     """See `ops.Sample`: logits of any float type; a row's method is read on the device, `methods` is not needed."""
-    logits, seen = logits.contiguous(), rows.seen.contiguous()
+    logits, rows = logits.contiguous(), slots.parameters
     batch, vocab = logits.shape
     groups = triton.cdiv(vocab, GROUP.value)
     chunks = triton.cdiv(groups, CHUNK_GROUPS)
@@ -219,12 +235,13 @@ def sample(
     scratch = (group_best, chunk_sum, chunk_winner)
     scan_kernel[(batch, chunks)](
         logits,
-        seen,
+        numbers,
+        rows.seen,
         rows.method,
         rows.temperature,
         rows.penalty,
         rows.seed,
-        positions,
+        slots.positions,
         *scratch,
         vocab,
         groups,
@@ -235,19 +252,22 @@ def sample(
     )
     draw_kernel[(batch,)](
         logits,
-        seen,
+        numbers,
+        rows.seen,
         rows.method,
         rows.temperature,
         rows.top_k,
         rows.top_p,
         rows.penalty,
         rows.seed,
-        positions,
+        slots.tokens,
+        slots.positions,
         *scratch,
         out,
         vocab,
         groups,
         chunks,
+        slots.spare,
         BLOCK_GROUPS=max(BEST_GROUPS.value, triton.next_power_of_2(groups)),
         BLOCK_CHUNKS=triton.next_power_of_2(chunks),
         CHUNK_GROUPS=CHUNK_GROUPS,

@@ -6,7 +6,9 @@ Casts follow transformers' Llama. Nothing here reads a value back to the host, s
 import torch
 from torch.nn.functional import silu
 
-from service.engine.kernels.batch import DecodeBatch
+from service.engine import sampling
+from service.engine.kernels.batch import DecodeBatch, DecodeInputs
+from service.engine.slots import Slots
 
 BLOCKS_AT_ONCE = 32
 """KV blocks gathered at a time: bounds the extra memory, whatever the longest context."""
@@ -48,6 +50,14 @@ def rotate_and_cache(
     v_cache.flatten(0, 1).index_copy_(0, places, v)
 
 
+def locate(slots: Slots, numbers: torch.Tensor, block_size: int) -> DecodeInputs:
+    """See `ops.Locate`."""
+    positions = slots.positions[numbers]
+    blocks = slots.tables[numbers, positions // block_size].long()
+    places = blocks * block_size + positions % block_size
+    return DecodeInputs(slots.tokens[numbers], positions, places, (positions + 1).to(torch.int32))
+
+
 def plan_decode(
     block_tables: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, k_cache: torch.Tensor
 ) -> DecodeBatch:
@@ -81,3 +91,10 @@ def decode_attention(
         summed = summed * shrink + torch.einsum("bhgt,bthd->bhgd", weights, v)
         best = largest
     return (summed / total.clamp_min(1e-30)).to(q.dtype).view(rows, heads, head_dim)
+
+
+def sample(logits: torch.Tensor, slots: Slots, numbers: torch.Tensor, methods: set[sampling.Method]) -> torch.Tensor:
+    """See `ops.Sample`."""
+    tokens = sampling.sample(logits, slots.rows(numbers), slots.positions[numbers] + 1, methods)
+    slots.advance(numbers, tokens)
+    return tokens

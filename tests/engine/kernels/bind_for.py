@@ -16,6 +16,8 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from service.engine.attention import PagedCache
+from service.engine.kernels import torch_ops
+from service.engine.kernels.batch import DecodeInputs
 from service.engine.kernels.candidates import candidates
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.tuning import tuning_for
@@ -62,15 +64,19 @@ def compiled_only(compiled: dict[tuple[str, str], None]) -> Any:
 
 
 def serving_ops(capability: int) -> Ops:
-    """Every kernel; the tokens it would draw are made up, since nothing is computed."""
+    """Every kernel; the places and tokens it would find are torch's or made up, since nothing is computed."""
     tuning = tuning_for((capability // 10, capability % 10))
     ops = Ops(**{name: kernel for c in candidates(tuning, 132) for name, kernel in c.fields.items()})
-    draw = ops.sample
+    draw, find = ops.sample, ops.locate
 
     def sample(logits: torch.Tensor, *rest: Any) -> torch.Tensor:
         return torch.zeros_like(draw(logits, *rest))
 
-    return replace(ops, sample=sample, few_rows=tuple(sorted(tuning.few_rows)))
+    def locate(*arguments: Any) -> DecodeInputs:
+        find(*arguments)
+        return torch_ops.locate(*arguments)
+
+    return replace(ops, sample=sample, locate=locate, few_rows=tuple(sorted(tuning.few_rows)))
 
 
 def main(capability: int) -> None:

@@ -17,13 +17,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from service.engine.kernels import decode_attention, few_rows, gemv, norm, rope, sampling, silu
+from service.engine.kernels import decode_attention, few_rows, gemv, locate, norm, rope, sampling, silu
 from service.engine.kernels.overlap import launch_options
 from service.engine.kernels.tuning import LinearTuning, Tuning, tuning_for
 
 WAIT = "griddepcontrol.wait"
 POINTERS = {
-    **dict.fromkeys(("positions", "places", "slots", "seed", "method", "top_k"), "*i64"),
+    **dict.fromkeys(
+        ("positions", "places", "slots", "tokens", "slot_tokens", "slot_positions", "seed", "method", "top_k"), "*i64"
+    ),
     **dict.fromkeys(("block_tables", "lengths", "item_row", "item_start", "first_item", "tiles_per_item"), "*i32"),
     **dict.fromkeys(("cos", "sin", "partial", "partial_lse", "temperature", "top_p", "penalty"), "*fp32"),
     **dict.fromkeys(("group_best", "chunk_sum"), "*fp32"),
@@ -49,6 +51,7 @@ def launches(tuning: Tuning) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]
             {"HEADS": 32, "KV_HEADS": 2, "HALF": 64, "BLOCK_HEADS": rope.BLOCK_HEADS},
             {"num_warps": 2},
         ),
+        (locate.locate_kernel, {"BLOCK_SIZE": 64, "BLOCK": locate.BLOCK}, {"num_warps": 4}),
         (
             decode_attention.plan_kernel,
             {"SPARE": 264, "TILE": attention.tile, "BLOCK_ROWS": 64, "BLOCK_ITEMS": 512},

@@ -7,7 +7,8 @@ import torch
 
 from service.engine import sampling
 from service.engine.base import SamplingParams
-from service.engine.kernels.checks import sampling_rows
+from service.engine.kernels import torch_ops
+from service.engine.kernels.checks import sampling_slots
 from tests.engine.kernels.conftest import Subject
 
 pytestmark = [
@@ -39,13 +40,17 @@ def draw_both(
     subject: Subject, logits: torch.Tensor, seen: torch.Tensor, params: Sequence[SamplingParams], position: int = 100
 ) -> tuple[list[int], list[int]]:
     """Tokens of the subject, and those of torch on the CPU."""
-    positions = torch.arange(len(params)) + position
+    positions = torch.arange(len(params)) + position - 1
     methods = {sampling.method_of(p, logits.shape[1]) for p in params}
-    expected = sampling.sample(logits.float(), sampling_rows(params, seen), positions, methods)
-    device = subject.device
-    rows = sampling_rows(params, seen.to(device))
-    drawn = subject.ops.sample(logits.to(device), rows, positions.to(device), methods)
-    return drawn.tolist(), expected.tolist()
+    numbers = torch.arange(len(params)).flip(0)
+    torchs = sampling_slots(params, seen, positions)
+    expected = torch_ops.sample(logits.float().flip(0), torchs, numbers, methods)
+    mine = sampling_slots(params, seen.to(subject.device), positions)
+    drawn = subject.ops.sample(logits.flip(0).to(subject.device), mine, numbers.to(subject.device), methods)
+    for one, other in ((mine.tokens, torchs.tokens), (mine.positions, torchs.positions)):
+        assert one.tolist() == other.tolist()
+    assert torch.equal(mine.parameters.seen.cpu(), torchs.parameters.seen)
+    return drawn.flip(0).tolist(), expected.flip(0).tolist()
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), VOCABULARIES)
@@ -125,8 +130,9 @@ def test_a_banned_token_and_a_spoiled_row_yield_a_token_of_the_vocabulary(kernel
     logits[1] = torch.nan
     logits[2] = -torch.inf
     device = kernel_subject.device
-    rows = sampling_rows([SamplingParams()] * 3, torch.zeros(3, 300, dtype=torch.bool, device=device))
-    drawn = kernel_subject.ops.sample(logits.to(device), rows, torch.arange(3, device=device), set()).tolist()
+    seen = torch.zeros(3, 300, dtype=torch.bool, device=device)
+    slots = sampling_slots([SamplingParams()] * 3, seen, torch.arange(3))
+    drawn = kernel_subject.ops.sample(logits.to(device), slots, torch.arange(3, device=device), set()).tolist()
     assert drawn[0] < 10
     assert all(0 <= token < 300 for token in drawn)
 
@@ -138,10 +144,25 @@ def test_a_row_draws_the_same_alone_and_in_a_batch(kernel_subject: Subject) -> N
     seen = torch.rand(len(PARAMS), vocab) < 0.1
     together, _ = draw_both(kernel_subject, logits, seen, PARAMS)
     for row, params in enumerate(PARAMS):
-        rows = sampling_rows([params], seen[row : row + 1].to(device))
-        position = torch.tensor([100 + row], device=device)
-        alone = kernel_subject.ops.sample(logits[row : row + 1].to(device), rows, position, set())
+        slots = sampling_slots([params], seen[row : row + 1].to(device), torch.tensor([99 + row]))
+        number = torch.zeros(1, dtype=torch.int64, device=device)
+        alone = kernel_subject.ops.sample(logits[row : row + 1].to(device), slots, number, set())
         assert alone.tolist() == together[row : row + 1]
+
+
+def test_rows_of_padding_leave_the_spare_slot_where_it_is(subject: Subject) -> None:
+    """Its position grows with no step: it would run out of the block table in time."""
+    device = subject.device
+    slots = sampling_slots(
+        [SamplingParams()] * 2, torch.zeros(2, 300, dtype=torch.bool, device=device), torch.tensor([7, 8])
+    )
+    numbers = torch.tensor([slots.spare, 1, slots.spare, slots.spare], device=device)
+    for step in range(3):
+        drawn = subject.ops.sample(torch.randn(4, 300, device=device), slots, numbers, {sampling.Method.CANDIDATES})
+        assert slots.positions.tolist() == [7, 9 + step, 0]
+        assert slots.tokens[1] == drawn[1]
+        assert slots.parameters.seen[1, drawn[1]]
+    assert not slots.parameters.seen[0].any()
 
 
 def test_the_noise_is_bit_for_bit_that_of_torch_but_for_the_logarithm(kernel_subject: Subject) -> None:

@@ -11,10 +11,11 @@ import torch
 from service.engine import sampling
 from service.engine.config import ModelConfig
 from service.engine.kernels import checks, torch_ops
-from service.engine.kernels.batch import DecodeBatch
+from service.engine.kernels.batch import DecodeBatch, DecodeInputs
 from service.engine.kernels.checks import Candidate, Disagreement, ServedShapes, require_close
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import REASON_LENGTH, prove, prove_candidates
+from service.engine.slots import Slots
 from service.errors import EngineFailed
 from tests.engine.kernels.conftest import HAS_GPU, INTERPRETED, INTERPRETS, Subject
 
@@ -91,34 +92,61 @@ def draws_the_best(logits: torch.Tensor, *_: Any) -> torch.Tensor:
     return logits.argmax(dim=-1)
 
 
-def ignores_top_p(
-    logits: torch.Tensor, rows: sampling.Rows, positions: torch.Tensor, methods: set[sampling.Method]
-) -> torch.Tensor:
-    return sampling.sample(logits, replace(rows, top_p=torch.ones_like(rows.top_p)), positions, methods)
+def samples_by(change: Callable[[sampling.Rows, torch.Tensor], sampling.Rows]) -> Callable[..., torch.Tensor]:
+    """A sampler that takes other parameters than the slots', changed in the light of the logits."""
+
+    def sample(logits: torch.Tensor, slots: Slots, numbers: torch.Tensor, methods: Any) -> torch.Tensor:
+        rows = change(slots.rows(numbers), logits)
+        tokens = sampling.sample(logits, rows, slots.positions[numbers] + 1, methods)
+        slots.advance(numbers, tokens)
+        return tokens
+
+    sample.__name__ = change.__name__
+    return sample
 
 
-def ignores_top_k(
-    logits: torch.Tensor, rows: sampling.Rows, positions: torch.Tensor, methods: set[sampling.Method]
-) -> torch.Tensor:
+@samples_by
+def ignores_top_p(rows: sampling.Rows, _: torch.Tensor) -> sampling.Rows:
+    return replace(rows, top_p=torch.ones_like(rows.top_p))
+
+
+@samples_by
+def ignores_top_k(rows: sampling.Rows, _: torch.Tensor) -> sampling.Rows:
     is_few = rows.method == sampling.Method.CANDIDATES
-    return sampling.sample(logits, replace(rows, top_k=is_few * sampling.TOP_K_LIMIT), positions, methods)
+    return replace(rows, top_k=is_few * sampling.TOP_K_LIMIT)
 
 
-def does_not_renormalise_after_top_k(
-    logits: torch.Tensor, rows: sampling.Rows, positions: torch.Tensor, methods: set[sampling.Method]
-) -> torch.Tensor:
+@samples_by
+def does_not_renormalise_after_top_k(rows: sampling.Rows, logits: torch.Tensor) -> sampling.Rows:
     """top_p as a share of the whole vocabulary's probability, not of what top_k left of it."""
     scores = sampling.penalize(logits.float(), rows.seen, rows.penalty) / rows.temperature.clamp_min(1e-9)[:, None]
     ranked = scores.softmax(dim=-1).sort(dim=-1, descending=True).values
     kept = ranked.cumsum(dim=-1).gather(1, (rows.top_k.clamp(1, scores.shape[1]) - 1)[:, None]).squeeze(1)
-    top_p = torch.where((rows.top_k > 0) & (rows.top_p < 1), (rows.top_p / kept).clamp(max=1.0), rows.top_p)
-    return sampling.sample(logits, replace(rows, top_p=top_p), positions, methods)
+    return replace(
+        rows, top_p=torch.where((rows.top_k > 0) & (rows.top_p < 1), (rows.top_p / kept).clamp(max=1.0), rows.top_p)
+    )
 
 
-def ignores_the_penalty(
-    logits: torch.Tensor, rows: sampling.Rows, positions: torch.Tensor, methods: set[sampling.Method]
-) -> torch.Tensor:
-    return sampling.sample(logits, replace(rows, penalty=torch.ones_like(rows.penalty)), positions, methods)
+@samples_by
+def ignores_the_penalty(rows: sampling.Rows, _: torch.Tensor) -> sampling.Rows:
+    return replace(rows, penalty=torch.ones_like(rows.penalty))
+
+
+def does_not_advance(logits: torch.Tensor, slots: Slots, numbers: torch.Tensor, methods: Any) -> torch.Tensor:
+    return sampling.sample(logits, slots.rows(numbers), slots.positions[numbers] + 1, methods)
+
+
+def advances_the_padding(logits: torch.Tensor, slots: Slots, numbers: torch.Tensor, methods: Any) -> torch.Tensor:
+    tokens = torch_ops.sample(logits, slots, numbers, methods)
+    slots.positions[slots.spare] += 1
+    return tokens
+
+
+def forgets_what_was_seen(logits: torch.Tensor, slots: Slots, numbers: torch.Tensor, methods: Any) -> torch.Tensor:
+    before = slots.parameters.seen.clone()
+    tokens = torch_ops.sample(logits, slots, numbers, methods)
+    slots.parameters.seen.copy_(before)
+    return tokens
 
 
 def forgets_rows_from_64_on(x: torch.Tensor) -> torch.Tensor:
@@ -217,12 +245,30 @@ def check_few_rows(ops: Ops, shapes: ServedShapes) -> None:
     checks.check_linear(ops, shapes, range(2, 17))
 
 
+def locates_the_place_before(slots: Slots, numbers: torch.Tensor, block_size: int) -> DecodeInputs:
+    found = torch_ops.locate(slots, numbers, block_size)
+    return replace(found, places=(found.places - 1).clamp_min(0))
+
+
+def locates_without_the_block_table(slots: Slots, numbers: torch.Tensor, block_size: int) -> DecodeInputs:
+    found = torch_ops.locate(slots, numbers, block_size)
+    return replace(found, places=found.positions)
+
+
+def locates_lengths_without_the_new_token(slots: Slots, numbers: torch.Tensor, block_size: int) -> DecodeInputs:
+    found = torch_ops.locate(slots, numbers, block_size)
+    return replace(found, lengths=found.lengths - 1)
+
+
 LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("silu_mul", off_by_one_percent, checks.check_silu_mul),
     ("silu_mul", last_row_forgotten, checks.check_silu_mul),
     ("silu_mul", does_not_compile, checks.check_silu_mul),
     ("add_rms_norm", forgets_the_residual, checks.check_add_rms_norm),
     ("rotate_and_cache", does_not_write_the_cache, checks.check_rotate_and_cache),
+    ("locate", locates_the_place_before, checks.check_locate),
+    ("locate", locates_without_the_block_table, checks.check_locate),
+    ("locate", locates_lengths_without_the_new_token, checks.check_locate),
     ("decode_attention", takes_the_newest_token_for_granted, checks.check_decode_attention),
     ("decode_attention", ignores_the_block_table, checks.check_decode_attention),
     ("silu_mul", forgets_rows_from_64_on, checks.check_silu_mul),
@@ -248,6 +294,9 @@ LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("sample", ignores_top_k, checks.check_sample),
     ("sample", does_not_renormalise_after_top_k, checks.check_sample),
     ("sample", ignores_the_penalty, checks.check_sample),
+    ("sample", does_not_advance, checks.check_sample),
+    ("sample", advances_the_padding, checks.check_sample),
+    ("sample", forgets_what_was_seen, checks.check_sample),
 ]
 
 
