@@ -52,18 +52,18 @@ class Attention(Protocol):
 
 
 class MixedAttention:
-    """Prompt chunks in the first rows, one new token per running sequence in the others: one pass over the weights
-    for both, which a decode is bound by."""
+    """One new token per running sequence in the first rows, prompt chunks in the others: one pass over the weights for
+    both, which a decode is bound by."""
 
-    def __init__(self, prefill: Attention, decode: Attention) -> None:
-        self.cache = prefill.cache
-        self.places = torch.cat((prefill.places, decode.places))
-        self._rows = prefill.places.shape[0]
-        self._prefill, self._decode = prefill, decode
+    def __init__(self, decode: Attention, prefill: Attention) -> None:
+        self.cache = decode.cache
+        self.places = torch.cat((decode.places, prefill.places))
+        self._rows = decode.places.shape[0]
+        self._decode, self._prefill = decode, prefill
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         n = self._rows
-        return torch.cat((self._prefill(layer, q[:n], k[:n], v[:n]), self._decode(layer, q[n:], k[n:], v[n:])))
+        return torch.cat((self._decode(layer, q[:n], k[:n], v[:n]), self._prefill(layer, q[n:], k[n:], v[n:])))
 
 
 SCORES_AT_ONCE = 1 << 21

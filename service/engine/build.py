@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -61,7 +62,7 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
     model = Model(model_config, weights, min(config.max_context, model_config.max_positions), choice.paths.ops)
     recorder = CudaRecorder(device) if device.type == "cuda" else None
     runner, capacity = build_runner(model, choice.paths, config, device, dtype, phases, recorder)
-    graphs = runner.graphs.degraded if runner.graphs is not None else []
+    recorded = [part.degraded for part in (runner.graphs, runner.segments) if part is not None]
     info = EngineInfo(
         kind=config.kind,
         device=device_name(device),
@@ -70,7 +71,7 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
         max_running=capacity.max_running,
         vocab_size=model_config.vocab_size,
         versions={"torch": str(torch.__version__)},
-        degraded=[*choice.degraded, *graphs],
+        degraded=[*choice.degraded, *chain.from_iterable(recorded)],
         startup_seconds=phases.seconds,
         weights_bytes_per_second=report.bytes_per_second,
     )

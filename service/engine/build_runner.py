@@ -52,4 +52,6 @@ def build_runner(
     if recorder is not None and paths.plans_decode:
         with phases("graphs", "recording decodes of every batch size"):
             runner.record(recorder)
+        with phases("segments", "recording what steps with prompts share"):
+            runner.record_segments(recorder, config.step_tokens)
     return runner, capacity

@@ -18,6 +18,15 @@ class CudaRecorder:
         self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def record(self, body: Callable[[], torch.Tensor]) -> Recording:
+        """See `record_effect`; the capture's output."""
+        outputs: list[torch.Tensor] = []
+
+        def keep_output() -> None:
+            outputs[:] = [body()]
+
+        return Recording(self.record_effect(keep_output), outputs[0])
+
+    def record_effect(self, body: Callable[[], None]) -> Callable[[], None]:
         """Run `body` once, so that kernels are compiled and libraries hold their workspaces, then capture it."""
         serving = torch.cuda.current_stream(self._device)
         self._side.wait_stream(serving)
@@ -28,11 +37,12 @@ class CudaRecorder:
         try:
             # thread_local: the listener's and the readers' threads may go on meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
-                output = body()
+                body()
         finally:
             # A capture that fails at its end stays on its stream, whose memory is the graphs'.
             torch.cuda.set_stream(serving)
-        return Recording(graph.replay, output)
+        replay: Callable[[], None] = graph.replay
+        return replay
 
     def require_usable(self) -> None:
         """Raise EngineFailed when the CUDA context is poisoned."""

@@ -42,6 +42,10 @@ class Recorder(Protocol):
         """Run `body` as often as needed, and record it. Raises whatever the device makes of it."""
         ...
 
+    def record_effect(self, body: Callable[[], None]) -> Callable[[], None]:
+        """The same of a body that leaves its results in tensors of the caller's; its replay."""
+        ...
+
     def require_usable(self) -> None:
         """Raise EngineFailed when a failed recording left the device beyond use."""
         ...

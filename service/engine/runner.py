@@ -5,13 +5,14 @@ from collections.abc import Iterator
 import torch
 
 from service.engine.attention import Attention, ChunkSpan, MixedAttention, PagedCache
-from service.engine.graphs import DecodeGraphs, Recorder
+from service.engine.graphs import RECORDING_SECONDS, DecodeGraphs, Recorder
 from service.engine.kernels import torch_ops
 from service.engine.memory_errors import is_out_of_memory
 from service.engine.model import Model
 from service.engine.paths import Paths
 from service.engine.pending import PendingTokens
 from service.engine.sampling import Method
+from service.engine.segments import Segments, shapes_for
 from service.engine.slots import Slots
 from service.engine.step import Chunk, OutOfMemory, Sequence, StepPlan
 
@@ -19,7 +20,8 @@ from service.engine.step import Chunk, OutOfMemory, Sequence, StepPlan
 class TorchRunner:
     """`Runner` on one device. `max_context` bounds the positions of a sequence.
 
-    `graphs` computes the steps that are decodes alone, where it can; None computes all steps launch by launch.
+    `graphs` computes the steps that are decodes alone, where it can, and `segments` most of the others; None of both
+    computes all steps launch by launch.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class TorchRunner:
         self.block_size = cache.block_size
         self.max_running = max_running
         self.graphs: DecodeGraphs | None = None
+        self.segments: Segments | None = None
         self._model = model
         self._cache = cache
         self._paths = paths or Paths()
@@ -70,6 +73,14 @@ class TorchRunner:
         self.graphs.record(recorder, lambda slots: self.decode(slots, methods), self._paths.buckets)
 
     @torch.inference_mode()
+    def record_segments(self, recorder: Recorder, step_tokens: int) -> None:
+        """Have steps with prompts of up to `step_tokens` recorded, in the time that the decodes have left. What could
+        not be is in `segments.degraded`."""
+        spent = self.graphs.seconds if self.graphs is not None else 0.0
+        self.segments = Segments(self._model, self._cache, self.slots)
+        self.segments.record(recorder, shapes_for(self.max_running, step_tokens), RECORDING_SECONDS - spent)
+
+    @torch.inference_mode()
     def decode(self, slots: torch.Tensor, methods: set[Method], width: int = 0) -> torch.Tensor:
         """One more token for each of `slots` [B], whose rows advance; `width`: blocks of the longest sequence."""
         inputs, attention = self._paths.decode(self._cache, self.slots, slots, width)
@@ -90,27 +101,38 @@ class TorchRunner:
         rows, hidden = self._forward(plan)
         if not numbers:
             return PendingTokens(self.slots.tokens[:0])
-        slots = self.slots.upload(self._padded(numbers, plan))
+        slots = self.slots.upload([*numbers, *self._padding(plan)])
         return PendingTokens(self.sample(hidden[rows], slots, methods)[: len(numbers)])
 
-    def _padded(self, numbers: list[int], plan: StepPlan) -> list[int]:
-        """The slots of a step's sampled rows, the spare one where decodes are padded."""
+    def _padding(self, plan: StepPlan) -> list[int]:
+        """The spare slot, as often as decodes are padded."""
         count = len(plan.decodes)
-        return numbers + [self.slots.spare] * ((self._paths.padded(count) if count else 0) - count)
+        return [self.slots.spare] * ((self._paths.padded(count) if count else 0) - count)
 
     def _forward(self, plan: StepPlan) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows that sample [R] and the hidden states [T, hidden]: chunks first, then decodes, padded."""
-        parts = [self._prompt_part(plan.chunks)] if plan.chunks else []
-        if plan.decodes:
-            parts.append(self._decode_part(plan))
+        """The rows that sample [R], and hidden states [T, hidden]: of decodes first, padded, then of chunks."""
+        numbers = [d.sequence.slot for d in plan.decodes] + self._padding(plan)
+        prompt_rows = sum(chunk.end - chunk.start for chunk in plan.chunks)
+        shape = self.segments.shape(len(numbers), prompt_rows) if self.segments and plan.chunks else None
+        if self.segments and shape:
+            first, slots = shape.decodes, self.slots.upload(numbers)
+            hidden = self.segments.forward(shape, slots, *self._prompt_part(plan.chunks))
+        else:
+            first, hidden = len(numbers), self._forward_by_launches(plan, numbers)
+        spans = zip(plan.chunks, self._spans(plan.chunks), strict=True)
+        ends = [first + span.last - 1 for chunk, span in spans if chunk.completes]
+        return self.slots.upload([*ends, *range(len(numbers))]), hidden
+
+    def _forward_by_launches(self, plan: StepPlan, numbers: list[int]) -> torch.Tensor:
+        """Hidden states [T, hidden] of decodes of the slots of these `numbers`, then of chunks."""
+        parts = [self._decode_part(plan, numbers)] if numbers else []
+        if plan.chunks:
+            parts.append(self._prompt_part(plan.chunks))
         tokens = torch.cat([part[0] for part in parts])
         positions = torch.cat([part[1] for part in parts])
         attentions = [part[2] for part in parts]
         attention = attentions[0] if len(attentions) == 1 else MixedAttention(*attentions)
-        prompts = sum(c.end - c.start for c in plan.chunks)
-        rows = [span.last - 1 for c, span in zip(plan.chunks, self._spans(plan.chunks), strict=True) if c.completes]
-        sampled = self.slots.upload([*rows, *range(prompts, tokens.shape[0])])
-        return sampled, self._model.forward(tokens, positions, attention)
+        return self._model.forward(tokens, positions, attention)
 
     def _prompt_part(self, chunks: list[Chunk]) -> tuple[torch.Tensor, torch.Tensor, Attention]:
         upload = self.slots.upload
@@ -119,11 +141,9 @@ class TorchRunner:
         places = upload([place for c in chunks for place in self._places(c)])
         return tokens, positions, self._paths.prefill(self._cache, places, list(self._spans(chunks)))
 
-    def _decode_part(self, plan: StepPlan) -> tuple[torch.Tensor, torch.Tensor, Attention]:
-        decodes = [d.sequence.slot for d in plan.decodes]
-        slots = self.slots.upload(decodes + [self.slots.spare] * (self._paths.padded(len(decodes)) - len(decodes)))
+    def _decode_part(self, plan: StepPlan, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor, Attention]:
         width = max(d.position for d in plan.decodes) // self.block_size + 1
-        inputs, attention = self._paths.decode(self._cache, self.slots, slots, width)
+        inputs, attention = self._paths.decode(self._cache, self.slots, self.slots.upload(numbers), width)
         return inputs.tokens, inputs.positions, attention
 
     def _spans(self, chunks: list[Chunk]) -> Iterator[ChunkSpan]:

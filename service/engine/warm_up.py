@@ -15,7 +15,8 @@ HEAVIEST = SamplingParams(temperature=1.0, top_k=0, top_p=0.9)
 BLOCK = 1
 """The block that all sequences of a warm-up share: what they compute is of no interest."""
 GRAPH_BYTES = 512 << 20
-"""What the driver keeps for the recorded graphs of all batch sizes, beside their activations; rounded up."""
+"""What the driver keeps for the recordings, a dozen whole decodes and a thousand segments of some seven launches,
+beside their activations: an estimate, half a MiB a recording."""
 DECODES_TIMED = 5
 """The fastest of so many counts: the first ones may still be slow."""
 

@@ -146,8 +146,15 @@ class Bench:
         rate = size / seconds["weights"]
         self.figures["load_of_files"] = rate / files
         rates = {"gb_per_s": rate / 1e9, "files_gb_per_s": files / 1e9, "files_first_read_gb_per_s": first / 1e9}
-        self._line("load", **rates, **seconds)
+        self._line("load", **rates, **seconds, **self._free())
         self.emit({"section": "load", "degraded": self.core.info.degraded})
+
+    def _free(self) -> dict[str, float]:
+        """What a start left of the GPU's memory: it was asked to leave a tenth, recordings and all."""
+        if self.device.type != "cuda":
+            return {}
+        free, total = torch.cuda.mem_get_info(self.device)
+        return {"free_share_after_start": free / total}
 
     def decode(self) -> None:
         """Steps of nothing but decodes, beside the time their bytes take at the measured bandwidth."""

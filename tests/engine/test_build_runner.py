@@ -60,8 +60,8 @@ def test_a_gpu_computes_its_largest_steps_then_sizes_the_cache_then_records(
     recorder = ReplayingRecorder()
     runner, capacity, said, phases = start(model, PLANNED, recorder)
     assert measured == [(2, 128)]
-    assert list(phases.seconds) == ["warm_up", "kv_cache", "graphs"]
-    assert [message.split()[0] for message in said] == ["computing", "allocating", "recording"]
+    assert list(phases.seconds) == ["warm_up", "kv_cache", "graphs", "segments"]
+    assert [message.split()[0] for message in said] == ["computing", "allocating", "recording", "recording"]
     assert (capacity.num_blocks, capacity.max_running, capacity.max_context) == (41, 4, 128)
     assert recorder.recorded == [4, 1, 2]
     assert runner.graphs is not None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from service.engine.base import SamplingParams
-from service.engine.graphs import BUCKETS, RECORDING_SECONDS, DecodeGraphs, buckets_for, recording_order
+from service.engine.graphs import BUCKETS, RECORDING_SECONDS, DecodeGraphs, Recorder, buckets_for, recording_order
 from service.engine.model import Model
 from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
@@ -16,6 +16,7 @@ from service.engine.step import Chunk, Decode, Sequence, StepPlan
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.plans import BLOCK_SIZE, GREEDY, decode, load_native, prefill, runner_of, sequence_of
 from tests.support.recorder import ReplayingRecorder
+from tests.support.tape import TapeRecorder
 
 PROMPTS = [[7, 8, 9], list(range(20, 20 + BLOCK_SIZE)), [(i * 37) % 320 for i in range(41)]]
 BUCKET_SIZES = (1, 2, 4, 8)
@@ -34,7 +35,7 @@ def planned(model: Model) -> TorchRunner:
     return runner_of(model, paths=Paths(plans_decode=True, buckets=BUCKET_SIZES))
 
 
-def recorded(model: Model, recorder: ReplayingRecorder, methods: set[Method] | None = None) -> TorchRunner:
+def recorded(model: Model, recorder: Recorder, methods: set[Method] | None = None) -> TorchRunner:
     runner = planned(model)
     methods = ALL_METHODS if methods is None else methods
     graphs = DecodeGraphs(runner.slots, methods)
@@ -77,6 +78,9 @@ def test_recorded_and_planned_decodes_give_the_plain_paths_tokens(model: Model, 
     recorder = ReplayingRecorder()
     assert answers(recorded(model, recorder), sampling) == expected
     assert recorder.replays == [4] * (COUNT - 1), "three rows are padded to four"
+    assert answers(recorded(model, TapeRecorder()), sampling) == expected, (
+        "and nothing of the recording's own step stays"
+    )
 
 
 def test_a_step_with_prompts_goes_past_the_graphs_and_shares_their_state(model: Model) -> None:

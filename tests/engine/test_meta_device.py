@@ -40,7 +40,7 @@ def step(runner: TorchRunner, start: int) -> torch.Tensor:
     chunks = [Chunk(prompts[0], start, 300), Chunk(prompts[1], 0, 20)]
     plan = StepPlan(chunks, [Decode(sequence, 30) for sequence in decodes])
     rows, hidden = runner._forward(plan)
-    slots = runner.slots.upload(runner._padded([sequence.slot for sequence in plan.sampled], plan))
+    slots = runner.slots.upload([*(sequence.slot for sequence in plan.sampled), *runner._padding(plan)])
     return runner.sample(hidden[rows], slots, set(Method))
 
 

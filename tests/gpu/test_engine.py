@@ -12,6 +12,8 @@ from service.engine.core import NativeCore
 from service.engine.model import Model
 from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
+from service.engine.segment_bodies import StepShape
+from service.engine.segments import shapes_for
 from tests.bench.load import Drive, Prompts, percentile
 from tests.gpu.conftest import SHAPE, Make
 from tests.support.driving import drain, reasons_of, tokens_of
@@ -56,8 +58,11 @@ def test_nothing_is_degraded_and_every_batch_size_is_recorded(make: Make) -> Non
     graphs = runner_of(core).graphs
     assert graphs is not None
     assert graphs.buckets == (1, 2, 4, 8, 16, 24, 32)
-    assert graphs.seconds < 15
-    assert core.info.startup_seconds.keys() >= {"memory", "kernels", "weights", "warm_up", "kv_cache", "graphs"}
+    segments = runner_of(core).segments
+    assert segments is not None
+    assert segments.shapes == shapes_for(32, 2048)
+    assert core.info.startup_seconds["graphs"] + core.info.startup_seconds["segments"] < 15
+    assert core.info.startup_seconds.keys() >= {"memory", "kernels", "weights", "warm_up", "kv_cache"}
 
 
 @pytest.fixture(scope="module")
@@ -93,16 +98,32 @@ def test_recorded_decodes_give_what_decodes_without_recordings_give(make: Make) 
     core = make(prefix_cache=False)
     assert isinstance(core, NativeCore)
     core._scheduler._pace = None  # whose chunks follow from measured times, and with them the roundings
+    runner_of(core).segments = None  # whose rows of padding have the library round otherwise
     recorded = answers(core, requests)
     runner_of(core).graphs = None
     assert answers(core, requests) == recorded
+
+
+def test_steps_with_prompts_by_recordings_give_the_exact_models_tokens(make: Make, exact: Model) -> None:
+    """Chunks of 100 beside decodes: each of them fits a recorded shape, and each prompt ends in another."""
+    core = make(step_tokens=100, prefix_cache=False)
+    segments = runner_of(core).segments
+    assert segments is not None
+    ran: list[StepShape] = []
+    forward = segments.forward
+    segments.forward = lambda shape, *rest: (ran.append(shape), forward(shape, *rest))[1]  # type: ignore[method-assign]
+    requests = [a_request(prompt, new=24, sampling=GREEDY) for prompt in prompts()[:7]]
+    for request, tokens in zip(requests, answers(core, requests), strict=True):
+        require_best(exact, request, tokens)
+    assert {shape.decodes for shape in ran} == {0, 32}
 
 
 def test_the_torch_paths_give_the_kernels_tokens_up_to_ties(make: Make, exact: Model) -> None:
     """What serves on a card where every kernel failed."""
     core = make()
     runner = runner_of(core)
-    runner.graphs, runner._paths, runner._model.ops = None, Paths(), Paths().ops
+    runner.graphs = runner.segments = None
+    runner._paths, runner._model.ops = Paths(), Paths().ops
     requests = [a_request(prompt, new=24, sampling=GREEDY) for prompt in prompts()[:6]]
     for request, tokens in zip(requests, answers(core, requests), strict=True):
         require_best(exact, request, tokens)
@@ -183,13 +204,11 @@ def test_out_of_memory_in_a_step_ends_the_newest_request_alone(
     events = core.step()
     new = a_request(prompts()[4], new=30)
     assert core.add(new) == []
-    forward = runner._model.forward
 
-    def exhausted(*arguments: torch.Tensor) -> torch.Tensor:
-        torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
-        return forward(*arguments)  # type: ignore[arg-type]
+    def exhausted(*_: object) -> torch.Tensor:
+        return torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
 
-    monkeypatch.setattr(runner._model, "forward", exhausted)
+    monkeypatch.setattr(runner, "_forward", exhausted)
     events += core.step()
     monkeypatch.undo()
     events += drain(core, [])

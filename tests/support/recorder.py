@@ -8,15 +8,20 @@ from service.engine.graphs import Recording
 
 
 class ReplayingRecorder:
-    """`Recorder` that counts replays by output size and fails for the output sizes it is told to.
+    """`Recorder` that counts replays by output size and fails for the output sizes, or the effects, it is told to.
 
     All outputs lie in one buffer, like those of graphs with a common pool: who reads one too late reads another's.
     """
 
-    def __init__(self, failing: tuple[int, ...] = (), poisoned: bool = False) -> None:
+    def __init__(
+        self, failing: tuple[int, ...] = (), poisoned: bool = False, failing_effects: tuple[int, ...] = ()
+    ) -> None:
         self.recorded: list[int] = []
         self.replays: list[int] = []
+        self.effects = 0
+        self.effect_replays = 0
         self.checked = 0
+        self._failing_effects = failing_effects
         self._failing = failing
         self._poisoned = poisoned
         self._shared = torch.empty(0, dtype=torch.int64)
@@ -36,6 +41,18 @@ class ReplayingRecorder:
             output.copy_(body())
 
         return Recording(replay, output)
+
+    def record_effect(self, body: Callable[[], None]) -> Callable[[], None]:
+        self.effects += 1
+        if self.effects in self._failing_effects:
+            raise RuntimeError(f"operation not permitted when stream is capturing (effect {self.effects})\nand more")
+        body()
+
+        def replay() -> None:
+            self.effect_replays += 1
+            body()
+
+        return replay
 
     def require_usable(self) -> None:
         self.checked += 1
