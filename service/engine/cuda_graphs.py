@@ -18,21 +18,25 @@ class CudaRecorder:
         self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def record(self, body: Callable[[], torch.Tensor]) -> Recording:
-        """See `record_effect`; the capture's output."""
+        """Rehearse `body`, then capture it."""
         outputs: list[torch.Tensor] = []
 
         def keep_output() -> None:
             outputs[:] = [body()]
 
-        return Recording(self.record_effect(keep_output), outputs[0])
+        self.rehearse(keep_output)
+        return Recording(self.capture(keep_output), outputs[0])
 
-    def record_effect(self, body: Callable[[], None]) -> Callable[[], None]:
-        """Run `body` once, so that kernels are compiled and libraries hold their workspaces, then capture it."""
-        serving = torch.cuda.current_stream(self._device)
-        self._side.wait_stream(serving)
+    def rehearse(self, body: Callable[[], None]) -> None:
+        """Run `body` once, so that kernels are compiled and libraries hold their workspaces."""
+        self._side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._side):
             body()
         torch.cuda.synchronize(self._device)
+
+    def capture(self, body: Callable[[], None]) -> Callable[[], None]:
+        """Capture `body`, which was rehearsed; its replay."""
+        serving = torch.cuda.current_stream(self._device)
         graph = torch.cuda.CUDAGraph()
         try:
             # thread_local: the listener's and the readers' threads may go on meanwhile.

@@ -39,11 +39,15 @@ class Recorder(Protocol):
     """Records device work. Outputs may share memory: one is valid until the next replay of any recording."""
 
     def record(self, body: Callable[[], torch.Tensor]) -> Recording:
-        """Run `body` as often as needed, and record it. Raises whatever the device makes of it."""
+        """Rehearse `body` and record it. Raises whatever the device makes of it."""
         ...
 
-    def record_effect(self, body: Callable[[], None]) -> Callable[[], None]:
-        """The same of a body that leaves its results in tensors of the caller's; its replay."""
+    def rehearse(self, body: Callable[[], None]) -> None:
+        """Run `body`, so that nothing has to be made ready when it is captured."""
+        ...
+
+    def capture(self, body: Callable[[], None]) -> Callable[[], None]:
+        """Record `body` alone, which leaves its results in tensors of the caller's; its replay."""
         ...
 
     def require_usable(self) -> None:

@@ -63,6 +63,13 @@ class SegmentBodies:
         self._residuals: dict[int, torch.Tensor] = {}
         self._batch: DecodeBatch | None = None
 
+    def run(self) -> None:
+        """All of them in order, as if the step had no prompts."""
+        self.enter()
+        for layer in range(self._model.config.num_layers):
+            self.advance(layer)
+            self.release(layer)
+
     def enter(self) -> None:
         """The first one: where the decodes stand and how their attention is divided; `Model.enter`."""
         if self._decodes:

@@ -101,9 +101,10 @@ class Segments:
 
     def _recorded(self, recorder: Recorder, shape: StepShape) -> list[Callable[[], None]]:
         bodies = SegmentBodies(self._model, self._cache, self._slots, self._buffers, shape)
-        replays = [recorder.record_effect(bodies.enter)]
+        recorder.rehearse(bodies.run)
+        replays = [recorder.capture(bodies.enter)]
         for layer in range(self._model.config.num_layers):
-            replays.append(recorder.record_effect(partial(bodies.advance, layer)))
+            replays.append(recorder.capture(partial(bodies.advance, layer)))
             bodies.release(layer)
         return replays
 

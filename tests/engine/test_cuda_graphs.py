@@ -112,6 +112,16 @@ def test_all_graphs_share_one_pool_and_one_stream(cuda: FakeCuda) -> None:
     assert ran_on == [stream] * 6, "before a capture and in it"
 
 
+def test_what_was_rehearsed_is_captured_without_another_run(cuda: FakeCuda) -> None:
+    """A thousand segments are captured at start, after one rehearsal of all of a step."""
+    recorder = CudaRecorder(DEVICE)
+    recorder.rehearse(lambda: cuda.said.append(f"run on {cuda.current}"))
+    replay = recorder.capture(lambda: cuda.said.append("body"))
+    replay()
+    assert cuda.said[:3] == ["wait for serving", f"run on {cuda.captured[0][1]}", "synchronize"]
+    assert cuda.said[3:] == ["capture", "body", "replay"]
+
+
 @pytest.mark.parametrize("end_fails", [False, True])
 def test_after_a_failed_capture_steps_run_on_the_serving_stream_again(cuda: FakeCuda, end_fails: bool) -> None:
     """Else whatever they allocate would come out of the memory that the graphs write to."""

@@ -42,7 +42,10 @@ class ReplayingRecorder:
 
         return Recording(replay, output)
 
-    def record_effect(self, body: Callable[[], None]) -> Callable[[], None]:
+    def rehearse(self, body: Callable[[], None]) -> None:
+        body()
+
+    def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         self.effects += 1
         if self.effects in self._failing_effects:
             raise RuntimeError(f"operation not permitted when stream is capturing (effect {self.effects})\nand more")

@@ -27,7 +27,7 @@ class TapeRecorder:
     """`Recorder` whose replays run the recorded operations again on the same memory. What a body reads from anywhere
     else, a number of the host's or a tensor that it finds by name, is as it was when it was recorded.
 
-    As on a GPU, a body runs once before it is recorded. `replays` counts.
+    `recorded` and `replays` count.
     """
 
     def __init__(self) -> None:
@@ -40,10 +40,13 @@ class TapeRecorder:
         def keep_output() -> None:
             outputs[:] = [body()]
 
-        return Recording(self.record_effect(keep_output), outputs[0])
+        self.rehearse(keep_output)
+        return Recording(self.capture(keep_output), outputs[0])
 
-    def record_effect(self, body: Callable[[], None]) -> Callable[[], None]:
+    def rehearse(self, body: Callable[[], None]) -> None:
         body()
+
+    def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         with _Tape() as tape:
             body()
         self.recorded += 1
