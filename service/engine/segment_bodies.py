@@ -50,7 +50,8 @@ class SegmentBodies:
     """The segments of one shape of steps, to be run in order, each once or more.
 
     What one leaves for the next, a residual, is held until `release`: its memory must not be given to a later segment
-    before that one was recorded, and may be after it.
+    before that one was recorded, and may be after it. Copies, which are no kernels, come last: a launch that overlaps
+    the one before it needs a kernel there (see `kernels.overlap`).
     """
 
     def __init__(self, model: Model, cache: PagedCache, slots: Slots, buffers: StepBuffers, shape: StepShape) -> None:
@@ -94,21 +95,17 @@ class SegmentBodies:
     def _find_decodes(self) -> None:
         ops = self._model.ops
         found = ops.locate(self._slots, self._numbers, self._cache.block_size)
-        for row, values in zip(
-            (self._rows.tokens, self._rows.positions, self._rows.places),
-            (found.tokens, found.positions, found.places),
-            strict=True,
-        ):
-            row[: self._decodes].copy_(values)
         self._batch = ops.plan_decode(self._slots.tables, self._numbers, found.lengths, self._cache.keys[0])
+        self._rows.tokens[: self._decodes].copy_(found.tokens)
+        self._rows.positions[: self._decodes].copy_(found.positions)
+        self._rows.places[: self._decodes].copy_(found.places)
 
     def _leave(self, layer: int, qkv: torch.Tensor) -> None:
         """The projection for the prompts' attention, and the decodes' attention itself."""
+        if self._batch is not None:
+            q, _, _ = self._model.heads(qkv[: self._decodes])
+            keys, values = self._cache.keys[layer], self._cache.values[layer]
+            scale = self._model.config.head_dim**-0.5
+            attended = self._model.ops.decode_attention(q, keys, values, self._batch, scale)
+            self._attended[: self._decodes].copy_(attended.flatten(1))
         self._qkv.copy_(qkv)
-        if self._batch is None:
-            return
-        q, _, _ = self._model.heads(qkv[: self._decodes])
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        scale = self._model.config.head_dim**-0.5
-        attended = self._model.ops.decode_attention(q, keys, values, self._batch, scale)
-        self._attended[: self._decodes].copy_(attended.flatten(1))

@@ -2,13 +2,17 @@
 
 import itertools
 import random
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from service.engine import segments as subject
 from service.engine.base import SamplingParams
 from service.engine.graphs import Recorder
+from service.engine.kernels.ops import Ops
 from service.engine.model import Model
 from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
@@ -199,6 +203,46 @@ def test_a_residual_is_held_until_the_next_segment_was_recorded_and_no_longer(mo
             assert sorted(bodies._residuals) == [layer, layer + 1]
             bodies.release(layer)
     assert sorted(bodies._residuals) == [LAYERS]
+
+
+def test_no_kernel_of_ours_follows_a_copy(model: Model) -> None:
+    """Its launch may overlap the one before, which has to be a kernel's for that."""
+    noted: list[str] = []
+    inside: list[str] = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if not inside and func.name() in ("aten::copy_", "aten::embedding"):
+                noted.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    def ours(name: str) -> Any:
+        def run(*arguments: Any) -> Any:
+            noted.append(name)
+            inside.append(name)
+            result = getattr(Ops(), name)(*arguments)
+            inside.pop()
+            return result
+
+        return run
+
+    names = ("add_rms_norm", "rotate_and_cache", "locate", "plan_decode", "decode_attention", "silu_mul")
+    watched = Model.__new__(Model)
+    watched.__dict__.update(model.__dict__)
+    watched.ops = Ops(**{name: ours(name) for name in names})
+    runner = planned(watched)
+    buffers = StepBuffers.allocate(model.config, 8, runner.slots.spare, CPU, torch.float32)
+    bodies = SegmentBodies(watched, runner._cache, runner.slots, buffers, StepShape(8, 2))
+    with torch.inference_mode(), Copies():
+        for segment in (bodies.enter, *(partial(bodies.advance, layer) for layer in range(LAYERS))):
+            noted.append("begin")
+            segment()
+    assert set(noted) == {"begin", "aten::copy_", "aten::embedding", *names}
+    assert {after for before, after in itertools.pairwise(noted) if before == "aten::copy_"} <= {
+        "aten::copy_",
+        "aten::embedding",
+        "begin",
+    }
 
 
 def test_the_runner_asks_for_the_shapes_of_its_steps_in_the_time_that_decodes_left(
