@@ -19,6 +19,8 @@ from service.engine.kernels.tuning import AttentionTuning
 MIN_DOT = 16
 """Least side of a tensor-core tile: smaller head groups are padded to it."""
 LOG2_E = 1.4426950408889634
+MERGED_HEADS = 4
+"""Heads that one program merges, a warp for each."""
 USUAL_ROWS = 256
 """Batches up to this many rows share one compiled plan."""
 EMPTY = tl.constexpr(-1.0e30)
@@ -152,33 +154,40 @@ def merge_kernel(
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_ITEMS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
 ) -> None:
-    """One program a row and head: the partial results weighted by their shares of the softmax's denominator."""
+    """One program a row and some heads: the partial results weighted by their shares of the softmax's denominator.
+
+    Several heads, since in a large batch no row is divided, and thousands of programs would come to find nothing to do.
+    """
     wait_for_inputs(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
+    head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+    real = head < HEADS
     first = tl.load(first_item + row)
     last = tl.load(first_item + row + 1)
     lane = tl.arange(0, HEAD_DIM)
-    best = tl.full([1], EMPTY, tl.float32)
-    total = tl.zeros([1], tl.float32)
-    summed = tl.zeros([HEAD_DIM], tl.float32)
+    best = tl.full([BLOCK_HEADS], EMPTY, tl.float32)
+    total = tl.zeros([BLOCK_HEADS], tl.float32)
+    summed = tl.zeros([BLOCK_HEADS, HEAD_DIM], tl.float32)
     # A row of one item was finished by attend_kernel.
     first = tl.where(last - first > 1, first, last)
     for start in range(first, last, BLOCK_ITEMS):
         item = start + tl.arange(0, BLOCK_ITEMS)
-        slot = item * HEADS + head
-        lse = tl.load(partial_lse + slot, mask=item < last, other=EMPTY)
+        there = (item < last)[:, None] & real[None, :]
+        slot = item[:, None] * HEADS + head[None, :]
+        lse = tl.load(partial_lse + slot, mask=there, other=EMPTY)
         largest = tl.maximum(best, tl.max(lse, 0))
-        weights = tl.where(item < last, tl.exp2(lse - largest), 0.0)
-        parts = tl.load(partial + slot[:, None] * HEAD_DIM + lane[None, :], mask=(item < last)[:, None], other=0.0)
+        weights = tl.where(there, tl.exp2(lse - largest[None, :]), 0.0)
+        at = slot[:, :, None] * HEAD_DIM + lane[None, None, :]
+        parts = tl.load(partial + at, mask=there[:, :, None], other=0.0)
         shrink = tl.exp2(best - largest)
-        summed = summed * shrink + tl.sum(parts * weights[:, None], 0)
+        summed = summed * shrink[:, None] + tl.sum(parts * weights[:, :, None], 0)
         total = total * shrink + tl.sum(weights, 0)
         best = largest
-    split = (lane >= 0) & (first < last)
-    result = summed / tl.maximum(total, 1e-30)
-    tl.store(out + (row * HEADS + head) * HEAD_DIM + lane, result.to(out.dtype.element_ty), mask=split)
+    result = summed / tl.maximum(total, 1e-30)[:, None]
+    at = (row * HEADS + head)[:, None] * HEAD_DIM + lane[None, :]
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=real[:, None] & (first < last))
 
 
 class PagedDecodeAttention:
@@ -254,7 +263,7 @@ class PagedDecodeAttention:
             num_stages=self._tuning.stages,
             **self._launch,
         )
-        merge_kernel[(rows, heads)](
+        merge_kernel[(rows, triton.cdiv(heads, MERGED_HEADS))](
             partial,
             partial_lse,
             first_item,
@@ -262,7 +271,8 @@ class PagedDecodeAttention:
             HEADS=heads,
             HEAD_DIM=head_dim,
             BLOCK_ITEMS=16,
-            num_warps=1,
+            BLOCK_HEADS=MERGED_HEADS,
+            num_warps=MERGED_HEADS,
             **self._launch,
         )
         return out

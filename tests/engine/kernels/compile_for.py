@@ -58,7 +58,11 @@ def launches(tuning: Tuning) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]
             {"num_warps": 4},
         ),
         (decode_attention.attend_kernel, shape, {"num_warps": attention.warps, "num_stages": attention.stages}),
-        (decode_attention.merge_kernel, {"HEADS": 32, "HEAD_DIM": 128, "BLOCK_ITEMS": 16}, {"num_warps": 1}),
+        (
+            decode_attention.merge_kernel,
+            {"HEADS": 32, "HEAD_DIM": 128, "BLOCK_ITEMS": 16, "BLOCK_HEADS": 4},
+            {"num_warps": 4},
+        ),
         (gemv.one_row_kernel, {**fused, "GATED": False, "BLOCK_N": one.block_n}, one_options),
         (gemv.one_row_kernel, {**fused, "GATED": True, "BLOCK_N": one.block_n // 2}, one_options),
         *(launch for rows, few in tuning.few_rows.items() for launch in few_rows_launches(rows, few)),
