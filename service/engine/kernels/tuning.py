@@ -31,9 +31,9 @@ class LinearTuning:
 FEW_ROWS = {
     16: LinearTuning(block_n=32, block_k=128, warps=4, stages=3),
     32: LinearTuning(block_n=64, block_k=64, warps=4, stages=3),
-    64: LinearTuning(block_n=128, block_k=64, warps=4, stages=3),
+    64: LinearTuning(block_n=64, block_k=64, warps=4, stages=3),
 }
-"""By the most rows that a tile takes, powers of two."""
+"""By the most rows that a tile takes, powers of two. In fp32, too, each fits 99 KiB of shared memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,15 @@ class Tuning:
 
 
 DEFAULT = Tuning(source="default; not measured on this card")
-"""Shared memory: few_rows at most 3 * (128 + 64) * 64 * 2 = 72 KiB, attention 3 * 2 * 64 * 128 * 2 = 96 KiB at head_dim
-128."""
+"""Shared memory: few_rows at most 3 * (64 + 64) * 64 * 2 = 48 KiB, attention 2 * 2 * 64 * 128 * 2 = 64 KiB at head_dim
+128, a stage less than there are."""
 
 BY_CAPABILITY = {
     # 4 x 1024 with 8 warps was the best of 12 for all five matrices of the 8B model: 2.58-3.17 TB/s of 3.09 TB/s read.
     9: Tuning(
         source="one_row and attention's tile measured on an H100 80GB, the rest estimated",
-        # 96 KiB of shared memory each: two programs fill a multiprocessor, and more would wait for their turn.
+        # Each has 64 KiB of KV on its way, three times what a multiprocessor's share of the bandwidth needs in flight:
+        # two of them do, in one round, and leave fewer partial results than more of them would.
         attention=AttentionTuning(programs_per_multiprocessor=2),
         one_row=LinearTuning(block_n=4, block_k=1024, warps=8, stages=1),
         few_rows={
@@ -66,15 +67,15 @@ BY_CAPABILITY = {
         },
         overlaps=True,
     ),
-    # Cards of 8.6 and 8.9 have 99 KiB of shared memory a block, 7.5 has 64: two stages leave room for both.
-    8: Tuning(source="estimated from shared memory", attention=AttentionTuning(stages=2)),
+    # Cards of 8.6, 8.9 and 12.0 have 99 KiB of shared memory a block, 7.5 has 64.
+    8: Tuning(source="estimated from shared memory", attention=AttentionTuning(tile=32)),
     7: Tuning(
         source="estimated from shared memory and registers",
         attention=AttentionTuning(tile=32, stages=1),
         few_rows={16: LinearTuning(block_n=32, block_k=64, warps=4, stages=1)},
     ),
     10: Tuning(source="estimated from its predecessor", overlaps=True),
-    12: Tuning(source="estimated from shared memory", attention=AttentionTuning(stages=2), overlaps=True),
+    12: Tuning(source="estimated from shared memory", attention=AttentionTuning(tile=32), overlaps=True),
 }
 
 
