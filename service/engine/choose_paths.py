@@ -34,8 +34,12 @@ def choose_paths(shapes: ServedShapes, max_running: int) -> Choice:
     """The fastest paths that proved right for the served shapes. Raises EngineFailed for an unusable device."""
     if shapes.device.type != "cuda":
         return Choice(Paths(), shapes.block_size, [])
-    proof = proved_together(shapes, prove)
-    return assemble(replace(proof, ops=race(proof.ops, shapes)), shapes, max_running)
+    return assemble(proved_together(shapes, _proved_and_raced), shapes, max_running)
+
+
+def _proved_and_raced(shapes: ServedShapes, *, alone: bool = False) -> Proof:
+    proof = prove(shapes, alone=alone)
+    return replace(proof, ops=race(proof.ops, shapes))
 
 
 def _check_overlap(ops: Ops, shapes: ServedShapes) -> None:

@@ -35,7 +35,7 @@ class CudaRecorder:
         torch.cuda.synchronize(self._device)
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
-        """Capture `body`, which was rehearsed; its replay."""
+        """Capture `body`, which was rehearsed, and launch the capture once; its replay."""
         serving = torch.cuda.current_stream(self._device)
         graph = torch.cuda.CUDAGraph()
         try:
@@ -46,6 +46,9 @@ class CudaRecorder:
             # A capture that fails at its end stays on its stream, whose memory is the graphs'.
             torch.cuda.set_stream(serving)
         replay: Callable[[], None] = graph.replay
+        # The driver makes a recording ready with its first launch: not while somebody waits for a token.
+        replay()
+        torch.cuda.synchronize(self._device)
         return replay
 
     def require_usable(self) -> None:

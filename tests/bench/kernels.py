@@ -22,7 +22,7 @@ from service.engine.kernels.checks import SAMPLED, ServedShapes, decode_problem,
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import prove
 from service.engine.kernels.stopwatch import Work, seconds, sets_needed
-from service.engine.kernels.tuning import AttentionTuning, LinearTuning, Tuning
+from service.engine.kernels.tuning import AttentionTuning, LinearTuning, Tuning, tuning_for
 from tests.bench.timing import read_bandwidth
 
 INTERNLM3_8B = ModelConfig(
@@ -191,25 +191,28 @@ def sweep(shapes: ServedShapes, *, tiny: bool) -> Iterator[dict[str, object]]:
     from service.engine.kernels.gemv import OneRowLinear
 
     c, device = shapes.config, shapes.device
+    overlaps = device.type == "cuda" and tuning_for(torch.cuda.get_device_capability(device)).overlaps
     units = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
     one = [LinearTuning(*v) for v in itertools.product((2, 4, 8, 16), (512, 1024, 2048, 4096), (4, 8), (1,))]
     few = [LinearTuning(*v) for v in itertools.product((32, 64, 128), (64, 128, 256), (4, 8), (3, 4, 5))]
-    attend = [AttentionTuning(*v) for v in itertools.product((32, 64), (4, 8), (2, 3, 4), (2, 4, 8))]
+    attend = [AttentionTuning(*v) for v in itertools.product((32, 64), (4, 8), (3, 4, 5), (2, 3, 4))]
     if tiny:
         one, few, attend = one[:2], few[:2], attend[:2]
     wide = linear_case(shapes, 1, 2 * c.intermediate_size, c.hidden_size, False)
     contexts = [attention_case(shapes, lengths) for lengths in ([[40]] if tiny else [[2048], [4096] * 64])]
-    yield from ranked("one_row", one, lambda t: Ops(one_row_linear=OneRowLinear(t).linear), [wide], device)
+    yield from ranked(
+        "one_row", one, lambda t: Ops(one_row_linear=OneRowLinear(t, overlaps=overlaps).linear), [wide], device
+    )
     for rows in (16,) if tiny else (16, 32, 64):
         shaped = [linear_case(shapes, rows, *matrix) for matrix in matrices(c)[:-1]]
 
         def few_ops(tuning: LinearTuning, most: int = rows) -> Ops:
-            return Ops(few_rows_linear=FewRowsLinear({most: tuning}, units).linear, few_rows=(most,))
+            return Ops(few_rows_linear=FewRowsLinear({most: tuning}, units, overlaps=overlaps).linear, few_rows=(most,))
 
         yield from ranked(f"few_rows_{rows}", few, few_ops, shaped, device)
 
     def attention_ops(tuning: AttentionTuning) -> Ops:
-        kernel = PagedDecodeAttention(tuning, units)
+        kernel = PagedDecodeAttention(tuning, units, overlaps=overlaps)
         return Ops(plan_decode=kernel.plan, decode_attention=kernel.attend)
 
     yield from ranked("attention", attend, attention_ops, contexts, device)

@@ -90,7 +90,8 @@ def test_a_body_runs_once_before_it_is_captured_both_times_off_the_serving_strea
 
     recording = CudaRecorder(DEVICE).record(body)
     recording.replay()
-    assert cuda.said == ["wait for serving", "body", "synchronize", "capture", "body", "replay"]
+    launched = ["capture", "body", "replay", "synchronize"]
+    assert cuda.said == ["wait for serving", "body", "synchronize", *launched, "replay"]
     assert (seen, cuda.current) == ([cuda.captured[0][1]] * 2, "serving")
     assert seen[0].startswith("side")
     assert recording.output.tolist() == [2], "what the capture left, not what ran before it"
@@ -119,7 +120,7 @@ def test_what_was_rehearsed_is_captured_without_another_run(cuda: FakeCuda) -> N
     replay = recorder.capture(lambda: cuda.said.append("body"))
     replay()
     assert cuda.said[:3] == ["wait for serving", f"run on {cuda.captured[0][1]}", "synchronize"]
-    assert cuda.said[3:] == ["capture", "body", "replay"]
+    assert cuda.said[3:] == ["capture", "body", "replay", "synchronize", "replay"]
 
 
 @pytest.mark.parametrize("end_fails", [False, True])

@@ -35,12 +35,11 @@ def finish(product, product_up, bias, out, n, m, rows, N, HAS_BIAS: tl.constexpr
 
 
 @triton.jit
-def columns(pointers, k, K, EVEN: tl.constexpr, STREAMED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The columns k of each row; zeros from K on. STREAMED are those that no other program reads."""
-    policy: tl.constexpr = "evict_first" if STREAMED else ""
+def columns(pointers, k, K, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The columns k of each row; zeros from K on."""
     if EVEN:
-        return tl.load(pointers + k[None, :], eviction_policy=policy)
-    return tl.load(pointers + k[None, :], mask=(k < K)[None, :], other=0.0, eviction_policy=policy)
+        return tl.load(pointers + k[None, :])
+    return tl.load(pointers + k[None, :], mask=(k < K)[None, :], other=0.0)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -91,10 +90,10 @@ def few_rows_kernel(
     product_up = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for start in range(first, last, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        value = tl.trans(columns(value_row, k, K, EVEN, STREAMED=False))
-        product = tl.dot(columns(row, k, K, EVEN, STREAMED=True), value, product, input_precision="ieee")
+        value = tl.trans(columns(value_row, k, K, EVEN))
+        product = tl.dot(columns(row, k, K, EVEN), value, product, input_precision="ieee")
         if GATED:
-            product_up = tl.dot(columns(up_row, k, K, EVEN, STREAMED=True), value, product_up, input_precision="ieee")
+            product_up = tl.dot(columns(up_row, k, K, EVEN), value, product_up, input_precision="ieee")
 
     if SPLIT:
         inner = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + m[None, :]

@@ -14,7 +14,9 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 PREFETCHED_BYTES = 512
-"""Bytes of each piece that `prefetch_weights` asks for."""
+"""Bytes of each piece that `prefetch_weights` asks for, in steps of what the L2 cache is sure to fetch at a time."""
+ASKED = "".join(f"prefetch.global.L2 [$1+{offset}]; " for offset in range(0, PREFETCHED_BYTES, 64))
+PREFETCH = tl.constexpr(f"{ASKED}mov.u32 $0, 0;")
 
 
 @triton.jit
@@ -30,9 +32,12 @@ def wait_for_inputs(OVERLAPS: tl.constexpr):
 
 @triton.jit
 def prefetch_weights(pieces):
-    """Ask the L2 cache for PREFETCHED_BYTES at each of the pointers `pieces`, without waiting for them."""
+    """Ask the L2 cache for PREFETCHED_BYTES at each of the pointers `pieces`, without waiting for them.
+
+    Not in bulk: that instruction is one for a whole warp, and would be run for its lanes one after the other.
+    """
     tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], 512; mov.u32 $0, 0;",
+        PREFETCH,
         "=r,l",
         [pieces.to(tl.int64)],
         dtype=tl.int32,

@@ -122,7 +122,8 @@ def read_before_wait(ptx: str, parameters: list[str]) -> list[str]:
     sources: dict[str, set[str]] = {}
     found: set[str] = set()
     for line in map(str.strip, entry.splitlines()):
-        if access := re.search(r"\b(?:ld|st|atom|red|cp)\.(?!param).*?\[ ?(%\w+)", line):
+        # The last address of a copy is the one it reads; all others have one.
+        if access := re.search(r"\b(?:ld|st|atom|red|cp|prefetch)\.(?!param).*\[ ?(%\w+)", line):
             found |= sources.get(access[1], set())
         if written := re.match(r"(?:@%\w+ )?[\w.:]+\s+(%\w+), (.*);", line):
             of_parameter = re.search(r"_param_(\d+)", written[2])
