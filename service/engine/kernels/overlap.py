@@ -6,6 +6,7 @@ begun and left room (CUDA C++ Programming Guide, "Programmatic Dependent Launch 
 
 The rule that keeps this right: before `wait_for_inputs` a kernel touches nothing but weights, which nobody writes. The
 wait ends when the kernel before is complete and its writes are seen; since that one waited too, so is all before it.
+Each lets the next one in before it waits itself: behind two small kernels, a product fetches its weights meanwhile.
 """
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 
@@ -21,13 +22,13 @@ PREFETCH = tl.constexpr(f"{ASKED}mov.u32 $0, 0;")
 
 @triton.jit
 def wait_for_inputs(OVERLAPS: tl.constexpr):
-    """Wait for the kernel before this one, then let the one after it start; nothing for a kernel launched alone.
+    """Let the kernel after this one start, and wait for the one before; nothing for a kernel launched alone.
 
-    Its programs are let in no earlier, so that never more than two kernels share the GPU.
+    Nobody starves: a kernel is let in when all programs of the one before it have a place on the GPU.
     """
     if OVERLAPS:
-        gdc_wait()
         gdc_launch_dependents()
+        gdc_wait()
 
 
 @triton.jit
