@@ -3,7 +3,7 @@
 A sequence's position p lies in block `table[p // block_size]` at offset `p % block_size`. Block 0 belongs to nobody.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
@@ -90,6 +90,10 @@ class ChunkSpan:
             last = min(first + queries, self.last)
             end = self.start + last - self.first
             yield ChunkSpan(first, last, end, self.blocks[: -(-end // block_size)])
+
+
+PrefillFactory = Callable[[PagedCache, torch.Tensor, list[ChunkSpan]], Attention]
+"""Attention of prompt chunks from the cache, the new tokens' places [T] and one span per chunk."""
 
 
 class PrefillAttention:

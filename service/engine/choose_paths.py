@@ -8,17 +8,18 @@ from functools import partial
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
-from service.engine.attention import ChunkSpan, PagedCache, PrefillAttention
+from service.engine.attention import PrefillAttention, PrefillFactory
 from service.engine.cuda_graphs import CudaRecorder
 from service.engine.flash import FLASH_PAGE, FlashDecode, FlashPrefillAttention, Varlen, flash_kernel
 from service.engine.graphs import buckets_for
 from service.engine.kernels import checks
-from service.engine.kernels.checks import Candidate, ServedShapes, require_close
+from service.engine.kernels.checks import Candidate, ServedShapes
 from service.engine.kernels.ops import Ops
+from service.engine.kernels.prefill_check import check_prefill
 from service.engine.kernels.race import race
 from service.engine.kernels.selfcheck import Proof, prove, prove_candidates
 from service.engine.overlap_check import check_overlap
-from service.engine.paths import Paths, PrefillFactory
+from service.engine.paths import Paths, PrefillBySize
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ def assemble(
         has_decode, degraded = not reasons, degraded + reasons
         block_size = block_size if has_decode else shapes.block_size
     prefill, reasons = _flash_prefill(shapes, flash)
+    if ops.chunk_attention is not None:
+        prefill = PrefillBySize(prefill, ops.chunk_attention, shapes.config.num_heads, proof.multiprocessors)
     paths = Paths(
         ops=ops,
         prefill=prefill,
@@ -102,7 +105,7 @@ def _flash_prefill(shapes: ServedShapes, flash: Sequence[Varlen]) -> tuple[Prefi
     reasons: list[str] = []
     for varlen in flash:
         factory = partial(FlashPrefillAttention, varlen=varlen)
-        candidate = Candidate("flash_prefill", {}, partial(_check_prefill_of, factory))
+        candidate = Candidate("flash_prefill", {}, partial(_check, factory))
         failed = prove_candidates([candidate], shapes, Ops()).degraded
         if not failed:
             return factory, []
@@ -110,38 +113,5 @@ def _flash_prefill(shapes: ServedShapes, flash: Sequence[Varlen]) -> tuple[Prefi
     return PrefillAttention, reasons
 
 
-def _check_prefill_of(factory: PrefillFactory, _: Ops, shapes: ServedShapes) -> None:
-    check_prefill(factory, shapes)
-
-
-def check_prefill(factory: PrefillFactory, shapes: ServedShapes) -> None:
-    """Prompts from their beginning alone; and beside one that continues a cached prefix. Raises Disagreement."""
-    size = shapes.block_size
-    for bounds in ([(0, 3), (0, 1), (0, size + 5)], [(0, 7), (2 * size, 3 * size - 1), (size + 1, 2 * size + 9)]):
-        kept = [(start, min(end, shapes.config.max_positions)) for start, end in bounds]
-        expected = _attended(PrefillAttention, replace(shapes, dtype=torch.float32), shapes.dtype, kept)
-        require_close("flash_prefill", _attended(factory, shapes, shapes.dtype, kept), expected, shapes.dtype)
-
-
-def _attended(
-    factory: PrefillFactory, shapes: ServedShapes, rounded: torch.dtype, bounds: list[tuple[int, int]]
-) -> torch.Tensor:
-    """[T, heads, head_dim] of chunks of random sequences, whose numbers are those of the type `rounded`."""
-    c, size = replace(shapes.config, num_layers=1), shapes.block_size
-    cache = PagedCache(c, 1 + sum(-(-end // size) for _, end in bounds), size, shapes.device, shapes.dtype)
-    for tensor in (*cache.keys, *cache.values):
-        tensor.fill_(torch.nan)
-    rows, spans, places, first, block = [], [], [], 0, 1
-    for start, end in bounds:
-        held = replace(shapes, dtype=rounded).random(2, end, c.num_kv_heads, c.head_dim).to(shapes.dtype)
-        blocks = torch.arange(block, block + -(-end // size), device=shapes.device)
-        at = (blocks[:, None] * size + torch.arange(size, device=shapes.device)).flatten()[:end]
-        cache.keys[0].flatten(0, 1).index_copy_(0, at, held[0])
-        cache.values[0].flatten(0, 1).index_copy_(0, at, held[1])
-        spans.append(ChunkSpan(first, first + end - start, end, blocks.int()))
-        rows.append(held[:, start:])
-        places.append(at[start:])
-        first, block = first + end - start, block + blocks.shape[0]
-    q = replace(shapes, dtype=rounded).random(first, c.num_heads, c.head_dim).to(shapes.dtype)
-    k, v = torch.cat(rows, dim=1)
-    return factory(cache, torch.cat(places), spans)(0, q, k, v)
+def _check(factory: PrefillFactory, _: Ops, shapes: ServedShapes) -> None:
+    check_prefill("flash_prefill", factory, shapes)

@@ -1,18 +1,41 @@
 """Which implementation computes what on this device: the operations, prefill attention, decode attention."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
-from service.engine.attention import Attention, ChunkSpan, DecodeAttention, PagedCache, PrefillAttention
+from service.engine.attention import (
+    Attention,
+    ChunkSpan,
+    DecodeAttention,
+    PagedCache,
+    PrefillAttention,
+    PrefillFactory,
+)
 from service.engine.kernels.batch import DecodeInputs
 from service.engine.kernels.ops import Ops
 from service.engine.planned_decode import PlannedDecodeAttention
 from service.engine.slots import Slots
 
-PrefillFactory = Callable[[PagedCache, torch.Tensor, list[ChunkSpan]], Attention]
-"""Attention of prompt chunks from the cache, the new tokens' places [T] and one span per chunk."""
+FLASH_QUERIES = 128
+"""Queries of one program of the flash kernel (FlashAttention-2's tile for heads of 128 on data-centre GPUs)."""
+LONG_CONTEXT = 1024
+"""Below it a few programs are done before it pays to divide the work."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillBySize:
+    """`wide` where its programs, some for each of `heads`, keep the GPU busy or contexts are short; else `narrow`."""
+
+    wide: PrefillFactory
+    narrow: PrefillFactory
+    heads: int
+    multiprocessors: int
+
+    def __call__(self, cache: PagedCache, places: torch.Tensor, spans: list[ChunkSpan]) -> Attention:
+        programs = self.heads * sum(-(-(span.last - span.first) // FLASH_QUERIES) for span in spans)
+        is_narrow = programs < self.multiprocessors and max(span.end for span in spans) >= LONG_CONTEXT
+        return (self.narrow if is_narrow else self.wide)(cache, places, spans)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from service.engine.attention import ChunkSpan, PagedCache, PrefillAttention
-from service.engine.choose_paths import assemble, check_prefill, choose_paths, proved_together
+from service.engine.choose_paths import assemble, choose_paths, proved_together
 from service.engine.flash import FLASH_PAGE, FlashPrefillAttention, Varlen
 from service.engine.kernels import torch_ops
 from service.engine.kernels.checks import Candidate, Disagreement, ServedShapes
 from service.engine.kernels.ops import Ops
+from service.engine.kernels.prefill_check import check_prefill
 from service.engine.kernels.selfcheck import Proof
 from service.engine.model import Model
-from service.engine.paths import Paths
+from service.engine.paths import Paths, PrefillBySize
 from service.engine.runner import TorchRunner
 from tests.engine.kernels.test_selfcheck import CONFIG
 from tests.support.checkpoints import Shape, write_checkpoint
@@ -70,6 +71,20 @@ def test_everything_that_proved_right_serves() -> None:
     assert choice.paths.buckets == (1, 2, 4, 5)
     assert choice.paths.ops.decode_attention is our_attention
     assert choice.paths.prefill is not PrefillAttention
+
+
+def test_chunks_too_small_for_the_flash_kernel_have_their_own() -> None:
+    def narrow(cache: PagedCache, places: torch.Tensor, spans: list[ChunkSpan]) -> Any:
+        return "narrow"
+
+    proof = replace(PROVED, ops=replace(PROVED.ops, chunk_attention=narrow), multiprocessors=7)
+    prefill = assemble(proof, SHAPES, 5, [plain_varlen]).paths.prefill
+    assert isinstance(prefill, PrefillBySize)
+    assert (prefill.narrow, prefill.heads, prefill.multiprocessors) == (narrow, SHAPES.config.num_heads, 7)
+    assert prefill.wide is not PrefillAttention
+    without_flash = assemble(proof, SHAPES, 5, [is_not_there]).paths.prefill
+    assert isinstance(without_flash, PrefillBySize)
+    assert without_flash.wide is PrefillAttention
 
 
 @pytest.mark.parametrize("varlen", [ignores_the_mask, aligns_with_the_start, is_not_there])
@@ -148,12 +163,12 @@ def test_a_kernel_that_fails_may_do_so_for_its_launch_and_is_tried_alone() -> No
 
 
 def test_the_check_itself_holds_plain_attention_right() -> None:
-    check_prefill(PrefillAttention, SHAPES)
+    check_prefill("plain", PrefillAttention, SHAPES)
 
 
 @pytest.mark.parametrize("scores_at_once", [1, 50, 333, 10_000])
 def test_plain_attention_in_pieces_is_right_too(scores_at_once: int) -> None:
-    check_prefill(partial(PrefillAttention, scores_at_once=scores_at_once), SHAPES)
+    check_prefill("plain", partial(PrefillAttention, scores_at_once=scores_at_once), SHAPES)
 
 
 @pytest.mark.parametrize("scores_at_once", [100, 1000])
@@ -191,7 +206,7 @@ def test_the_check_sees_a_factory_that_forgets_a_sequence() -> None:
         return FlashPrefillAttention(cache, places, spans[:-1], plain_varlen)
 
     with pytest.raises((Disagreement, AssertionError)):
-        check_prefill(forgetful, SHAPES)
+        check_prefill("forgetful", forgetful, SHAPES)
 
 
 # --- the same paths under a real model ---

@@ -3,12 +3,15 @@
 from functools import partial
 
 from service.engine.kernels import checks
-from service.engine.kernels.checks import Candidate
+from service.engine.kernels.checks import Candidate, ServedShapes
+from service.engine.kernels.chunk_attention import PagedChunkAttention
 from service.engine.kernels.decode_attention import PagedDecodeAttention
 from service.engine.kernels.few_rows import FewRowsLinear
 from service.engine.kernels.gemv import OneRowLinear
 from service.engine.kernels.locate import locate
 from service.engine.kernels.norm import add_rms_norm
+from service.engine.kernels.ops import Ops
+from service.engine.kernels.prefill_check import check_prefill
 from service.engine.kernels.rope import rotate_and_cache
 from service.engine.kernels.sampling import sample
 from service.engine.kernels.silu import silu_mul
@@ -19,6 +22,7 @@ def candidates(tuning: Tuning, multiprocessors: int) -> list[Candidate]:
     """The kernels with the launch choices of `tuning`, for a GPU of so many multiprocessors."""
     overlaps = tuning.overlaps
     attention = PagedDecodeAttention(tuning.attention, multiprocessors, overlaps=overlaps)
+    chunks = PagedChunkAttention(tuning.chunks, multiprocessors, overlaps=overlaps)
     one_row = OneRowLinear(tuning.one_row, overlaps=overlaps)
     few_rows = FewRowsLinear(tuning.few_rows, multiprocessors, overlaps=overlaps)
     rows = range(2, max(tuning.few_rows) + 1)
@@ -32,9 +36,15 @@ def candidates(tuning: Tuning, multiprocessors: int) -> list[Candidate]:
             {"plan_decode": attention.plan, "decode_attention": attention.attend},
             checks.check_decode_attention,
         ),
+        Candidate("chunk_attention", {"chunk_attention": chunks}, _check_chunks),
         Candidate("silu_mul", {"silu_mul": partial(silu_mul, overlaps=overlaps)}, checks.check_silu_mul),
         Candidate("one_row_linear", {"one_row_linear": one_row.linear}, partial(checks.check_linear, rows=(1,))),
         Candidate("few_rows_linear", {"few_rows_linear": few_rows.linear}, partial(checks.check_linear, rows=rows)),
         Candidate("one_row_norm_linear", {"one_row_norm_linear": one_row.norm_linear}, checks.check_norm_linear),
         Candidate("sample", {"sample": partial(sample, overlaps=overlaps)}, checks.check_sample),
     ]
+
+
+def _check_chunks(ops: Ops, shapes: ServedShapes) -> None:
+    assert ops.chunk_attention is not None
+    check_prefill("chunk_attention", ops.chunk_attention, shapes)

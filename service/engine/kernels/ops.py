@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from service.engine import sampling
+from service.engine.attention import PrefillFactory
 from service.engine.kernels import torch_ops
 from service.engine.kernels.batch import DecodeBatch, DecodeInputs
 from service.engine.slots import Slots
@@ -127,6 +128,7 @@ class Ops:
     one_row_linear: Linear | None = None
     few_rows_linear: Linear | None = None
     one_row_norm_linear: NormLinear | None = None
+    chunk_attention: PrefillFactory | None = None
     few_rows: tuple[int, ...] = (16, 32, 64)  # rows of few_rows_linear's tiles, ascending
     outrun: frozenset[Product] = frozenset()  # what torch computes faster than the kernel
 

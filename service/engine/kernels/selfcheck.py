@@ -24,13 +24,14 @@ REASON_LENGTH = 200
 class Proof:
     """The operations to serve with; `degraded` names each kernel that is not among them, with its reason.
 
-    `overlaps`: the kernels' launches overlap, which is not proved yet.
+    `overlaps`: the kernels' launches overlap, which is not proved yet. `multiprocessors`: those of the GPU.
     """
 
     ops: Ops
     degraded: list[str]
     seconds: float
     overlaps: bool = False
+    multiprocessors: int = 0
 
 
 def prove(shapes: ServedShapes, *, alone: bool = False) -> Proof:
@@ -52,7 +53,7 @@ def prove(shapes: ServedShapes, *, alone: bool = False) -> Proof:
     multiprocessors = torch.cuda.get_device_properties(shapes.device).multi_processor_count
     wanted = [c for c in candidates(tuning, multiprocessors) if c.name not in tuning.skip]
     proof = prove_candidates(wanted, shapes, replace(Ops(), few_rows=tuple(sorted(tuning.few_rows))))
-    return replace(proof, overlaps=tuning.overlaps)
+    return replace(proof, overlaps=tuning.overlaps, multiprocessors=multiprocessors)
 
 
 @torch.inference_mode()

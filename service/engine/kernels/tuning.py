@@ -42,10 +42,12 @@ class Tuning:
 
     source: str
     attention: AttentionTuning = AttentionTuning()
+    # Of chunks of prompts, eight tokens a row.
+    chunks: AttentionTuning = AttentionTuning(tile=32, warps=8, stages=2, programs_per_multiprocessor=1)
     one_row: LinearTuning = LinearTuning(block_n=4, block_k=512, warps=4, stages=1)
     few_rows: Mapping[int, LinearTuning] = field(default_factory=lambda: dict(FEW_ROWS))
     overlaps: bool = False  # whether a kernel's start overlaps the end of the one before it
-    skip: frozenset[str] = frozenset()  # kernels that lost to torch on this generation
+    skip: frozenset[str] = frozenset()  # kernels that lost to torch on this generation, or do not fit it
 
 
 DEFAULT = Tuning(source="default; not measured on this card")
@@ -59,6 +61,8 @@ BY_CAPABILITY = {
         # Each has 64 KiB of KV on its way, three times what a multiprocessor's share of the bandwidth needs in flight:
         # two of them do, in one round, and leave fewer partial results than more of them would.
         attention=AttentionTuning(programs_per_multiprocessor=2),
+        # 128 KiB of shared memory: one at a time.
+        chunks=AttentionTuning(warps=8, programs_per_multiprocessor=1),
         one_row=LinearTuning(block_n=4, block_k=1024, warps=8, stages=1),
         few_rows={
             16: LinearTuning(block_n=32, block_k=256, warps=4, stages=4),
@@ -73,6 +77,7 @@ BY_CAPABILITY = {
         source="estimated from shared memory and registers",
         attention=AttentionTuning(tile=32, stages=1),
         few_rows={16: LinearTuning(block_n=32, block_k=64, warps=4, stages=1)},
+        skip=frozenset({"chunk_attention"}),  # 80 KiB of shared memory
     ),
     10: Tuning(source="estimated from its predecessor", overlaps=True),
     12: Tuning(source="estimated from shared memory", attention=AttentionTuning(tile=32), overlaps=True),

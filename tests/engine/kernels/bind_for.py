@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from service.engine.attention import PagedCache
+from service.engine.attention import ChunkSpan, PagedCache
 from service.engine.kernels import torch_ops
 from service.engine.kernels.batch import DecodeInputs
 from service.engine.kernels.candidates import candidates
@@ -31,6 +31,7 @@ from tests.bench.kernels import INTERNLM3_8B
 CONFIG = replace(
     INTERNLM3_8B, num_layers=1, hidden_size=256, intermediate_size=512, num_heads=16, head_dim=64, vocab_size=4096
 )
+CHUNKS = (1, 7, 8, 9, 40, 100)
 BATCHES = (1, 2, 3, 4, 5, 8, 16, 24, 33, 70)
 CPU = torch.device("cpu")
 
@@ -79,6 +80,17 @@ def serving_ops(capability: int) -> Ops:
     return replace(ops, sample=sample, locate=locate, few_rows=tuple(sorted(tuning.few_rows)))
 
 
+def attend_to_chunk(ops: Ops, cache: PagedCache, tokens: int) -> None:
+    """The attention of a chunk of so many tokens at the end of two blocks, beside a short one."""
+    c, last = CONFIG, 2 * cache.block_size
+    blocks = torch.tensor([1, 2], dtype=torch.int32)
+    spans = [ChunkSpan(0, tokens, last, blocks), ChunkSpan(tokens, tokens + 3, 3, blocks[:1])]
+    assert ops.chunk_attention is not None
+    attention = ops.chunk_attention(cache, torch.zeros(tokens + 3, dtype=torch.int64), spans)
+    qkv = torch.zeros(tokens + 3, c.num_heads + 2 * c.num_kv_heads, c.head_dim, dtype=cache.keys[0].dtype)
+    attention(0, *qkv.split([c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1))
+
+
 def main(capability: int) -> None:
     dtype = torch.bfloat16 if capability >= 80 else torch.float16
     compiled: dict[tuple[str, str], None] = {}
@@ -91,6 +103,8 @@ def main(capability: int) -> None:
     with torch.inference_mode():
         for batch in BATCHES:
             runner.decode(torch.full((batch,), runner.slots.spare), set(Method))
+        for tokens in CHUNKS:
+            attend_to_chunk(ops, cache, tokens)
     print(json.dumps(Counter(name for name, _ in compiled)))
 
 

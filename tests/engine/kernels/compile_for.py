@@ -17,19 +17,40 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from service.engine.kernels import decode_attention, few_rows, gemv, locate, norm, rope, sampling, silu
+from service.engine.kernels import (
+    attention_plan,
+    chunk_attention,
+    few_rows,
+    gemv,
+    locate,
+    norm,
+    paged_attention,
+    rope,
+    sampling,
+    silu,
+)
 from service.engine.kernels.overlap import launch_options
-from service.engine.kernels.tuning import LinearTuning, Tuning, tuning_for
+from service.engine.kernels.tuning import AttentionTuning, LinearTuning, Tuning, tuning_for
 
 WAIT = "griddepcontrol.wait"
+LONG = (
+    "positions",
+    "places",
+    "tokens",
+    "slots",
+    "slot_tokens",
+    "slot_positions",
+    "first_query",
+    "seed",
+    "method",
+    "top_k",
+)
+SHORT = ("block_tables", "lengths", "query_count", "item_row", "item_start", "first_item", "tiles_per_item")
+REAL = ("cos", "sin", "partial", "partial_lse", "temperature", "top_p", "penalty", "group_best", "chunk_sum")
 POINTERS = {
-    **dict.fromkeys(
-        ("positions", "places", "slots", "tokens", "slot_tokens", "slot_positions", "seed", "method", "top_k"), "*i64"
-    ),
-    **dict.fromkeys(("block_tables", "lengths", "item_row", "item_start", "first_item", "tiles_per_item"), "*i32"),
-    **dict.fromkeys(("cos", "sin", "partial", "partial_lse", "temperature", "top_p", "penalty"), "*fp32"),
-    **dict.fromkeys(("group_best", "chunk_sum"), "*fp32"),
-    **dict.fromkeys(("chunk_winner", "arrivals"), "*i32"),
+    **dict.fromkeys((*LONG, "seed", "method", "top_k"), "*i64"),
+    **dict.fromkeys((*SHORT, "chunk_winner", "arrivals"), "*i32"),
+    **dict.fromkeys(REAL, "*fp32"),
     "seen": "*i1",
 }
 SCALARS = {"int": "i32", "i32": "i32", "float": "fp32", "fp32": "fp32"}
@@ -39,7 +60,6 @@ ALIGNED = {"width", "N", "K", "depth", "vocab", "q_stride", "table_stride"}
 def launches(tuning: Tuning) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
     """Every kernel with its constants and launch options."""
     attention, one = tuning.attention, tuning.one_row
-    shape = {"KV_HEADS": 2, "GROUP": 16, "GROUP_PAD": 16, "HEAD_DIM": 128, "BLOCK_SIZE": 64, "TILE": attention.tile}
     fused = {"K": 4096, "HAS_RESIDUAL": True, "HAS_NORM": True, "HAS_BIAS": False, "BLOCK_K": one.block_k}
     one_options = {"num_warps": one.warps, "num_stages": one.stages}
     groups = {"BLOCK_GROUPS": 1024, "BLOCK_CHUNKS": 64, "CHUNK_GROUPS": sampling.CHUNK_GROUPS}
@@ -53,16 +73,12 @@ def launches(tuning: Tuning) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]
         ),
         (locate.locate_kernel, {"BLOCK_SIZE": 64, "BLOCK": locate.BLOCK}, {"num_warps": 4}),
         (
-            decode_attention.plan_kernel,
-            {"SPARE": 264, "TILE": attention.tile, "BLOCK_ROWS": 64, "BLOCK_ITEMS": 512},
+            attention_plan.plan_kernel,
+            {"SPARE": 132, "TILE": attention.tile, "BLOCK_ROWS": 256, "BLOCK_ITEMS": 512},
             {"num_warps": 4},
         ),
-        (decode_attention.attend_kernel, shape, {"num_warps": attention.warps, "num_stages": attention.stages}),
-        (
-            decode_attention.merge_kernel,
-            {"HEADS": 32, "HEAD_DIM": 128, "BLOCK_ITEMS": 16, "BLOCK_HEADS": 4},
-            {"num_warps": 4},
-        ),
+        *attention_launches(attention, 1),
+        *([] if "chunk_attention" in tuning.skip else attention_launches(tuning.chunks, chunk_attention.QUERIES)),
         (gemv.one_row_kernel, {**fused, "GATED": False, "BLOCK_N": one.block_n}, one_options),
         (gemv.one_row_kernel, {**fused, "GATED": True, "BLOCK_N": one.block_n // 2}, one_options),
         *(launch for rows, few in tuning.few_rows.items() for launch in few_rows_launches(rows, few)),
@@ -72,6 +88,17 @@ def launches(tuning: Tuning) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]
     overlap = launch_options(tuning.overlaps)
     is_constant = {"OVERLAPS": overlap.pop("OVERLAPS")}
     return [(kernel, constants | is_constant, options | overlap) for kernel, constants, options in found]
+
+
+def attention_launches(tuning: AttentionTuning, queries: int) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
+    """An attention of so many queries a row, and the merge of its parts."""
+    heads = {"KV_HEADS": 2, "GROUP": 16, "GROUP_PAD": 16, "HEAD_DIM": 128, "BLOCK_SIZE": 64, "TILE": tuning.tile}
+    merged = {"HEADS": 32, "HEAD_DIM": 128, "BLOCK_ITEMS": 16, "BLOCK_HEADS": paged_attention.MERGED_HEADS}
+    options = {"num_warps": tuning.warps, "num_stages": tuning.stages}
+    return [
+        (paged_attention.attend_kernel, {**heads, "QUERIES": queries}, options),
+        (paged_attention.merge_kernel, {**merged, "QUERIES": queries}, {"num_warps": paged_attention.MERGED_HEADS}),
+    ]
 
 
 def few_rows_launches(rows: int, tuning: LinearTuning) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:

@@ -28,7 +28,7 @@ def run(module: str, capability: int) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(HAS_GPU, reason="a GPU host compiles for its own GPU in the tests marked gpu")
-@pytest.mark.parametrize(("capability", "kernels"), [(75, 14), (89, 20), (90, 20)])
+@pytest.mark.parametrize(("capability", "kernels"), [(75, 14), (89, 22), (90, 22)])
 def test_kernels_fit_the_gpu_without_a_gpu(
     capability: int, kernels: int, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,4 +70,6 @@ def test_decodes_of_every_batch_size_bind_and_share_what_takes_long_to_compile(
         "draw_kernel",
     }
     once = compiled.keys() - {"add_rms_norm_kernel", "one_row_kernel", "few_rows_kernel"}  # compiled for several uses
-    assert {name: compiled[name] for name in once} == dict.fromkeys(once, 1)
+    # For decodes and for chunks of prompts.
+    expected = dict.fromkeys(once, 1) | dict.fromkeys(("plan_kernel", "attend_kernel", "merge_kernel"), 2)
+    assert {name: compiled[name] for name in once} == expected

@@ -55,7 +55,9 @@ def test_a_models_tokens_through_the_kernels_are_torchs(
     if kernel_subject.device.type != "cpu":
         pytest.skip("tests/gpu has the engine on a GPU")
     expected = tokens_of(runner_of(model, block_size=BLOCK), sampling)
-    paths = Paths(kernel_subject.ops, plans_decode=True, buckets=(1, 2))
+    chunks = kernel_subject.ops.chunk_attention
+    assert chunks is not None
+    paths = Paths(kernel_subject.ops, chunks, plans_decode=True, buckets=(1, 2))
     runner = runner_of(with_ops(model, kernel_subject.ops), paths=paths, block_size=BLOCK, max_running=4)
     recorder = ReplayingRecorder()
     runner.record(recorder)

@@ -1,0 +1,140 @@
+"""Attention of chunks over paged KV against float64, and which attention a step's chunks get."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from service.engine.attention import Attention, ChunkSpan, PagedCache
+from service.engine.paths import LONG_CONTEXT, PrefillBySize
+from tests.engine.kernels import exact
+from tests.engine.kernels.conftest import Subject, kernels
+from tests.engine.kernels.test_selfcheck import CPU
+from tests.support.plans import CPU as DEVICE
+
+SIZE = 64
+# heads, kv_heads, head_dim, chunks by their first and last position + 1: whole rows of eight queries and rests of them,
+# inside a block and over its border, with contexts of nothing, of some tokens, of several pieces
+CASES: list[tuple[int, int, int, list[tuple[int, int]]]] = [
+    (32, 2, 64, [(0, 1)]),
+    (32, 2, 64, [(0, 8), (0, 9), (3, 5)]),
+    (32, 2, 128, [(1200, 1241)]),
+    (9, 3, 64, [(60, 70), (0, 64), (127, 129)]),
+    (8, 8, 64, [(500, 517), (0, 3), (63, 64)]),
+    (8, 2, 128, [(2000, 2007), (0, 25)]),
+]
+
+
+@pytest.fixture(
+    params=[
+        ("interpreter", torch.float32),
+        ("interpreter", torch.float16),
+        pytest.param(("compiled", torch.float16), marks=pytest.mark.gpu),
+        pytest.param(("compiled", torch.bfloat16), marks=pytest.mark.gpu),
+    ],
+    ids=str,
+)
+def served(request: pytest.FixtureRequest) -> tuple[Subject, torch.dtype]:
+    """In fp32 its tiles are too large for many a GPU, which does not serve that either."""
+    how, dtype = request.param
+    return kernels(how), dtype
+
+
+class Problem:
+    """Sequences in shuffled blocks; NaN in every place that none of them wrote."""
+
+    def __init__(
+        self,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        bounds: list[tuple[int, int]],
+        subject: Subject,
+        dtype: torch.dtype,
+    ) -> None:
+        torch.manual_seed(len(bounds))
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.ends = [end for _, end in bounds]
+        used = [-(-end // SIZE) for end in self.ends]
+        order = torch.randperm(sum(used)) + 1
+        self.kv = [torch.randn(2, end, kv_heads, head_dim).to(dtype) for end in self.ends]
+        caches = torch.full((2, 1 + sum(used), SIZE, kv_heads, head_dim), torch.nan, dtype=dtype)
+        self.spans, first = [], 0
+        for (start, end), blocks, kv in zip(bounds, order.split(used), self.kv, strict=True):
+            at = (blocks[:, None] * SIZE + torch.arange(SIZE)).flatten()[:end]
+            caches.flatten(1, 2).index_copy_(1, at, kv)
+            self.spans.append(ChunkSpan(first, first + end - start, end, blocks.int().to(subject.device)))
+            first += end - start
+        self.qkv = torch.randn(first, heads + 2 * kv_heads, head_dim).to(dtype)
+        self.cache = PagedCache.__new__(PagedCache)
+        self.cache.block_size, self.cache.device = SIZE, subject.device
+        self.cache.keys, self.cache.values = [caches[0].to(subject.device)], [caches[1].to(subject.device)]
+        self.device = subject.device
+
+    def attended(self, factory: object) -> torch.Tensor:
+        places = torch.zeros(self.qkv.shape[0], dtype=torch.int64, device=self.device)
+        attention: Attention = factory(self.cache, places, self.spans)  # type: ignore[operator]
+        q, k, v = self.qkv.to(self.device).split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        return attention(0, q, k, v).cpu()
+
+    def exact(self) -> Iterator[tuple[int, torch.Tensor]]:
+        for span, kv in zip(self.spans, self.kv, strict=True):
+            for row in range(span.first, span.last):
+                seen = span.start + row - span.first + 1
+                q = self.qkv[row, : self.heads]
+                yield row, exact.attention(q, kv[0, :seen], kv[1, :seen], self.head_dim**-0.5)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "bounds"), CASES)
+def test_each_query_sees_its_own_past_and_nothing_else(
+    served: tuple[Subject, torch.dtype], heads: int, kv_heads: int, head_dim: int, bounds: list[tuple[int, int]]
+) -> None:
+    subject, dtype = served
+    problem = Problem(heads, kv_heads, head_dim, bounds, subject, dtype)
+    result = problem.attended(subject.ops.chunk_attention)
+    assert result.shape == (problem.qkv.shape[0], heads, head_dim)
+    for row, expected in problem.exact():
+        assert exact.error(result[row], expected) < 2 * exact.TOLERANCE[dtype], row
+
+
+def test_a_query_that_sees_nothing_of_a_piece_takes_nothing_from_it(served: tuple[Subject, torch.dtype]) -> None:
+    """A row over a tile's border, divided so that its last piece is for the later queries alone."""
+    subject, dtype = served
+    many = kernels("interpreter" if subject.device.type == "cpu" else "compiled", multiprocessors=132)
+    problem = Problem(8, 2, 64, [(2 * SIZE - 4, 2 * SIZE + 4)], subject, dtype)
+    result = problem.attended(many.ops.chunk_attention)
+    for row, expected in problem.exact():
+        assert exact.error(result[row], expected) < 2 * exact.TOLERANCE[dtype], row
+
+
+def by_size(heads: int = 32, multiprocessors: int = 132) -> PrefillBySize:
+    def named(name: str) -> object:
+        return lambda cache, places, spans: name
+
+    return PrefillBySize(named("wide"), named("narrow"), heads, multiprocessors)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "serves"),
+    [
+        ([(0, 100)], "wide"),
+        ([(0, LONG_CONTEXT - 1)], "wide"),
+        ([(LONG_CONTEXT - 20, LONG_CONTEXT)], "narrow"),
+        ([(30_000, 30_016)], "narrow"),
+        ([(30_000, 30_512)], "narrow"),
+        ([(30_000, 30_513)], "wide"),
+        ([(0, 5), (8000, 8100), (0, 7)], "narrow"),
+        ([(8000, 8100)] * 5, "wide"),
+        ([(0, 2048)], "wide"),
+    ],
+)
+def test_few_queries_over_long_contexts_are_divided_and_others_are_flashs(
+    bounds: list[tuple[int, int]], serves: str
+) -> None:
+    blocks = torch.zeros(1, dtype=torch.int32)
+    spans, first = [], 0
+    for start, end in bounds:
+        spans.append(ChunkSpan(first, first + end - start, end, blocks))
+        first += end - start
+    cache = PagedCache(CPU.config, 2, 16, DEVICE, torch.float32)
+    assert by_size()(cache, torch.zeros(first), spans) == serves  # type: ignore[comparison-overlap]
