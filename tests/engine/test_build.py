@@ -1,6 +1,7 @@
 """Building a core: what it reports, how large its cache gets, and which settings cannot work."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from service.engine.base import Core, EngineConfig, FinishReason
 from service.engine.build import build_core
+from service.engine.build_runner import build_runner
 from service.engine.capacity import plan_capacity, shape_of, step_limit
 from service.engine.config import read_config
 from service.engine.device import available_memory, choose_device, choose_dtype, usable_cores
@@ -46,6 +48,17 @@ def test_a_core_reports_what_was_loaded_and_how_long_it_took(model_dir: Path, ki
     assert (info.weights_bytes_per_second > 0) == (kind == "native")
     assert all(seconds >= 0 for seconds in info.startup_seconds.values())
     assert any("weights" in message for message in said)
+
+
+def test_a_core_says_what_could_not_be_recorded(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half_recorded(*arguments: Any) -> Any:
+        runner, capacity = build_runner(*arguments)
+        runner.graphs = SimpleNamespace(degraded=["cuda_graphs: batch size 8"])  # type: ignore[assignment]
+        runner.segments = SimpleNamespace(degraded=["segments: 64 rows"])  # type: ignore[assignment]
+        return runner, capacity
+
+    monkeypatch.setattr("service.engine.build.build_runner", half_recorded)
+    assert build(model_dir).info.degraded == ["cuda_graphs: batch size 8", "segments: 64 rows"]
 
 
 def test_the_reports_are_structures_a_socket_can_carry(model_dir: Path) -> None:

@@ -13,6 +13,7 @@ from service.engine.model import Model
 from service.engine.paths import Paths
 from service.engine.phases import Phases
 from service.engine.runner import TorchRunner
+from service.engine.segments import shapes_for
 from service.engine.step import OutOfMemory
 from service.engine.warm_up import warm_up
 from service.errors import ConfigurationError
@@ -34,7 +35,8 @@ def start(
 ) -> tuple[TorchRunner, Capacity, list[str], Phases]:
     said: list[str] = []
     phases = Phases(said.append)
-    config = EngineConfig(kind="native", model_dir="", block_size=16, max_running=4, kv_cache_tokens=640, **settings)
+    fixed: dict[str, Any] = {"block_size": 16, "max_running": 4, "kv_cache_tokens": 640, "step_tokens": 40}
+    config = EngineConfig(kind="native", model_dir="", **(fixed | settings))
     runner, capacity = build_runner(model, paths, config, CPU, torch.float32, phases, recorder)
     return runner, capacity, said, phases
 
@@ -65,6 +67,8 @@ def test_a_gpu_computes_its_largest_steps_then_sizes_the_cache_then_records(
     assert (capacity.num_blocks, capacity.max_running, capacity.max_context) == (41, 4, 128)
     assert recorder.recorded == [4, 1, 2]
     assert runner.graphs is not None
+    assert runner.segments is not None
+    assert runner.segments.shapes == shapes_for(4, 40)
 
 
 def test_a_started_gpu_runner_gives_the_tokens_of_a_cpus(model: Model, measured: list[tuple[int, int]]) -> None:

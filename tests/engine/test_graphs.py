@@ -1,12 +1,15 @@
 """Recorded decodes without a GPU: which batch size is recorded, which serves, and that padding changes no token."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from service.engine.base import SamplingParams
 from service.engine.graphs import BUCKETS, RECORDING_SECONDS, DecodeGraphs, Recorder, buckets_for, recording_order
+from service.engine.kernels import torch_ops
+from service.engine.kernels.ops import Ops
 from service.engine.model import Model
 from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
@@ -81,6 +84,19 @@ def test_recorded_and_planned_decodes_give_the_plain_paths_tokens(model: Model, 
     assert answers(recorded(model, TapeRecorder()), sampling) == expected, (
         "and nothing of the recording's own step stays"
     )
+
+
+@pytest.mark.parametrize("sorts", [True, False], ids=["torch's sampler", "one of kernels"])
+def test_a_recording_holds_what_its_sampler_computes_for_every_row(model: Model, sorts: bool) -> None:
+    """torch's would sort the vocabulary in every decode, for the sake of a few."""
+    watched = Model.__new__(Model)
+    watched.__dict__.update(model.__dict__)
+    watched.ops = Ops() if sorts else replace(Ops(), sample=lambda *arguments: torch_ops.sample(*arguments))
+    recorder, runner = ReplayingRecorder(), planned(watched)
+    runner.record(recorder)
+    sampling = SamplingParams(top_k=0, top_p=0.9, seed=4)
+    assert answers(runner, sampling) == answers(runner_of(model), sampling)
+    assert recorder.replays == ([] if sorts else [4] * (COUNT - 1))
 
 
 def test_a_step_with_prompts_goes_past_the_graphs_and_shares_their_state(model: Model) -> None:

@@ -70,6 +70,22 @@ def test_a_kernel_that_reads_too_early_is_found_out(hasty: str) -> None:
         check_overlap(gpu.ops, CPU, ReplayingRecorder(), gpu.pause)
 
 
+@pytest.mark.parametrize("cache", [0, 1], ids=["keys", "values"])
+def test_a_stray_write_that_changes_no_token_is_found_out(cache: int) -> None:
+    """To the last place of the cache, which no step reads yet."""
+    gpu = Gpu()
+    ops = gpu.ops
+
+    def strays(*arguments: Any) -> None:
+        settled = gpu._is_settled
+        ops.rotate_and_cache(*arguments)
+        if not settled:
+            arguments[5 + cache][-1, -1] = 1.0
+
+    with pytest.raises(Disagreement):
+        check_overlap(replace(ops, rotate_and_cache=strays), CPU, ReplayingRecorder(), gpu.pause)
+
+
 def test_a_chain_that_cannot_be_recorded_does_not_overlap() -> None:
     with pytest.raises(Disagreement, match="not permitted when stream is capturing"):
         check_overlap(Gpu().ops, CPU, ReplayingRecorder(failing=(BATCHES[0],)), lambda: None)
@@ -103,3 +119,4 @@ def test_what_is_compared_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
         assert tokens.shape[0] == STEPS
         assert len({tuple(step) for step in tokens.tolist()}) > 1, "the steps draw different tokens"
         assert all(cache.isfinite().all() for cache in caches)
+        assert all(cache.float().std() > 0.5 for cache in caches), "there is something to attend to"

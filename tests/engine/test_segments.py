@@ -136,6 +136,69 @@ def test_a_mixed_step_writes_no_block_but_its_sequences_and_the_scratch_one(mode
         assert new[0].isfinite().all()
 
 
+def test_slots_of_a_former_step_are_not_decoded_again(model: Model) -> None:
+    """Their blocks may be another's by now."""
+    runner = recorded(model, TapeRecorder())
+    short, long, _, former = sequences(GREEDY)
+    runner.admit(former)
+    runner.admit(short)
+    runner.launch(StepPlan([Chunk(short, 0, 3)], [])).tokens()
+    before = [tensor[former.blocks].clone() for tensor in (*runner._cache.keys, *runner._cache.values)]
+    assert runner.segments is not None
+    with torch.inference_mode():
+        runner.segments._buffers.numbers.fill_(former.slot)
+    runner.admit(long)
+    runner.launch(StepPlan([Chunk(long, 0, 10)], [Decode(short, 3)])).tokens()
+    for old, new in zip(before, (*runner._cache.keys, *runner._cache.values), strict=True):
+        assert torch.equal(old.nan_to_num(7.0), new[former.blocks].nan_to_num(7.0))
+
+
+def test_a_single_decode_without_prompts_is_no_affair_of_the_segments(model: Model) -> None:
+    recorder = TapeRecorder()
+    runner, sequence = recorded(model, recorder), sequences(GREEDY)[0]
+    runner.admit(sequence)
+    runner.launch(StepPlan([Chunk(sequence, 0, 3)], [])).tokens()
+    replays = recorder.replays
+    runner.launch(StepPlan([], [Decode(sequence, 3)])).tokens()
+    assert recorder.replays == replays
+
+
+def test_a_shape_is_rehearsed_once_and_each_residual_given_back_when_its_reader_is_captured(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    class Noting(ReplayingRecorder):
+        def rehearse(self, body: Any) -> None:
+            said.append("rehearse")
+            super().rehearse(body)
+            said.append("rehearsed")
+
+        def capture(self, body: Any) -> Any:
+            said.append("capture")
+            return super().capture(body)
+
+    release = SegmentBodies.release
+
+    def noting(self: SegmentBodies, layer: int) -> None:
+        said.append("release")
+        release(self, layer)
+
+    monkeypatch.setattr(SegmentBodies, "release", noting)
+    recorded(model, Noting(), [StepShape(8, 2)])
+    assert said == ["rehearse", *["release"] * LAYERS, "rehearsed", "capture", *["capture", "release"] * LAYERS]
+
+
+def test_a_long_complaint_is_cut(model: Model) -> None:
+    class Wordy(ReplayingRecorder):
+        def capture(self, body: Any) -> Any:
+            raise RuntimeError("x" * 500)
+
+    runner = recorded(model, Wordy(), [StepShape(8, 2)])
+    assert runner.segments is not None
+    assert [len(reason) for reason in runner.segments.degraded] == [200]
+
+
 @pytest.mark.parametrize(
     ("max_running", "step_tokens", "expected"),
     [

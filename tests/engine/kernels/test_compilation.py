@@ -46,6 +46,14 @@ def test_kernels_fit_the_gpu_without_a_gpu(
         assert set(report["read_before_wait"]) <= {"weight", "N", "K", "depth"}, report
 
 
+def test_a_launch_that_overlaps_says_so_to_the_kernel_and_to_the_driver() -> None:
+    pytest.importorskip("triton")
+    from service.engine.kernels.overlap import launch_options
+
+    assert launch_options(True) == {"OVERLAPS": True, "launch_pdl": True}
+    assert launch_options(False) == {"OVERLAPS": False}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(HAS_GPU, reason="a GPU host launches in the tests marked gpu")
 def test_decodes_of_every_batch_size_bind_and_share_what_takes_long_to_compile(

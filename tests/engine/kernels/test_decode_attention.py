@@ -116,6 +116,21 @@ def test_a_row_without_tokens_is_zero_and_not_nan(subject: Subject) -> None:
     assert result[0].isfinite().all()
 
 
+@pytest.mark.parametrize("lengths", [[300] * 100, [1] * 300, [64 * 40] * 257])
+def test_plans_of_many_rows_on_a_large_gpu_name_every_item(lengths: list[int]) -> None:
+    """More items than rows, and more rows than usual: each item has a row, or none."""
+    plan = kernels("interpreter", 132).ops.plan_decode
+    rows = len(lengths)
+    cache = torch.zeros(1, 64, 2, 16)
+    batch = plan(torch.zeros(rows, 1), torch.arange(rows), torch.tensor(lengths, dtype=torch.int32), cache)
+    assert batch.work is not None
+    item_row, _, first_item, _ = (t.tolist() for t in batch.work)
+    assigned = first_item[rows]
+    assert [row for row in item_row if row >= 0] == sorted(item_row[:assigned])
+    assert set(item_row[assigned:]) <= {-1}
+    assert set(item_row[:assigned]) == set(range(rows))
+
+
 PLANS = [[1], [5000], [0, 0], [64, 65, 1], [30_000] + [200] * 16, [1] * 17, [*range(1, 4000, 301)]]
 
 

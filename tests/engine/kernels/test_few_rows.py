@@ -1,6 +1,7 @@
 """Products of 2 to 64 rows against float64: every row count, tiles and parts off their edges, and who computes them."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from tests.engine.kernels.conftest import FUSED, Subject, kernels, operands
 
 # rows, width, depth: off every tile's edge, on it, narrower than a tile; the deep ones are divided into parts
 SHAPES = [(2, 6, 40), (3, 200, 576), (9, 64, 256), (16, 258, 300), (17, 34, 64), (33, 70, 320), (64, 128, 256)]
-DEEP = [(2, 64, 2048), (5, 40, 2100), (16, 130, 2304), (40, 64, 4100), (64, 64, 4096)]
+# where the GPU is small: parts of unequal length, one tile and two
+DEEP = [(2, 64, 2048), (5, 40, 2100), (16, 64, 2304), (5, 100, 2304), (40, 64, 4100), (64, 64, 4096)]
 
 
 @pytest.mark.parametrize("dtype", exact.DTYPES)
@@ -77,6 +79,7 @@ def test_more_rows_than_a_tile_go_to_the_library(kernel_subject: Subject) -> Non
         (2, 64, 132, 16),  # no part of less than four steps
         (1, 7, 132, 1),
         (1, 8, 132, 2),
+        (10, 64, 16, 2),
     ],
 )
 def test_as_many_parts_as_keep_a_gpu_busy(tiles: int, steps: int, multiprocessors: int, parts: int) -> None:
@@ -84,6 +87,37 @@ def test_as_many_parts_as_keep_a_gpu_busy(tiles: int, steps: int, multiprocessor
     from service.engine.kernels.few_rows import split
 
     assert split(tiles, steps, multiprocessors) == parts
+
+
+def test_there_is_a_count_for_every_tile_of_whatever_is_divided() -> None:
+    pytest.importorskip("triton")
+    from service.engine.kernels.few_rows import FewRowsLinear, split
+
+    for multiprocessors in range(1, 140):
+        counters = FewRowsLinear({}, multiprocessors)._counters(torch.device("cpu"))
+        most = max((tiles for tiles in range(1, 200) if split(tiles, 64, multiprocessors) > 1), default=0)
+        assert most <= counters.numel()
+
+
+def test_each_part_of_each_tile_leaves_its_sum_in_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, as an interpreter runs them, they could share one: side by side they could not."""
+    subject = kernels("interpreter", multiprocessors=8)
+    from service.engine.kernels import few_rows
+
+    made: list[torch.Tensor] = []
+    empty = torch.empty
+
+    def noting(*shape: Any, **options: Any) -> torch.Tensor:
+        made.append(empty(*shape, **options))
+        return made[-1]
+
+    monkeypatch.setattr(few_rows.torch, "empty", noting)
+    x, weight, _ = operands(subject, 5, 100, 2304, torch.float32)
+    result = subject.ops.linear(x, weight)
+    _, partial = made
+    summed = partial.view(-1, 2, 64, 16).sum(0).flatten(0, 1)[:100, :5].T
+    assert partial.numel() == 2 * 2 * 64 * 16, "two tiles in two parts, rows padded to sixteen"
+    assert exact.error(summed, result.double()) < 1e-6
 
 
 def marked(name: str) -> dict[str, object]:

@@ -52,6 +52,17 @@ def test_a_product_takes_the_norm_before_it_along(
     assert exact.error(total, summed) < exact.TOLERANCE[dtype]
 
 
+def test_the_sum_is_rounded_before_it_is_normed(subject: Subject) -> None:
+    """As the residual stream keeps it: in fp16, 2048 + 1 is 2048, and what differed by one is equal."""
+    width = 64
+    x = (torch.arange(width) % 2 == 0).to(subject.device, torch.float16)[None]
+    residual, gain = torch.full_like(x, 2048.0), torch.ones(width, dtype=torch.float16, device=subject.device)
+    weight = torch.where(torch.arange(width) % 2 == 0, 1.0, -1.0).to(subject.device, torch.float16).repeat(8, 1)
+    result, total = subject.ops.norm_linear(x, residual, gain, EPS, weight)
+    assert (total == 2048).all()
+    assert (result == 0).all()
+
+
 def test_the_residual_of_a_fused_norm_is_new_memory(subject: Subject) -> None:
     """Other programs still read the old one while the sum is written."""
     x, weight, _ = operands(subject, 1, 40, 64, torch.float32)

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 
+from service.engine.kernels.checks import MOST_WEIGHT_ROWS
 from service.engine.kernels.ops import Ops, Product
 from service.engine.kernels.race import race
 from service.engine.kernels.stopwatch import Work, seconds, sets_needed
@@ -123,6 +125,27 @@ def test_what_is_run_is_what_will_serve() -> None:
     assert (torch.Size([CONFIG.vocab_size, CONFIG.hidden_size]), torch.float16) in met
 
 
+def test_a_large_vocabulary_is_raced_as_it_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, which the checks are spared; in copies that the cache does not hold."""
+    course, counts = Course({}), set()
+    monkeypatch.setattr("service.engine.kernels.race.sets_needed", lambda size, device: 3)
+
+    def stopwatch(works: Sequence[Work], device: torch.device) -> float:
+        counts.add((len(works), len({work.args[-3].data_ptr() for work in works})))  # type: ignore[attr-defined]
+        return course.stopwatch(works, device)
+
+    config = replace(SERVED.config, vocab_size=MOST_WEIGHT_ROWS + 1, hidden_size=16, intermediate_size=32)
+    race(course.ops, replace(SERVED, config=config), stopwatch)
+    assert Product(8, MOST_WEIGHT_ROWS + 1, 16, False) in course.timed
+    assert counts == {(3, 3)}
+
+
+def test_a_stopwatch_gives_the_time_of_one_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter((10.0, 13.0))
+    monkeypatch.setattr("service.engine.kernels.stopwatch.time.perf_counter", lambda: next(ticks))
+    assert seconds([lambda: None] * 3, torch.device("cpu")) == 1.0
+
+
 def test_a_stopwatch_runs_every_work() -> None:
     ran: list[int] = []
     works = [lambda i=i: ran.append(i) for i in range(3)]
@@ -133,6 +156,7 @@ def test_a_stopwatch_runs_every_work() -> None:
 def test_sets_outgrow_the_cache_on_a_gpu_alone() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert sets_needed(32 << 20, gpu) == 8
+    assert sets_needed(48 << 20, gpu) == 6, "rounded up"
     assert sets_needed(1 << 30, gpu) == 1
     assert sets_needed(1, gpu) == 64
     assert sets_needed(1, cpu) == 1

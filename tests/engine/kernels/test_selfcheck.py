@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,6 +261,53 @@ def locates_lengths_without_the_new_token(slots: Slots, numbers: torch.Tensor, b
     return replace(found, lengths=found.lengths - 1)
 
 
+def located(change: Callable[[DecodeInputs], DecodeInputs]) -> Callable[..., DecodeInputs]:
+    """What torch locates, changed."""
+
+    def locate(slots: Slots, numbers: torch.Tensor, block_size: int) -> DecodeInputs:
+        return change(torch_ops.locate(slots, numbers, block_size))
+
+    locate.__name__ = change.__name__
+    return locate
+
+
+@located
+def locates_lengths_of_another_type(found: DecodeInputs) -> DecodeInputs:
+    return replace(found, lengths=found.lengths.long())
+
+
+@located
+def locates_128_rows(found: DecodeInputs) -> DecodeInputs:
+    return replace(found, tokens=torch.where(torch.arange(len(found.tokens)) < 128, found.tokens, 0))
+
+
+@located
+def locates_batches_of_more_than_4(found: DecodeInputs) -> DecodeInputs:
+    return found if len(found.tokens) > 4 else replace(found, tokens=found.tokens + 1)
+
+
+@located
+def misplaces_the_padding(found: DecodeInputs) -> DecodeInputs:
+    return replace(found, places=found.places.masked_fill(found.places == 0, 1))
+
+
+def takes_rows_for_slots(slots: Slots, numbers: torch.Tensor, block_size: int) -> DecodeInputs:
+    rows = torch.arange(len(numbers))
+    return torch_ops.locate(slots, torch.where(numbers == slots.spare, numbers, rows), block_size)
+
+
+def finds_first_blocks_alone(slots: Slots, numbers: torch.Tensor, block_size: int) -> DecodeInputs:
+    found = torch_ops.locate(slots, numbers, block_size)
+    return replace(found, places=slots.tables[numbers, 0].long() * block_size + found.positions % block_size)
+
+
+def samples_by_rows_for_slots(logits: torch.Tensor, slots: Slots, numbers: torch.Tensor, methods: Any) -> torch.Tensor:
+    rows = torch.where(numbers == slots.spare, numbers, torch.arange(len(numbers)))
+    tokens = sampling.sample(logits, slots.rows(rows), slots.positions[numbers] + 1, methods)
+    slots.advance(numbers, tokens)
+    return tokens
+
+
 LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("silu_mul", off_by_one_percent, checks.check_silu_mul),
     ("silu_mul", last_row_forgotten, checks.check_silu_mul),
@@ -269,6 +317,12 @@ LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("locate", locates_the_place_before, checks.check_locate),
     ("locate", locates_without_the_block_table, checks.check_locate),
     ("locate", locates_lengths_without_the_new_token, checks.check_locate),
+    ("locate", locates_lengths_of_another_type, checks.check_locate),
+    ("locate", locates_128_rows, checks.check_locate),
+    ("locate", locates_batches_of_more_than_4, checks.check_locate),
+    ("locate", misplaces_the_padding, checks.check_locate),
+    ("locate", takes_rows_for_slots, checks.check_locate),
+    ("locate", finds_first_blocks_alone, checks.check_locate),
     ("decode_attention", takes_the_newest_token_for_granted, checks.check_decode_attention),
     ("decode_attention", ignores_the_block_table, checks.check_decode_attention),
     ("silu_mul", forgets_rows_from_64_on, checks.check_silu_mul),
@@ -294,6 +348,7 @@ LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("sample", ignores_top_k, checks.check_sample),
     ("sample", does_not_renormalise_after_top_k, checks.check_sample),
     ("sample", ignores_the_penalty, checks.check_sample),
+    ("sample", samples_by_rows_for_slots, checks.check_sample),
     ("sample", does_not_advance, checks.check_sample),
     ("sample", advances_the_padding, checks.check_sample),
     ("sample", forgets_what_was_seen, checks.check_sample),
@@ -376,6 +431,49 @@ def test_a_cpu_serves_with_torch_and_calls_that_no_degradation() -> None:
     proof = prove(CPU)
     assert proof.ops == Ops()
     assert proof.degraded == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "alone", "overlaps", "few_rows", "left_out"),
+    [
+        ((9, 0), False, True, (16, 32, 64), set()),
+        ((9, 0), True, False, (16, 32, 64), set()),
+        ((8, 9), False, False, (16, 32, 64), set()),
+        ((7, 5), False, False, (16,), {"chunk_attention"}),
+    ],
+)
+def test_a_gpu_is_offered_what_its_generation_can(
+    capability: tuple[int, int],
+    alone: bool,
+    overlaps: bool,
+    few_rows: tuple[int, ...],
+    left_out: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("triton")
+    from service.engine.kernels import candidates, selfcheck
+
+    offered: list[set[str]] = []
+    tunings: list[Any] = []
+    all_of_them = candidates.candidates
+
+    def noting(tuning: Any, multiprocessors: int) -> list[Candidate]:
+        tunings.append(tuning)
+        assert multiprocessors == 77
+        return all_of_them(tuning, multiprocessors)
+
+    def proved(wanted: list[Candidate], shapes: ServedShapes, plain: Ops) -> selfcheck.Proof:
+        offered.append({candidate.name for candidate in wanted})
+        return selfcheck.Proof(plain, [], 0.0)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=77))
+    monkeypatch.setattr(candidates, "candidates", noting)
+    monkeypatch.setattr(selfcheck, "prove_candidates", proved)
+    proof = prove(replace(CPU, device=torch.device("cuda")), alone=alone)
+    assert (proof.overlaps, proof.ops.few_rows, proof.multiprocessors) == (overlaps, few_rows, 77)
+    assert tunings[0].overlaps == overlaps
+    assert offered == [{c.name for c in all_of_them(tunings[0], 77)} - left_out]
 
 
 def test_a_gpu_without_triton_serves_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
