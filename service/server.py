@@ -125,10 +125,12 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the interpreter between two instructions of the main thread, so it only leaves a note."""
-        if self._lifecycle.state is State.DRAINING or not self.started:
+        # Not noted as captured: uvicorn would raise it again at the end, and a clean end is no death by signal.
+        if self._lifecycle.state is State.DRAINING or self.should_exit:
             super().handle_exit(sig, frame)
+        elif not self.started:
+            self.should_exit = True
         else:
-            # Not noted as captured: uvicorn would raise it again at the end, and a clean drain is no death by signal.
             delay = 0.0 if sig == signal.SIGINT else self._settings.drain_delay
             self._loop.call_soon_threadsafe(self.begin_drain, delay)
 

@@ -7,9 +7,12 @@ import signal
 
 import httpx
 import pytest
+import uvicorn
 
 from service.engine.fake import FakeScript
-from service.lifecycle import State
+from service.lifecycle import Lifecycle, State
+from service.server import DrainingServer
+from service.settings import Settings
 from tests.api.conftest import Service, Start
 from tests.support.server import until
 
@@ -77,3 +80,12 @@ async def test_a_drain_that_takes_too_long_cuts_what_still_runs(start: Start) ->
     answer = await terminate_while_streaming(service)
     await until(lambda: service.running.server.should_exit)
     await asyncio.gather(answer, return_exceptions=True)
+
+
+def test_a_signal_before_the_listener_is_there_is_a_clean_end_too() -> None:
+    """Whoever stops a server that still starts is not told that it died."""
+    server = DrainingServer(uvicorn.Config(app="none"), Lifecycle(), Settings())
+    server.handle_exit(signal.SIGTERM, None)
+    assert (server.should_exit, server._captured_signals) == (True, [])
+    server.handle_exit(signal.SIGTERM, None)
+    assert server._captured_signals == [signal.SIGTERM], "a second one is heard by uvicorn itself"
