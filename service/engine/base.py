@@ -129,6 +129,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     step_timeout: float = 60.0
     log_level: str = "info"
     log_format: str = "json"
+    trial_file: str = ""  # see kernels.trials; empty: nothing is noted
 
 
 class EngineState(StrEnum):

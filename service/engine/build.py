@@ -18,6 +18,7 @@ from service.engine.core import NativeCore
 from service.engine.cuda_graphs import CudaRecorder
 from service.engine.device import GpuGauge, choose_device, choose_dtype, usable_cores
 from service.engine.kernels.checks import ServedShapes
+from service.engine.kernels.trials import Trials
 from service.engine.model import Model
 from service.engine.pace import PrefillPace
 from service.engine.phases import Phases, Progress
@@ -53,7 +54,8 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
         with phases("memory", "checking that the model fits the GPU"):
             require_room(config, dtype.itemsize, lambda: torch.cuda.mem_get_info(device))
     with phases("kernels", "choosing what to compute with"):
-        shapes = ServedShapes(model_config, config.block_size, dtype, device)
+        trials = Trials(Path(config.trial_file) if config.trial_file else None)
+        shapes = ServedShapes(model_config, config.block_size, dtype, device, trials)
         choice = choose_paths(shapes, running_limit(config, device))
     with phases("weights", f"reading the weights in {model_dir}"):
         weights, report = load_weights(model_dir, model_config, device, dtype)

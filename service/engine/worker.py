@@ -24,6 +24,8 @@ from service.errors import ConfigurationError
 
 logger = logging.getLogger("service.engine.worker")  # __name__ is "__main__" here
 
+TRIAL_FILE = "kernel-on-trial"
+"""In the run directory, which outlives this process."""
 EXIT_STOPPED, EXIT_BROKEN, EXIT_MISCONFIGURED = 0, 1, 2
 
 FAKE_STEP_SECONDS = 0.01
@@ -71,7 +73,9 @@ class Worker:
         return self._end("the engine was stopped", EXIT_STOPPED)
 
     def _serve(self) -> None:
-        core = self._build(self._orders.config, self._listener.phase)
+        trial_file = str(Path(self._orders.run_dir) / TRIAL_FILE)
+        config = msgspec.structs.replace(self._orders.config, trial_file=trial_file)
+        core = self._build(config, self._listener.phase)
         self._steps = StepLoop(core, self._listener.report)
         self._listener.ready(self._steps, core.info)
         logger.info("the engine is ready", extra={"fields": core.info.startup_seconds})

@@ -11,8 +11,11 @@ from service.engine.base import Core, EngineConfig, FinishReason
 from service.engine.build import build_core
 from service.engine.build_runner import build_runner
 from service.engine.capacity import plan_capacity, shape_of, step_limit
+from service.engine.choose_paths import Choice, choose_paths
 from service.engine.config import read_config
 from service.engine.device import available_memory, choose_device, choose_dtype, usable_cores
+from service.engine.kernels.checks import ServedShapes
+from service.engine.kernels.trials import Trials
 from service.errors import ConfigurationError
 from tests.support.checkpoints import Shape, tensors_of, write_checkpoint
 from tests.support.driving import drain, reasons_of
@@ -59,6 +62,21 @@ def test_a_core_says_what_could_not_be_recorded(model_dir: Path, monkeypatch: py
 
     monkeypatch.setattr("service.engine.build.build_runner", half_recorded)
     assert build(model_dir).info.degraded == ["cuda_graphs: batch size 8", "segments: 64 rows"]
+
+
+def test_what_is_on_trial_is_noted_where_the_process_was_told(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[Trials] = []
+
+    def choose(shapes: ServedShapes, max_running: int) -> Choice:
+        noted.append(shapes.trials)
+        return choose_paths(shapes, max_running)
+
+    monkeypatch.setattr("service.engine.build.choose_paths", choose)
+    build(model_dir, trial_file=str(tmp_path / "trial"))
+    build(model_dir)
+    assert noted == [Trials(tmp_path / "trial"), Trials(None)]
 
 
 def test_the_reports_are_structures_a_socket_can_carry(model_dir: Path) -> None:

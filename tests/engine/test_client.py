@@ -133,6 +133,12 @@ async def test_an_engine_killed_mid_answer_ends_every_request_once_and_comes_bac
         assert reason_of(await events_of(engine, a_request())) is FinishReason.LENGTH
 
 
+async def test_a_kernel_that_kills_the_engine_is_left_out_when_it_is_started_again(tmp_path: Path) -> None:
+    async with running(tmp_path / "run", command=scripted(rogue="kernel")) as engine:
+        assert engine.status.state is EngineState.READY
+        assert engine.status.restarts == 1
+
+
 async def test_an_engine_that_breaks_says_why_and_comes_back(tmp_path: Path) -> None:
     async with running(tmp_path / "run", command=scripted(crash_at_step=3)) as engine:
         events = await events_of(engine, a_request(new=ENDLESS))

@@ -3,15 +3,18 @@
 SIGUSR1 ends a hang the script asked for. Run by `scripted` of tests/support/engines.py.
 """
 
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
 from service.engine.base import EngineConfig
 from service.engine.fake import FakeCore, FakeScript
+from service.engine.kernels.trials import Trials
 from service.engine.worker import main
 from service.errors import ConfigurationError
 
@@ -19,12 +22,17 @@ script = msgspec.json.decode(sys.argv[1])
 misconfigured = script.pop("misconfigured", "")
 broken = script.pop("broken", "")
 load_seconds = script.pop("load_seconds", 0)
+rogue = script.pop("rogue", "")
 
 
 def build(config: EngineConfig, progress: Callable[[str], None]) -> FakeCore:
     """Load as the script says."""
     progress("pretending to load")
     time.sleep(load_seconds)
+    trials = Trials(Path(config.trial_file))
+    if rogue and rogue not in trials.convicted():
+        with trials.of(rogue):
+            os.kill(os.getpid(), signal.SIGKILL)
     if misconfigured:
         raise ConfigurationError(misconfigured)
     if broken:

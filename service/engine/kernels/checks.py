@@ -16,6 +16,7 @@ from service.engine.config import ModelConfig
 from service.engine.kernels import torch_ops
 from service.engine.kernels.batch import DecodeBatch, DecodeInputs
 from service.engine.kernels.ops import Ops
+from service.engine.kernels.trials import NO_TRIALS, Trials
 from service.engine.slots import Slots
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-5}
@@ -39,12 +40,13 @@ class Disagreement(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServedShapes:
-    """The model, cache layout, type and device that the kernels will meet."""
+    """The model, cache layout, type and device that the kernels will meet; and what is noted of their trials."""
 
     config: ModelConfig
     block_size: int
     dtype: torch.dtype
     device: torch.device
+    trials: Trials = NO_TRIALS
 
     def random(self, *shape: int, spread: float = 1.0) -> torch.Tensor:
         """Normal numbers of the served type; a fixed seed per shape, so that a verdict is repeatable."""

@@ -60,19 +60,33 @@ def prove(shapes: ServedShapes, *, alone: bool = False) -> Proof:
 def prove_candidates(wanted: Sequence[Candidate], shapes: ServedShapes, plain: Ops) -> Proof:
     """`plain` with every one of `wanted` that passes its check."""
     began = time.monotonic()
-    ops, degraded = plain, []
+    ops, degraded, convicted = plain, [], shapes.trials.convicted()
     for candidate in wanted:
-        try:
-            candidate.check(replace(plain, **candidate.fields), shapes)
-        # Compilers, drivers and launchers raise what they like; whatever it is, torch can do without this kernel.
-        except Exception as error:
-            degraded.append(_degraded(candidate.name, error))
-            _require_usable(shapes.device, candidate.name)
+        if candidate.name in convicted:
+            verdict = f"it ended an engine process; to try it again, delete {shapes.trials.convictions}"
+            degraded.append(_degraded(candidate.name, Disagreement(verdict)))
+            continue
+        with shapes.trials.of(candidate.name):
+            reason = _tried(candidate, shapes, plain)
+        if reason:
+            degraded.append(reason)
         else:
             ops = replace(ops, **candidate.fields)
     seconds = time.monotonic() - began
     logger.info("%d of %d kernels proved themselves in %.1f s", len(wanted) - len(degraded), len(wanted), seconds)
     return Proof(ops, degraded, seconds)
+
+
+def _tried(candidate: Candidate, shapes: ServedShapes, plain: Ops) -> str:
+    """Why a kernel does not serve; empty when it does. Raises EngineFailed when it left the device unusable."""
+    try:
+        candidate.check(replace(plain, **candidate.fields), shapes)
+    # Compilers, drivers and launchers raise what they like; whatever it is, torch can do without this kernel.
+    except Exception as error:
+        reason = _degraded(candidate.name, error)
+        _require_usable(shapes.device, candidate.name)
+        return reason
+    return ""
 
 
 def _degraded(name: str, error: Exception) -> str:
