@@ -1,8 +1,9 @@
 """Steps with prompts in them: all but the attention of the prompts, recorded for each layer and some shapes of steps.
 
 Attention over prompts has to know their lengths, so that such a step is launched from the host. Its some thousand
-launches take the host two to three times as long as a decode takes to run, and whoever is being answered waits for
-them. Recorded, what lies between two attentions is one launch a layer (piecewise graphs, as vLLM calls them).
+launches take the host longer than a decode takes to run, and whoever is being answered waits for them. Recorded, what
+lies between two attentions is one launch a layer (piecewise graphs, as vLLM calls them); `python -m
+tests.bench.host_launches` compares the two.
 """
 
 import logging
