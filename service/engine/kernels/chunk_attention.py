@@ -1,9 +1,9 @@
 """Attention of short chunks of prompts over long contexts, divided over the whole GPU.
 
 Flash attention divides by heads and by 128 queries: a chunk of up to 128 tokens keeps 32 programs busy, a quarter of an
-H100, each of which reads all of a context of 30,000 tokens on its own. By arithmetic that is half a millisecond a layer,
-which running streams would wait for with every chunk. Here successive queries form rows, whose contexts are divided as
-a decode's are.
+H100, each of which reads all of a context of 30,000 tokens on its own. By arithmetic running streams would wait half a
+millisecond a layer for that, with every chunk. Here successive queries form rows, whose contexts are divided as a
+decode's are.
 """
 
 import torch
