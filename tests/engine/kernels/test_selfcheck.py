@@ -392,7 +392,7 @@ def test_one_liar_does_not_cost_the_others_their_place() -> None:
 @pytest.mark.skipif(not INTERPRETS, reason="the compiled ones are proved below")
 def test_every_kernel_of_ours_proves_itself(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    monkeypatch.setattr(checks, "DRAWS", 2)  # an interpreted draw takes a tenth of a second
+    monkeypatch.setattr(checks, "DRAWS", 1)  # an interpreted draw takes a tenth of a second
     from service.engine.kernels.candidates import candidates
 
     one_tile = replace(INTERPRETED, few_rows={16: INTERPRETED.few_rows[16]})  # the others have tests of their own
