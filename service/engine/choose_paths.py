@@ -1,6 +1,7 @@
 """Decides what serves on this device. On a GPU every fast path is compared with the plain one first, and what fails is
 replaced and named; a CPU has one path only."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,8 +19,11 @@ from service.engine.kernels.ops import Ops
 from service.engine.kernels.prefill_check import check_prefill
 from service.engine.kernels.race import race
 from service.engine.kernels.selfcheck import Proof, prove, prove_candidates
+from service.engine.memory_errors import is_out_of_memory
 from service.engine.overlap_check import check_overlap
 from service.engine.paths import Paths, PrefillBySize
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,13 @@ def choose_paths(shapes: ServedShapes, max_running: int) -> Choice:
 
 def _proved_and_raced(shapes: ServedShapes, *, alone: bool = False) -> Proof:
     proof = prove(shapes, alone=alone)
-    return replace(proof, ops=race(proof.ops, shapes))
+    try:
+        return replace(proof, ops=race(proof.ops, shapes))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.warning("no memory to race the kernels in: they serve as they are, proved right and perhaps slower")
+        return proof
 
 
 def _check_overlap(ops: Ops, shapes: ServedShapes) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from service.engine import choose_paths as subject
 from service.engine.attention import ChunkSpan, PagedCache, PrefillAttention
 from service.engine.choose_paths import assemble, choose_paths, proved_together
 from service.engine.flash import FLASH_PAGE, FlashPrefillAttention, Varlen
@@ -145,6 +146,20 @@ def test_kernels_that_do_not_overlap_need_no_such_proof() -> None:
     seen: list[Ops] = []
     assert proved_together(SHAPES, proves(WITHOUT_DECODE), judge("never asked", seen)) == WITHOUT_DECODE
     assert seen == []
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory", "CUDA error: an illegal memory access"])
+def test_a_race_without_room_is_no_reason_not_to_serve(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def race(ops: Ops, shapes: ServedShapes) -> Ops:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(subject, "prove", lambda shapes, alone: PROVED)
+    monkeypatch.setattr(subject, "race", race)
+    if "out of memory" in message:
+        assert subject._proved_and_raced(SHAPES) == PROVED
+    else:
+        with pytest.raises(RuntimeError, match="illegal"):
+            subject._proved_and_raced(SHAPES)
 
 
 def test_when_overlapping_kernels_disagree_others_run_alone_and_the_reason_is_named() -> None:

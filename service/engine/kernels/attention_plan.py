@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from service.engine.kernels.overlap import launch_options, wait_for_inputs
+from service.engine.kernels.tuning import AttentionTuning
 
 USUAL_ROWS = 256
 """Batches up to this many rows share one compiled plan."""
@@ -55,9 +56,18 @@ def plan_kernel(
         tl.store(item_row + item, item * 0 - 1, mask=unused)
 
 
-def plan_work(lengths: torch.Tensor, tile: int, spare: int, *, overlaps: bool = False) -> Work:
-    """The division of `lengths` [rows] into rows + `spare` items of whole tiles at most."""
+def plan_work(
+    lengths: torch.Tensor,
+    k_cache: torch.Tensor,
+    tuning: AttentionTuning,
+    multiprocessors: int,
+    *,
+    overlaps: bool = False,
+) -> Work:
+    """The division of `lengths` [rows] over so many multiprocessors, into items of whole tiles."""
     rows, device = lengths.shape[0], lengths.device
+    # There is a program for each item and KV head.
+    spare = max(1, tuning.programs_per_multiprocessor * multiprocessors // k_cache.shape[2])
     # Cut out of one tensor, their alignment, and with it the compiled kernel, would hang on the batch.
     item_row, item_start = (torch.empty(rows + spare, dtype=torch.int32, device=device) for _ in range(2))
     first_item = torch.empty(rows + 1, dtype=torch.int32, device=device)
@@ -71,10 +81,15 @@ def plan_work(lengths: torch.Tensor, tile: int, spare: int, *, overlaps: bool = 
         tiles_per_item,
         rows,
         SPARE=spare,
-        TILE=tile,
+        TILE=tile_for(tuning, k_cache),
         BLOCK_ROWS=triton.next_power_of_2(most_rows),
         BLOCK_ITEMS=triton.next_power_of_2(most_rows + spare),
         num_warps=4,
         **launch_options(overlaps),
     )
     return item_row, item_start, first_item, tiles_per_item
+
+
+def tile_for(tuning: AttentionTuning, k_cache: torch.Tensor) -> int:
+    """Tokens of a tile, which lies within one block."""
+    return min(tuning.tile, k_cache.shape[1])

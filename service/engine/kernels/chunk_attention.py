@@ -6,12 +6,16 @@ millisecond a layer for that, with every chunk. Here successive queries form row
 decode's are.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 
 from service.engine.attention import Attention, ChunkSpan, PagedCache
 from service.engine.device import upload
-from service.engine.kernels.attention_plan import plan_work
-from service.engine.kernels.paged_attention import PagedRows, attend, tile_for
+from service.engine.kernels.attention_plan import Work, plan_work
+from service.engine.kernels.paged_attention import PagedRows, attend
 from service.engine.kernels.tuning import AttentionTuning
 
 QUERIES = 8
@@ -19,38 +23,35 @@ QUERIES = 8
 
 
 class PagedChunkAttention:
-    """`paths.PrefillFactory`: the attention of one step's chunks, whose KV, new and old, is read from the cache."""
+    """`attention.PrefillFactory`: the attention of one step's chunks, whose KV, new and old, is read from the cache."""
 
     def __init__(self, tuning: AttentionTuning, multiprocessors: int, *, overlaps: bool = False) -> None:
         self._tuning = tuning
-        self._programs = tuning.programs_per_multiprocessor * multiprocessors
+        self._multiprocessors = multiprocessors
         self._overlaps = overlaps
 
     def __call__(self, cache: PagedCache, places: torch.Tensor, spans: list[ChunkSpan]) -> Attention:
         rows = paged_rows(spans, places.device)
-        k_cache = cache.keys[0]
-        spare = max(1, self._programs // k_cache.shape[2])
-        work = plan_work(rows.lengths, tile_for(self._tuning, k_cache), spare, overlaps=self._overlaps)
-        return _ChunkAttention(self, cache, places, rows, work)
+        work = plan_work(rows.lengths, cache.keys[0], self._tuning, self._multiprocessors, overlaps=self._overlaps)
+        return _ChunkAttention(cache, places, partial(self._attend, rows, work))
+
+    def _attend(
+        self, rows: PagedRows, work: Work, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor
+    ) -> torch.Tensor:
+        scale = q.shape[-1] ** -0.5
+        return attend(q, k_cache, v_cache, rows, work, scale, self._tuning, overlaps=self._overlaps)
 
 
+@dataclass(slots=True)
 class _ChunkAttention:
-    def __init__(
-        self,
-        owner: PagedChunkAttention,
-        cache: PagedCache,
-        places: torch.Tensor,
-        rows: PagedRows,
-        work: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
-    ) -> None:
-        self.cache = cache
-        self.places = places
-        self._tuning, self._overlaps = owner._tuning, owner._overlaps
-        self._rows, self._work = rows, work
+    """`attend` takes q and one layer's caches, which hold the new keys and values already."""
+
+    cache: PagedCache
+    places: torch.Tensor
+    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        keys, values, scale = self.cache.keys[layer], self.cache.values[layer], q.shape[-1] ** -0.5
-        return attend(q, keys, values, self._rows, self._work, scale, self._tuning, overlaps=self._overlaps)
+        return self.attend(q, self.cache.keys[layer], self.cache.values[layer])
 
 
 def paged_rows(spans: list[ChunkSpan], device: torch.device) -> PagedRows:

@@ -4,7 +4,7 @@ import torch
 
 from service.engine.kernels.attention_plan import plan_work
 from service.engine.kernels.batch import DecodeBatch
-from service.engine.kernels.paged_attention import PagedRows, attend, tile_for
+from service.engine.kernels.paged_attention import PagedRows, attend
 from service.engine.kernels.tuning import AttentionTuning
 
 
@@ -13,15 +13,14 @@ class PagedDecodeAttention:
 
     def __init__(self, tuning: AttentionTuning, multiprocessors: int, *, overlaps: bool = False) -> None:
         self._tuning = tuning
-        self._programs = tuning.programs_per_multiprocessor * multiprocessors
+        self._multiprocessors = multiprocessors
         self._overlaps = overlaps
 
     def plan(
         self, block_tables: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, k_cache: torch.Tensor
     ) -> DecodeBatch:
         """See `ops.PlanDecode`. The work is an `attention_plan.Work`."""
-        spare = max(1, self._programs // k_cache.shape[2])
-        work = plan_work(lengths, tile_for(self._tuning, k_cache), spare, overlaps=self._overlaps)
+        work = plan_work(lengths, k_cache, self._tuning, self._multiprocessors, overlaps=self._overlaps)
         return DecodeBatch(block_tables, slots, lengths, work)
 
     def attend(

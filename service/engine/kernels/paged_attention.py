@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from service.engine.kernels.attention_plan import Work
+from service.engine.kernels.attention_plan import Work, tile_for
 from service.engine.kernels.overlap import launch_options, wait_for_inputs
 from service.engine.kernels.tuning import AttentionTuning
 
@@ -262,8 +262,3 @@ def attend(
         **launch,
     )
     return out
-
-
-def tile_for(tuning: AttentionTuning, k_cache: torch.Tensor) -> int:
-    """Tokens of a tile, which lies within one block."""
-    return min(tuning.tile, k_cache.shape[1])
