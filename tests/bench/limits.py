@@ -1,4 +1,4 @@
-"""What the machine itself can do, measured in the same run as what is held against it; and what a step must do."""
+"""What the machine itself can do, measured in the same run as what is held against it."""
 
 import os
 import threading
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from service.engine.config import ModelConfig
 from service.engine.kernels.stopwatch import seconds
 from tests.bench.timing import read_bandwidth
 
@@ -59,20 +58,3 @@ def _read(piece: tuple[Path, int]) -> int:
         _own.buffer = bytearray(PIECE)
     with path.open("rb", buffering=0) as file:
         return os.preadv(file.fileno(), [_own.buffer], offset)
-
-
-def matrix_numbers(c: ModelConfig) -> int:
-    """Numbers of all matrices that every token meets in every step, the head left out."""
-    per_layer = c.hidden_size * (2 * c.query_size + 2 * c.kv_size + 3 * c.intermediate_size)
-    return c.num_layers * per_layer
-
-
-def step_bytes(c: ModelConfig, batch: int, context: int, itemsize: int) -> int:
-    """What a decode must read at least: all matrices and the head once, each sequence's KV once."""
-    weights = matrix_numbers(c) + c.vocab_size * c.hidden_size
-    return (weights + batch * context * 2 * c.num_layers * c.kv_size) * itemsize
-
-
-def prefill_flop(c: ModelConfig, tokens: int) -> float:
-    """Two per weight and token; attention's two products over half the square."""
-    return 2.0 * matrix_numbers(c) * tokens + 2.0 * c.num_layers * c.query_size * tokens**2

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.engine.base import Core, Finish, FinishReason, GenerationRequest, SamplingParams, Token
@@ -51,6 +52,12 @@ class Drive:
         """Step until nothing is left to do."""
         while not self.core.idle:
             self.step()
+
+    def cancel(self) -> None:
+        """Cancel what still runs, and see it end."""
+        for request_id in self.timelines:
+            self.core.cancel(request_id)
+        self.run()
 
     def _sort(self, events: list[Token | Finish]) -> int:
         now, count = time.perf_counter(), 0
@@ -102,19 +109,34 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(int(len(values) * share), len(values) - 1)] if values else 0.0
 
 
-def serve(core: Core, requests: list[GenerationRequest]) -> dict[str, float]:
-    """All requests at once: tokens per second, TTFT and the time between tokens, in milliseconds."""
+@dataclass(frozen=True)
+class Rates:
+    """What clients saw of some requests: tokens per second of all; seconds to a first token and between tokens."""
+
+    tokens_per_second: float
+    ttft_p50: float
+    ttft_p99: float
+    tpot_p50: float
+    tpot_p99: float
+
+
+def rates_of(lines: Sequence[Timeline], took: float) -> Rates:
+    """The requests of these timelines, which took so many seconds together."""
+    first = [line.ttft for line in lines]
+    gaps = [gap for line in lines for gap in line.gaps]
+    return Rates(
+        tokens_per_second=sum(len(line.tokens) for line in lines) / took,
+        ttft_p50=statistics.median(first),
+        ttft_p99=percentile(first, 0.99),
+        tpot_p50=percentile(gaps, 0.5),
+        tpot_p99=percentile(gaps, 0.99),
+    )
+
+
+def serve(core: Core, requests: list[GenerationRequest]) -> Rates:
+    """All requests at once."""
     drive, started = Drive(core), time.perf_counter()
     for request in requests:
         drive.add(request)
     drive.run()
-    took = time.perf_counter() - started
-    lines = list(drive.timelines.values())
-    gaps = [gap for line in lines for gap in line.gaps]
-    return {
-        "tokens_per_second": sum(len(line.tokens) for line in lines) / took,
-        "ttft_ms_p50": statistics.median(line.ttft for line in lines) * 1e3,
-        "ttft_ms_p99": percentile([line.ttft for line in lines], 0.99) * 1e3,
-        "tpot_ms_p50": percentile(gaps, 0.5) * 1e3,
-        "tpot_ms_p99": percentile(gaps, 0.99) * 1e3,
-    }
+    return rates_of(list(drive.timelines.values()), time.perf_counter() - started)

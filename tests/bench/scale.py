@@ -31,6 +31,7 @@ class Scale:
     long_contexts: tuple[int, ...]
     prefill: int
     shared_prefix: int
+    turn: int  # a chat's second turn, after the shared prefix
     stall_prompt: int
     stall_streams: int
     stall_steps: int  # before a long prompt, and beside long prompts
@@ -60,6 +61,7 @@ FULL = Scale(
     long_contexts=(8192, 32_000),
     prefill=8192,
     shared_prefix=4096,
+    turn=16,
     stall_prompt=30_000,
     stall_streams=16,
     stall_steps=200,

@@ -37,9 +37,7 @@ def measure_stall(core: Core, prompts: Prompts, scale: Scale, max_positions: int
         ttft = ttft or long.ttft
     before = [gap for line, a, b in zip(streams, settled, joined, strict=True) for gap in line.gaps[a - 1 : b - 1]]
     during = [gap for line, at in zip(streams, joined, strict=True) for gap in line.gaps[at - 1 :]]
-    for request_id in list(drive.timelines):
-        core.cancel(request_id)
-    drive.run()
+    drive.cancel()
     return Stall(before, during, ttft)
 
 

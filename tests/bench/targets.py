@@ -1,6 +1,6 @@
 """What the engine must reach, each as a ratio of two figures of the same run; and the verdict on a run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 Figures = Mapping[str, float]
@@ -49,7 +49,3 @@ def _verdict(target: Target, value: float | None, judges: bool) -> dict[str, obj
         "is": None if value is None else round(value, 4),
         "verdict": shown,
     }
-
-
-Section = Callable[[], tuple[dict[str, object], dict[str, float]]]
-"""Measures something: a line to print, and ratios for the targets."""

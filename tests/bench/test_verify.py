@@ -4,16 +4,15 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.bench import gpu
-from tests.bench.gpu import Bench
 from tests.bench.results_file import Line
+from tests.bench.run import Run
 from tests.bench.scale import TINY, ready_model
+from tests.bench.sections import SECTIONS, verification
 from tests.bench.verify import TESTED_ELSEWHERE, Verification, run_gpu_tests
 from tests.support.gpu import has_gpu_device
 
@@ -67,17 +66,17 @@ def test_on_a_gpu_every_test_must_have_run(
     complaint: str | None,
 ) -> None:
     found = Verification(passed, failed, Counter(not_run), "the kernel lies")
-    monkeypatch.setattr(gpu, "run_gpu_tests", lambda tests: found)
+    monkeypatch.setattr(verification, "run_gpu_tests", lambda tests: found)
     printed: list[Line] = []
     model_dir = ready_model(tmp_path, TINY.shape)
     for section in ("verify_kernels", "verify_engine"):
-        bench = Bench(TINY, model_dir, torch.device("cuda"), printed.append)
-        verify: Callable[[], None] = getattr(bench, section)
+        run = Run(TINY, model_dir, torch.device("cuda"), printed.append)
+        run.section = section
         if complaint is None:
-            verify()
+            SECTIONS[section].run(run)
         else:
             with pytest.raises(RuntimeError, match=complaint):
-                verify()
+                SECTIONS[section].run(run)
         assert printed[-1] == {"section": section, "passed": passed, "failed": failed, "not_run": not_run}
 
 

@@ -1,0 +1,38 @@
+"""What `python -m tests.bench.gpu` runs, in this order, each section a function of the run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.bench.run import Run
+from tests.bench.sections import others, product, requests, steps, verification
+
+
+@dataclass(frozen=True)
+class Section:
+    """`needs`: sections whose figures it holds others' against; a ratio's two figures are of one run."""
+
+    run: Callable[[Run], None]
+    needs: tuple[str, ...] = ()
+
+
+OURS = ("load", "decode", "throughput", "long", "prefix")
+SECTIONS = {
+    "verify_kernels": Section(verification.verify_kernels),
+    "verify_engine": Section(verification.verify_engine),
+    "web": Section(product.web),
+    "load": Section(product.load),
+    "decode": Section(steps.decode),
+    "throughput": Section(requests.throughput),
+    "long": Section(requests.long),
+    "prefill": Section(steps.prefill),
+    "prefix": Section(requests.prefix),
+    "stall": Section(requests.stall),
+    "reference": Section(others.reference, needs=OURS),
+    "continuous_batching": Section(others.continuous_batching, needs=("throughput", "long", "prefix")),
+}
+
+
+def with_needs(names: list[str]) -> list[str]:
+    """These and what they need, in order."""
+    wanted = {*names, *(need for name in names for need in SECTIONS[name].needs)}
+    return [name for name in SECTIONS if name in wanted]

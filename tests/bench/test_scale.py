@@ -1,0 +1,29 @@
+"""The random model that a benchmark runs on: whole, of the shape that is asked for, written once."""
+
+from pathlib import Path
+
+import torch
+
+from service.engine.config import read_config
+from service.engine.weights import load_weights
+from tests.bench.scale import TINY, ready_model, write_random_model
+
+
+def test_the_random_model_is_one_that_loads_whole(tmp_path: Path) -> None:
+    write_random_model(tmp_path, TINY.shape)
+    weights, report = load_weights(tmp_path, read_config(tmp_path), torch.device("cpu"), torch.float32)
+    assert report.bytes_read > 0
+    first, second = weights.layers[0].qkv, weights.layers[1].qkv
+    assert not torch.equal(first, second), "every tensor has numbers of its own"
+    assert torch.isfinite(first).all()
+
+
+def test_a_random_model_is_written_once_and_again_if_it_was_cut_off(tmp_path: Path) -> None:
+    model = ready_model(tmp_path / "model", TINY.shape)
+    shard = next(model.glob("model-*.safetensors"))
+    shard.write_bytes(b"mine")
+    assert ready_model(model, TINY.shape) == model
+    assert shard.read_bytes() == b"mine"
+    (model / "model.safetensors.index.json").unlink()
+    ready_model(model, TINY.shape)
+    assert shard.read_bytes() != b"mine"
