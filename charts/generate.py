@@ -74,7 +74,25 @@ def schema_text() -> str:
     """values.schema.json with its generated part renewed."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     schema["properties"]["settings"] = settings_schema()
+    require(schema, yaml.safe_load((CHART / "values.yaml").read_text()), schema["definitions"])
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def require(schema: dict[str, Any], defaults: dict[str, Any], definitions: dict[str, Any]) -> None:
+    """Ask for every value that cannot be done without, where none is not as good as the default.
+
+    helm takes `null` for "no such key", which a template would meet as a nil pointer, or as another mode.
+    """
+    needed = []
+    for key, default in defaults.items():
+        child = schema["properties"][key]
+        child = definitions[child["$ref"].rpartition("/")[2]] if "$ref" in child else child
+        is_section = isinstance(default, dict) and child.get("additionalProperties") is False and default
+        if is_section:
+            require(child, default, definitions)
+        if is_section or isinstance(default, (bool, int)) or (isinstance(default, str) and default):
+            needed.append(key)
+    schema["required"] = needed
 
 
 def comments() -> dict[str, str]:

@@ -29,7 +29,7 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- $root := index . 0 }}
 {{- $chart := printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- $about := dict "helm.sh/chart" $chart "app.kubernetes.io/version" $root.Chart.AppVersion "app.kubernetes.io/managed-by" $root.Release.Service }}
-{{- toYaml (merge (include "chat.selectorLabels" $root | fromYaml) $about (index . 1) $root.Values.commonLabels) }}
+{{- toYaml (merge (include "chat.selectorLabels" $root | fromYaml) $about (index . 1) ($root.Values.commonLabels | default dict)) }}
 {{- end }}
 
 {{/* Labels of what serves, as against the test pod, which carries the release's labels too. */}}

@@ -1,8 +1,8 @@
 {{/* The pod, the same under a Deployment and a StatefulSet. */}}
 {{- define "chat.pod" -}}
 metadata:
-  annotations: {{- toYaml (merge (include "chat.podAnnotations" . | fromYaml) .Values.pod.annotations) | nindent 4 }}
-  labels: {{- toYaml (merge (include "chat.podSelectorLabels" . | fromYaml) .Values.pod.labels .Values.commonLabels) | nindent 4 }}
+  annotations: {{- toYaml (merge (include "chat.podAnnotations" . | fromYaml) (.Values.pod.annotations | default dict)) | nindent 4 }}
+  labels: {{- toYaml (merge (include "chat.podSelectorLabels" . | fromYaml) (.Values.pod.labels | default dict) (.Values.commonLabels | default dict)) | nindent 4 }}
 spec:
   serviceAccountName: {{ include "chat.serviceAccountName" . | quote }}
   automountServiceAccountToken: false
@@ -50,10 +50,10 @@ runtimeClassName: {{ . | quote }}
 {{- with .Values.pod.priorityClassName }}
 priorityClassName: {{ . | quote }}
 {{- end }}
-{{- with merge (dict) .Values.pod.nodeSelector ($gpu.nodeSelector | default dict) }}
+{{- with merge (dict) (.Values.pod.nodeSelector | default dict) ($gpu.nodeSelector | default dict) }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with concat ($gpu.tolerations | default list) .Values.pod.tolerations }}
+{{- with concat ($gpu.tolerations | default list) (.Values.pod.tolerations | default list) }}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.pod.affinity }}

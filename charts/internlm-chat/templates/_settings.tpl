@@ -31,7 +31,7 @@ INTERNLM_API_KEYS_FILE: {{ printf "/etc/internlm-chat/api/%s" .Values.apiKeys.ke
 {{- range $name, $value := .Values.settings }}
 INTERNLM_{{ $name | snakecase | upper }}: {{ include "chat.settingValue" $value | quote }}
 {{- end }}
-{{- if not (hasKey .Values.settings "logFormat") }}
+{{- if not (hasKey (.Values.settings | default dict) "logFormat") }}
 INTERNLM_LOG_FORMAT: json
 {{- end }}
 {{- end }}

@@ -29,7 +29,12 @@ def web(run: Run) -> None:
     ]
     alone = serve(run.core, requests).tokens_per_second
     run.figures["web_of_engine"] = found.tokens_per_second / alone
-    run.say(streams=scale.streams, tokens_per_second=found.tokens_per_second, engine=alone)
+    run.say(
+        streams=scale.streams,
+        tokens_per_second=found.tokens_per_second,
+        engine=alone,
+        of_engine=run.figures["web_of_engine"],
+    )
 
 
 def load(run: Run) -> None:
