@@ -120,6 +120,24 @@ def test_each_part_of_each_tile_leaves_its_sum_in_a_place_of_its_own(monkeypatch
     assert exact.error(summed, result.double()) < 1e-6
 
 
+@pytest.mark.parametrize(("rows", "tile"), [(2, 16), (16, 16), (17, 32), (32, 32), (33, 64), (64, 64)])
+def test_no_tile_is_larger_than_the_rows_need(rows: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A larger one computes the same, at the cost of the larger one."""
+    subject = kernels("interpreter")
+    from service.engine.kernels import few_rows
+
+    launched: list[dict[str, object]] = []
+
+    class Kernel:
+        def __getitem__(self, grid: object) -> Any:
+            return lambda *arguments, **constants: launched.append(constants)
+
+    monkeypatch.setattr(few_rows, "few_rows_kernel", Kernel())
+    x, weight, _ = operands(subject, rows, 64, 256, torch.float32)
+    subject.ops.linear(x, weight)
+    assert [constants["BLOCK_M"] for constants in launched] == [tile]
+
+
 def marked(name: str) -> dict[str, object]:
     """A kernel that says so: its result is NaN."""
 
