@@ -43,14 +43,26 @@ def choose_paths(shapes: ServedShapes, max_running: int) -> Choice:
 
 
 def _proved_and_raced(shapes: ServedShapes, *, alone: bool = False) -> Proof:
+    """The kernels that proved right, and of those the ones that torch does not outrun. A race that breaks is on trial
+    like a kernel: it is the first to record launches, and the first to meet products as large as the served ones."""
     proof = prove(shapes, alone=alone)
+    raced = [proof.ops]
+
+    def run(ops: Ops, shapes: ServedShapes) -> None:
+        raced.append(_raced(ops, shapes))
+
+    failed = prove_candidates([Candidate("race", {}, run)], shapes, proof.ops).degraded
+    return replace(proof, ops=raced[-1], degraded=[*proof.degraded, *failed])
+
+
+def _raced(ops: Ops, shapes: ServedShapes) -> Ops:
     try:
-        return replace(proof, ops=race(proof.ops, shapes))
+        return race(ops, shapes)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         logger.warning("no memory to race the kernels in: they serve as they are, proved right and perhaps slower")
-        return proof
+        return ops
 
 
 def _check_overlap(ops: Ops, shapes: ServedShapes) -> None:
@@ -77,13 +89,15 @@ def assemble(
     proof: Proof, shapes: ServedShapes, max_running: int, flash: Sequence[Varlen] = (flash_kernel, varlen_attn)
 ) -> Choice:
     """Paths from the kernels that proved right, and the first of `flash` that does."""
-    degraded, block_size, ops = list(proof.degraded), shapes.block_size, proof.ops
+    degraded, ops = list(proof.degraded), proof.ops
     has_decode = ops.decode_attention is not Ops().decode_attention
     if not has_decode:
-        block_size = -(-shapes.block_size // FLASH_PAGE) * FLASH_PAGE
-        ops, reasons = _with_flash_decode(ops, replace(shapes, block_size=block_size), flash)
+        paged = replace(shapes, block_size=-(-shapes.block_size // FLASH_PAGE) * FLASH_PAGE)
+        ops, reasons = _with_flash_decode(ops, paged, flash)
         has_decode, degraded = not reasons, degraded + reasons
-        block_size = block_size if has_decode else shapes.block_size
+        shapes = paged if has_decode else shapes
+        ops, reasons = _with_chunks_of(ops, shapes) if has_decode else (ops, [])
+        degraded += reasons
     prefill, reasons = _flash_prefill(shapes, flash)
     if ops.chunk_attention is not None:
         prefill = PrefillBySize(prefill, ops.chunk_attention, shapes.config.num_heads, proof.multiprocessors)
@@ -93,7 +107,7 @@ def assemble(
         plans_decode=has_decode,
         buckets=buckets_for(max_running) if has_decode else (),
     )
-    return Choice(paths, block_size, degraded + reasons)
+    return Choice(paths, shapes.block_size, degraded + reasons)
 
 
 def _with_flash_decode(ops: Ops, shapes: ServedShapes, flash: Sequence[Varlen]) -> tuple[Ops, list[str]]:
@@ -110,12 +124,23 @@ def _with_flash_decode(ops: Ops, shapes: ServedShapes, flash: Sequence[Varlen]) 
     return ops, reasons
 
 
+def _with_chunks_of(ops: Ops, shapes: ServedShapes) -> tuple[Ops, list[str]]:
+    """`ops` whose attention of chunks proved right for these blocks, too: it is compiled for them anew."""
+    attention = ops.chunk_attention
+    if attention is None:
+        return ops, []
+    check = partial(_check, "chunk_attention", attention)
+    candidate = Candidate("chunk_attention", {"chunk_attention": attention}, check)
+    proof = prove_candidates([candidate], shapes, replace(ops, chunk_attention=None))
+    return proof.ops, proof.degraded
+
+
 def _flash_prefill(shapes: ServedShapes, flash: Sequence[Varlen]) -> tuple[PrefillFactory, list[str]]:
     """The first of `flash` that is right, or plain attention with the reasons."""
     reasons: list[str] = []
     for varlen in flash:
         factory = partial(FlashPrefillAttention, varlen=varlen)
-        candidate = Candidate("flash_prefill", {}, partial(_check, factory))
+        candidate = Candidate("flash_prefill", {}, partial(_check, "flash_prefill", factory))
         failed = prove_candidates([candidate], shapes, Ops()).degraded
         if not failed:
             return factory, []
@@ -123,5 +148,5 @@ def _flash_prefill(shapes: ServedShapes, flash: Sequence[Varlen]) -> tuple[Prefi
     return PrefillAttention, reasons
 
 
-def _check(factory: PrefillFactory, _: Ops, shapes: ServedShapes) -> None:
-    check_prefill("flash_prefill", factory, shapes)
+def _check(name: str, factory: PrefillFactory, _: Ops, shapes: ServedShapes) -> None:
+    check_prefill(name, factory, shapes)

@@ -42,6 +42,9 @@ class CudaRecorder:
             # thread_local: the listener's and the readers' threads may go on meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
                 body()
+        except BaseException:
+            self._leave_broken_pool()
+            raise
         finally:
             # A capture that fails at its end stays on its stream, whose memory is the graphs'.
             torch.cuda.set_stream(serving)
@@ -50,6 +53,15 @@ class CudaRecorder:
         replay()
         torch.cuda.synchronize(self._device)
         return replay
+
+    def _leave_broken_pool(self) -> None:
+        """Of a capture that fails at its end the allocator does not hear: to it that one goes on, and none may begin in
+        its pool (torch 2.11 and 2.13, CUDAGraph::capture_end)."""
+        try:
+            torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
+        except RuntimeError:  # it heard: the capture failed before its end
+            return
+        self._pool = torch.cuda.graph_pool_handle()
 
     def require_usable(self) -> None:
         """Raise EngineFailed when the CUDA context is poisoned."""

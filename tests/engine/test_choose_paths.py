@@ -1,7 +1,9 @@
 """What serves when a fast path is missing or lies, with a stand-in for the flash kernel and torch for the others."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +13,16 @@ from service.engine import choose_paths as subject
 from service.engine.attention import ChunkSpan, PagedCache, PrefillAttention
 from service.engine.choose_paths import assemble, choose_paths, proved_together
 from service.engine.flash import FLASH_PAGE, FlashPrefillAttention, Varlen
-from service.engine.kernels import torch_ops
+from service.engine.kernels import selfcheck, torch_ops
 from service.engine.kernels.checks import Candidate, Disagreement, ServedShapes
-from service.engine.kernels.ops import Ops
+from service.engine.kernels.ops import Ops, Product
 from service.engine.kernels.prefill_check import check_prefill
 from service.engine.kernels.selfcheck import Proof
+from service.engine.kernels.trials import Trials
 from service.engine.model import Model
 from service.engine.paths import Paths, PrefillBySize
 from service.engine.runner import TorchRunner
+from service.errors import EngineFailed
 from tests.engine.kernels.test_selfcheck import CONFIG
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.plans import BLOCK_SIZE, decode, load_native, prefill, runner_of, sequence_of
@@ -104,6 +108,26 @@ def test_without_our_decode_kernel_the_flash_kernel_takes_over_with_larger_block
     assert choice.paths.ops.decode_attention is not torch_ops.decode_attention
 
 
+@pytest.mark.parametrize("is_right", [True, False])
+def test_chunks_are_proved_for_the_larger_blocks_too(is_right: bool) -> None:
+    """Compiled for others, the kernel would first be compiled for these beside running streams."""
+    seen: list[int] = []
+
+    def chunks(cache: PagedCache, places: torch.Tensor, spans: list[ChunkSpan]) -> Any:
+        seen.append(cache.block_size)
+        if cache.block_size == FLASH_PAGE and not is_right:
+            raise ValueError("no such block")
+        return PrefillAttention(cache, places, spans)
+
+    proof = replace(WITHOUT_DECODE, ops=replace(Ops(), chunk_attention=chunks))
+    choice = assemble(proof, SHAPES, 5, [plain_varlen])
+    assert set(seen) == {FLASH_PAGE}
+    assert isinstance(choice.paths.prefill, PrefillBySize) is is_right
+    assert (choice.paths.ops.chunk_attention is chunks) is is_right
+    added = choice.degraded[len(WITHOUT_DECODE.degraded) :]
+    assert added == ([] if is_right else ["chunk_attention: ValueError: no such block"])
+
+
 def test_without_either_decode_kernel_nothing_is_planned_or_recorded() -> None:
     choice = assemble(WITHOUT_DECODE, SHAPES, 5, [is_not_there])
     assert [reason.split(":")[0] for reason in choice.degraded] == ["decode_attention", "flash_decode", "flash_prefill"]
@@ -148,18 +172,70 @@ def test_kernels_that_do_not_overlap_need_no_such_proof() -> None:
     assert seen == []
 
 
-@pytest.mark.parametrize("message", ["CUDA out of memory", "CUDA error: an illegal memory access"])
-def test_a_race_without_room_is_no_reason_not_to_serve(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def race(ops: Ops, shapes: ServedShapes) -> Ops:
-        raise RuntimeError(message)
+def race_by(monkeypatch: pytest.MonkeyPatch, race: Callable[[Ops], Ops]) -> None:
+    """A card whose kernels overlap; `race` stands in for the one against torch."""
+    monkeypatch.setattr(subject, "prove", lambda _, alone: PROVED if alone else OVERLAPPING)
+    monkeypatch.setattr(subject, "race", lambda ops, shapes: race(ops))
 
-    monkeypatch.setattr(subject, "prove", lambda shapes, alone: PROVED)
-    monkeypatch.setattr(subject, "race", race)
-    if "out of memory" in message:
-        assert subject._proved_and_raced(SHAPES) == PROVED
-    else:
-        with pytest.raises(RuntimeError, match="illegal"):
-            subject._proved_and_raced(SHAPES)
+
+def outrun(ops: Ops) -> Ops:
+    return replace(ops, outrun=frozenset({Product(1, 8, 8, False)}))
+
+
+def test_what_was_raced_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    race_by(monkeypatch, outrun)
+    proof = subject._proved_and_raced(SHAPES)
+    assert (proof.ops, proof.degraded, proof.overlaps) == (outrun(OVERLAPPING.ops), [], True)
+
+
+def test_a_race_without_room_is_no_reason_not_to_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    def race(ops: Ops) -> Ops:
+        raise RuntimeError("CUDA out of memory")
+
+    race_by(monkeypatch, race)
+    assert subject._proved_and_raced(SHAPES) == OVERLAPPING
+
+
+def test_launches_that_cannot_be_recorded_together_are_raced_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The race is the first to record them: a card that refuses serves kernels that run alone."""
+
+    def race(ops: Ops) -> Ops:
+        if ops == OVERLAPPING.ops:
+            raise RuntimeError("Triton Error [CUDA]: invalid resource handle")
+        return outrun(ops)
+
+    race_by(monkeypatch, race)
+    proof = proved_together(SHAPES, subject._proved_and_raced, judge("never asked", []))
+    assert proof.ops == outrun(PROVED.ops)
+    assert proof.degraded == ["overlap: race: RuntimeError: Triton Error [CUDA]: invalid resource handle"]
+
+
+def test_a_race_that_cannot_be_run_at_all_leaves_the_kernels_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def race(ops: Ops) -> Ops:
+        raise ValueError("no such thing")
+
+    race_by(monkeypatch, race)
+    proof = proved_together(SHAPES, subject._proved_and_raced, judge("never asked", []))
+    assert proof.ops == PROVED.ops
+    assert proof.degraded == ["overlap: race: ValueError: no such thing", "race: ValueError: no such thing"]
+
+
+def test_a_race_that_ends_the_process_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def race(ops: Ops) -> Ops:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    def unusable(device: torch.device, name: str) -> None:
+        raise EngineFailed(f"the kernel {name} left {device} unusable")
+
+    race_by(monkeypatch, race)
+    shapes = replace(SHAPES, trials=Trials(tmp_path / "trial"))
+    with monkeypatch.context() as poisoned:
+        poisoned.setattr(selfcheck, "_require_usable", unusable)
+        with pytest.raises(EngineFailed):
+            subject._proved_and_raced(shapes)
+    proof = proved_together(shapes, subject._proved_and_raced, judge("never asked", []))
+    assert proof.ops == PROVED.ops
+    assert [reason.split(":")[0] for reason in proof.degraded] == ["overlap", "race"]
 
 
 def test_when_overlapping_kernels_disagree_others_run_alone_and_the_reason_is_named() -> None:

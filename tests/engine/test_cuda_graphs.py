@@ -15,13 +15,14 @@ DEVICE = torch.device("cuda", 0)
 
 
 class FakeCuda:
-    """Streams and captures by name. Like torch 2.13's `torch.cuda.graph`, a capture that fails at its end leaves its
-    stream the current one."""
+    """Streams, captures and pools by name. As in torch 2.13 a capture that fails at its end leaves its stream the
+    current one, and its pool one that is captured into."""
 
     def __init__(self) -> None:
         self.current = "serving"
         self.said: list[str] = []
         self.captured: list[tuple[str, str]] = []  # each graph's pool and stream
+        self.underway: set[str] = set()  # pools
         self.made = 0
         self.end_fails = self.is_poisoned = False
 
@@ -41,6 +42,9 @@ class FakeCuda:
     @contextmanager
     def graph(self, graph: Any, pool: str, stream: Any, capture_error_mode: str) -> Iterator[None]:
         assert capture_error_mode == "thread_local"
+        if pool in self.underway:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
+        self.underway.add(pool)
         self.captured.append((pool, stream.name))
         before, self.current = self.current, stream.name
         self.said.append("capture")
@@ -49,7 +53,13 @@ class FakeCuda:
         finally:
             if self.end_fails:
                 raise RuntimeError("operation failed due to a previous error during capture")
+            self.underway.remove(pool)
             self.current = before
+
+    def end_allocation(self, device: int, pool: str) -> None:
+        if pool not in self.underway:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.underway.remove(pool)
 
     def set_stream(self, stream: Any) -> None:
         self.current = stream.name
@@ -77,6 +87,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", fake.end_allocation)
     return fake
 
 
@@ -136,6 +147,29 @@ def test_after_a_failed_capture_steps_run_on_the_serving_stream_again(cuda: Fake
     with pytest.raises(RuntimeError, match=r"capture|capturing"):
         CudaRecorder(DEVICE).record(body)
     assert cuda.current == "serving"
+
+
+@pytest.mark.parametrize("end_fails", [False, True], ids=["in its body", "at its end"])
+def test_a_capture_that_fails_costs_no_other_one(cuda: FakeCuda, end_fails: bool) -> None:
+    """The next ones are recorded, in one pool again, and the allocator knows of no capture that still goes on."""
+    recorder, fails = CudaRecorder(DEVICE), [True]
+
+    def body() -> torch.Tensor:
+        if fails and "capture" in cuda.said and not end_fails:
+            raise RuntimeError("CUDA out of memory")
+        return torch.zeros(1)
+
+    cuda.end_fails = end_fails
+    with pytest.raises(RuntimeError):
+        recorder.record(body)
+    cuda.end_fails = False
+    fails.clear()
+    for _ in range(2):
+        recorder.record(body).replay()
+    failed, first, second = (pool for pool, _ in cuda.captured)
+    assert first == second
+    assert (failed == first) is not end_fails, "what is whole is shared on"
+    assert cuda.underway == set()
 
 
 def test_a_device_beyond_use_ends_the_engine_in_one_line(cuda: FakeCuda) -> None:

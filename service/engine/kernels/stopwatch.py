@@ -30,11 +30,18 @@ def seconds(works: Sequence[Work], device: torch.device) -> float:
             work()
         return (time.perf_counter() - started) / len(works)
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for work in works:
-            work()
-    return _median_replay(graph) / len(works)
+    return _median_replay(_captured(works)) / len(works)
+
+
+def _captured(works: Sequence[Work]) -> torch.cuda.CUDAGraph:
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            for work in works:
+                work()
+    finally:
+        torch.cuda.set_stream(stream)  # a capture that fails at its end stays on its own
+    return graph
 
 
 def _median_replay(graph: torch.cuda.CUDAGraph) -> float:
