@@ -132,6 +132,7 @@ class NativeCore:
             pending = self._runner.launch(plan)
         except OutOfMemory as error:
             self._scheduler.withdraw(plan)
+            self._scheduler.shrink(plan)
             logger.error("out of memory in a step of %s prompts and %s decodes", len(plan.chunks), len(plan.decodes))
             events += self.fail_newest(f"the device ran out of memory: {error}")
             return False
@@ -158,6 +159,7 @@ class NativeCore:
     def _recover(self, step: _InFlight, error: OutOfMemory) -> list[Event]:
         """A step that had been launched lacked memory: it and all behind it are lost and computed again, without the
         newest request."""
+        self._scheduler.shrink(step.plan)
         lost = [step, *self._in_flight]
         self._in_flight.clear()
         logger.error("out of memory in a launched step; %s steps are computed again", len(lost))

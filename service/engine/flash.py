@@ -5,6 +5,8 @@ Needs Ampere or later and half precision (Dao, FlashAttention-2, 2023; torch.nn.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ from service.engine.kernels.batch import DecodeBatch
 FLASH_PAGE = 256
 """The paged kernel takes KV blocks of a multiple of this."""
 CAUSAL = (-1, 0)
+GATHERED_TOKENS = 1 << 15
+"""Most tokens whose keys and values are copied at once, but for a single longer chunk: those of the 8B model's longest
+conversation, 32 MiB, which a warm-up has seen."""
 
 Varlen = Callable[..., Any]
 """Takes what `torch.nn.attention.varlen.varlen_attn` takes."""
@@ -61,7 +66,8 @@ def flash_kernel(
 
 class FlashPrefillAttention:
     """Causal attention of prompt chunks. Chunks that begin their sequences read the new keys where they are; as soon
-    as one has a context in the cache, each layer's context is gathered once for all chunks."""
+    as one has a context in the cache, each layer's context is gathered, of as many chunks at once as GATHERED_TOKENS
+    hold: a hundred that share a long prefix would else have a hundred copies of it."""
 
     def __init__(
         self, cache: PagedCache, places: torch.Tensor, spans: list[ChunkSpan], varlen: Varlen = flash_kernel
@@ -69,29 +75,65 @@ class FlashPrefillAttention:
         self.cache = cache
         self.places = places
         self._varlen = varlen
-        self._queries = upload([0, *(span.last for span in spans)], torch.int32, places.device)
-        ends = [0]
-        for span in spans:
-            ends.append(ends[-1] + span.end)
-        self._keys = upload(ends, torch.int32, places.device)
-        self._most_queries = max(span.last - span.first for span in spans)
-        self._most_keys = max(span.end for span in spans)
         has_context = any(span.start for span in spans)
-        self._context = torch.cat([self._places_of(span) for span in spans]) if has_context else None
+        groups = _gathered_together(spans) if has_context else [spans]
+        self._calls = [_Call.of(group, cache.block_size, places.device, has_context) for group in groups]
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        if self._context is not None:
-            k = self.cache.keys[layer].flatten(0, 1).index_select(0, self._context)
-            v = self.cache.values[layer].flatten(0, 1).index_select(0, self._context)
-        bounds = (self._queries, self._keys, self._most_queries, self._most_keys)
-        out: torch.Tensor = self._varlen(q, k, v, *bounds, window_size=CAUSAL, enable_gqa=True)
+        out = [self._attend(call, layer, q, k, v) for call in self._calls]
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _attend(self, call: "_Call", layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if call.context is not None:
+            k = self.cache.keys[layer].flatten(0, 1).index_select(0, call.context)
+            v = self.cache.values[layer].flatten(0, 1).index_select(0, call.context)
+        bounds = (call.queries, call.keys, call.most_queries, call.most_keys)
+        out: torch.Tensor = self._varlen(q[call.rows], k, v, *bounds, window_size=CAUSAL, enable_gqa=True)
         return out
 
-    def _places_of(self, span: ChunkSpan) -> torch.Tensor:
-        """int64 [end]: where the cache keeps the sequence's positions."""
-        size = self.cache.block_size
-        offsets = torch.arange(size, device=span.blocks.device)
-        return (span.blocks.long()[:, None] * size + offsets).flatten()[: span.end]
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Chunks that go through the kernel together."""
+
+    rows: slice
+    queries: torch.Tensor  # int32 [chunks + 1], where each chunk's begin among `rows`
+    keys: torch.Tensor  # int32 [chunks + 1]
+    most_queries: int
+    most_keys: int
+    context: torch.Tensor | None  # int64 [all keys]: where the cache has them; None: they are the step's own
+
+    @classmethod
+    def of(cls, spans: list[ChunkSpan], block_size: int, device: torch.device, has_context: bool) -> "_Call":
+        first = spans[0].first
+        ends = accumulate((span.end for span in spans), initial=0)
+        return cls(
+            rows=slice(first, spans[-1].last),
+            queries=upload([0, *(span.last - first for span in spans)], torch.int32, device),
+            keys=upload(list(ends), torch.int32, device),
+            most_queries=max(span.last - span.first for span in spans),
+            most_keys=max(span.end for span in spans),
+            context=torch.cat([_places_of(span, block_size) for span in spans]) if has_context else None,
+        )
+
+
+def _gathered_together(spans: list[ChunkSpan]) -> list[list[ChunkSpan]]:
+    """The chunks in order, in groups whose contexts are GATHERED_TOKENS at most; a longer one is a group of its own."""
+    groups: list[list[ChunkSpan]] = [[]]
+    held = 0
+    for span in spans:
+        if groups[-1] and held + span.end > GATHERED_TOKENS:
+            groups.append([])
+            held = 0
+        groups[-1].append(span)
+        held += span.end
+    return groups
+
+
+def _places_of(span: ChunkSpan, block_size: int) -> torch.Tensor:
+    """int64 [end]: where the cache keeps the sequence's positions."""
+    offsets = torch.arange(block_size, device=span.blocks.device)
+    return (span.blocks.long()[:, None] * block_size + offsets).flatten()[: span.end]
 
 
 class FlashDecode:

@@ -12,7 +12,7 @@ from service.engine.attention import (
     PrefillAttention,
     PrefillFactory,
 )
-from service.engine.kernels.batch import DecodeInputs
+from service.engine.kernels.batch import CHUNK_QUERIES, USUAL_ROWS, DecodeInputs
 from service.engine.kernels.ops import Ops
 from service.engine.planned_decode import PlannedDecodeAttention
 from service.engine.slots import Slots
@@ -21,11 +21,14 @@ FLASH_QUERIES = 128
 """Queries of one program of the flash kernel (FlashAttention-2's tile for heads of 128 on data-centre GPUs)."""
 LONG_CONTEXT = 1024
 """Below it a few programs are done before it pays to divide the work."""
+WORTH_OF_WIDE = 3
+"""How much faster than ours torch's kernel computes what is no padding, at most: an estimate."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillBySize:
-    """`wide` where its programs, some for each of `heads`, keep the GPU busy or contexts are short; else `narrow`."""
+    """`narrow`, whose rows have a few queries, where contexts are long and `wide`, in programs of many queries for each
+    of `heads`, would keep a part of the GPU busy or compute padding for the most part. Else `wide`."""
 
     wide: PrefillFactory
     narrow: PrefillFactory
@@ -33,9 +36,23 @@ class PrefillBySize:
     multiprocessors: int
 
     def __call__(self, cache: PagedCache, places: torch.Tensor, spans: list[ChunkSpan]) -> Attention:
-        programs = self.heads * sum(-(-(span.last - span.first) // FLASH_QUERIES) for span in spans)
-        is_narrow = programs < self.multiprocessors and max(span.end for span in spans) >= LONG_CONTEXT
-        return (self.narrow if is_narrow else self.wide)(cache, places, spans)
+        return (self.narrow if self._is_narrow(spans) else self.wide)(cache, places, spans)
+
+    def _is_narrow(self, spans: list[ChunkSpan]) -> bool:
+        if max(span.end for span in spans) < LONG_CONTEXT or _tiles(spans, CHUNK_QUERIES) > USUAL_ROWS:
+            return False
+        leaves_gpu_idle = self.heads * _tiles(spans, FLASH_QUERIES) < self.multiprocessors
+        return leaves_gpu_idle or WORTH_OF_WIDE * _scores(spans, CHUNK_QUERIES) <= _scores(spans, FLASH_QUERIES)
+
+
+def _tiles(spans: list[ChunkSpan], queries: int) -> int:
+    """Tiles of so many queries that the chunks take."""
+    return sum(-(-(span.last - span.first) // queries) for span in spans)
+
+
+def _scores(spans: list[ChunkSpan], queries: int) -> int:
+    """Queries times keys that such tiles compute, padding included."""
+    return sum(_tiles([span], queries) * queries * span.end for span in spans)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ class Scheduler:
         self._running: dict[Sequence, Lease] = {}  # in order of admission, which is order of arrival
         self._free_slots = list(reversed(range(limits.max_running)))
         self._head_blocked = False  # the first waiting request found too few blocks, and none came back since
+        self._most_prompt_tokens = limits.step_tokens  # less for a while after a step that did not fit the memory
         self._rate = CompletionRate()
         self._prompt_tokens = self._cached_tokens = self._generation_tokens = self._steps = 0
 
@@ -123,6 +124,7 @@ class Scheduler:
     def launched(self, plan: StepPlan) -> None:
         """The planned step was launched: what it writes of prompts may be shared with steps to come."""
         self._steps += 1
+        self._most_prompt_tokens = min(self._most_prompt_tokens + 1, self._limits.step_tokens)
         for chunk in plan.chunks:
             self._publish(chunk.sequence, chunk.end)
 
@@ -137,6 +139,12 @@ class Scheduler:
             chunk.sequence.scheduled = chunk.start
         for decode in plan.decodes:
             decode.sequence.scheduled = decode.position
+
+    def shrink(self, plan: StepPlan) -> None:
+        """The step did not fit the device's memory: the next ones compute half of its prompts' tokens at most, and a
+        token more with each that fits. Else whoever waits would come into the failed request's place, and fail next."""
+        tokens = sum(chunk.end - chunk.start for chunk in plan.chunks)
+        self._most_prompt_tokens = max(tokens // 2, 1) if tokens else self._most_prompt_tokens
 
     def lose(self, plans: list[StepPlan]) -> list[Sequence]:
         """Launched steps, all that are in flight, came to nothing: their work is still to do.
@@ -189,7 +197,7 @@ class Scheduler:
     def _prompt_budget(self, decodes: int, awaiting: int) -> int:
         """Most prompt tokens of the next step."""
         floor = min(self._pool.block_size, self._limits.step_tokens)
-        budget = max(self._limits.step_tokens - decodes, floor)
+        budget = max(min(self._limits.step_tokens - decodes, self._most_prompt_tokens), floor)
         return budget if self._pace is None else min(budget, self._pace.budget(decodes, awaiting))
 
     def _plan_decodes(self) -> tuple[list[Decode], list[Sequence]]:

@@ -1,6 +1,7 @@
 """The native core over a runner that reads its whole context back out of the blocks, in step and one step ahead."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import pytest
 
@@ -283,6 +284,31 @@ def test_out_of_memory_ends_the_newest_request_alone(depth: int, after: int) -> 
         assert outputs(events)[each.id] == expected_output(each)
     (message,) = [e.message for e in events if isinstance(e, Finish) and e.reason is FinishReason.ERROR]
     assert message == "the device ran out of memory: tried to allocate 2 GiB"
+
+
+@dataclass
+class SmallRunner(ContentRunner):
+    """What a step needs of the device's memory grows with its prompts, and there is little."""
+
+    most_prompts: int = 10
+
+    def launch(self, plan: StepPlan) -> ContentPending:
+        if len(plan.chunks) > self.most_prompts:
+            raise OutOfMemory("tried to allocate 2 GiB")
+        return super().launch(plan)
+
+
+@DEPTHS
+def test_who_waits_does_not_come_into_the_failed_requests_place_only_to_fail_next(depth: int) -> None:
+    """Forty requests, of whose prompts a step could hold sixteen, had the device the memory."""
+    runner = SmallRunner(num_blocks=400, max_running=40)
+    requests = [request(f"r{i}", range(i, i + 4), new=3) for i in range(40)]
+    events = drain(added(core_of(runner, depth, step_tokens=64), *requests))
+    reasons = finishes(events)
+    assert sum(reason is FinishReason.ERROR for reason in reasons.values()) <= 2
+    for each in requests:
+        if reasons[each.id] is FinishReason.LENGTH:
+            assert outputs(events)[each.id] == expected_output(each)
 
 
 @DEPTHS

@@ -1,11 +1,18 @@
 """What the operator beneath torch's flash attention is asked for."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from service.engine.flash import CAUSAL, FLASH_PAGE, FlashDecode, flash_kernel
+from service.engine import flash
+from service.engine.attention import ChunkSpan, PagedCache
+from service.engine.flash import CAUSAL, FLASH_PAGE, FlashDecode, FlashPrefillAttention, flash_kernel
+from service.engine.kernels.checks import ServedShapes
+from service.engine.kernels.prefill_check import check_prefill
+from tests.engine.kernels.test_selfcheck import CONFIG
 from tests.support.varlen import plain_varlen
 
 
@@ -81,3 +88,56 @@ def test_the_stand_in_refuses_what_the_operator_refuses() -> None:
     pages = {"seqused_k": torch.ones(1, dtype=torch.int32), "block_table": torch.zeros(1, 1, dtype=torch.int32)}
     with pytest.raises(AttributeError):
         plain_varlen(q, k, k, torch.tensor([0, 1], dtype=torch.int32), None, 1, 1, enable_gqa=True, **pages)  # type: ignore[arg-type]
+
+
+def spans_of(*bounds: tuple[int, int]) -> list[ChunkSpan]:
+    """Chunks of these positions, all of blocks that one long prefix shares."""
+    spans, first = [], 0
+    for start, end in bounds:
+        blocks = torch.arange(1, 1 + -(-end // 16), dtype=torch.int32)
+        spans.append(ChunkSpan(first, first + end - start, end, blocks))
+        first += end - start
+    return spans
+
+
+def gathered(monkeypatch: pytest.MonkeyPatch, at_once: int, *bounds: tuple[int, int]) -> list[int]:
+    """How many keys each call of the kernel is given."""
+    monkeypatch.setattr(flash, "GATHERED_TOKENS", at_once)
+    counts: list[int] = []
+
+    def noting(q: torch.Tensor, k: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        counts.append(k.shape[0])
+        return plain_varlen(q, k, *rest, **options)
+
+    spans = spans_of(*bounds)
+    rows = spans[-1].last
+    cache = PagedCache(replace(CONFIG, num_layers=1), 20, 16, torch.device("cpu"), torch.float32)
+    cache.clear(torch.arange(20))
+    heads = [torch.zeros(rows, count, CONFIG.head_dim) for count in (CONFIG.num_heads, *[CONFIG.num_kv_heads] * 2)]
+    attention = FlashPrefillAttention(cache, torch.zeros(rows, dtype=torch.int64), spans, noting)
+    assert attention(0, *heads).shape == heads[0].shape
+    return counts
+
+
+def test_a_crowd_after_one_long_beginning_does_not_copy_it_for_everybody_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """256 of them after 30,000 tokens would take 7 GiB of an 8B model's KV."""
+    assert gathered(monkeypatch, 450, *[(200, 208)] * 5) == [416, 416, 208]
+
+
+def test_what_is_longer_than_is_copied_at_once_is_copied_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gathered(monkeypatch, 100, (0, 3), (200, 208), (16, 17), (0, 4)) == [3, 208, 21]
+
+
+def test_what_begins_its_sequence_is_copied_by_nobody_and_needs_no_second_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert gathered(monkeypatch, 10, (0, 30), (0, 20)) == [50]
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 100, 1 << 15])
+def test_prefill_is_right_in_any_number_of_calls(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash, "GATHERED_TOKENS", at_once)
+    shapes = ServedShapes(replace(CONFIG, max_positions=2000), 16, torch.float32, torch.device("cpu"))
+    check_prefill("flash_prefill", partial(FlashPrefillAttention, varlen=plain_varlen), shapes)

@@ -475,6 +475,33 @@ def test_fail_ends_every_request_once_and_forgets_the_cache() -> None:
     assert commit(it, plan) == []
 
 
+def test_after_a_step_that_did_not_fit_steps_are_half_as_large_and_grow_by_a_token_each() -> None:
+    it = added(scheduler(step_tokens=16), request("a", 200, new=1))
+    plan = it.plan(0.0)
+    it.withdraw(plan)
+    it.shrink(plan)
+    assert [planned_tokens(launch(it)) for _ in range(10)] == [8, 9, 10, 11, 12, 13, 14, 15, 16, 16]
+
+
+def test_a_step_is_never_too_small_for_a_block_of_a_prompt() -> None:
+    it = added(scheduler(step_tokens=16), request("a", 200, new=1))
+    for expected in (16, 8, SIZE, SIZE):
+        plan = it.plan(0.0)
+        assert planned_tokens(plan) == expected
+        it.withdraw(plan)
+        it.shrink(plan)
+
+
+def test_decodes_that_do_not_fit_say_nothing_of_prompts() -> None:
+    it = added(scheduler(step_tokens=16), request("a", 3))
+    plan = launch(it)
+    it.commit(plan, [1], 0.0)
+    decodes = it.plan(0.0)
+    it.withdraw(decodes)
+    it.shrink(decodes)
+    assert planned_tokens(launch(added(it, request("b", 100)))) == 16
+
+
 def test_fail_newest_ends_only_the_request_admitted_last() -> None:
     it = added(scheduler(running=2), *(request(name, new=2) for name in "abc"))
     launch(it)

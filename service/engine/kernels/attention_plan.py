@@ -10,11 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
+from service.engine.kernels.batch import USUAL_ROWS
 from service.engine.kernels.overlap import launch_options, wait_for_inputs
 from service.engine.kernels.tuning import AttentionTuning
-
-USUAL_ROWS = 256
-"""Batches up to this many rows share one compiled plan."""
 
 Work = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """item_row and item_start [rows + spare], first_item [rows + 1], tiles_per_item [1]; all int32."""

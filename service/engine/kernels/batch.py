@@ -1,8 +1,13 @@
-"""What every attention of one decode step needs to know of its sequences."""
+"""What every attention of one step needs to know of its sequences, and the sizes it is made for."""
 
 from dataclasses import dataclass
 
 import torch
+
+CHUNK_QUERIES = 8
+"""Most queries of a row of a chunk's attention: with a group of 16 heads they fill a tensor-core tile of 128."""
+USUAL_ROWS = 512
+"""Attentions of up to this many rows share one compiled plan."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,8 @@ class Candidate:
 
 def require_close(name: str, result: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype) -> None:
     """Raises Disagreement when a row of `result` [T, ...] is farther from `reference` than `dtype` explains."""
+    if result.shape != reference.shape:
+        raise Disagreement(f"{name} is of shape {list(result.shape)}, not {list(reference.shape)}")
     difference = (result.double() - reference.double()).flatten(1).norm(dim=1)
     error = (difference / reference.double().flatten(1).norm(dim=1).clamp_min(1e-30)).nan_to_num(torch.inf).max().item()
     if not error <= TOLERANCE[dtype]:

@@ -3,7 +3,7 @@
 Flash attention divides by heads and by 128 queries: a chunk of up to 128 tokens keeps 32 programs busy, a quarter of an
 H100, each of which reads all of a context of 30,000 tokens on its own. By arithmetic running streams would wait half a
 millisecond a layer for that, with every chunk. Here successive queries form rows, whose contexts are divided as a
-decode's are.
+decode's are. And of many chunks of a few tokens each, 128 queries at a time are padding for the most part.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,9 @@ import torch
 from service.engine.attention import Attention, ChunkSpan, PagedCache
 from service.engine.device import upload
 from service.engine.kernels.attention_plan import Work, plan_work
+from service.engine.kernels.batch import CHUNK_QUERIES
 from service.engine.kernels.paged_attention import PagedRows, attend
 from service.engine.kernels.tuning import AttentionTuning
-
-QUERIES = 8
-"""Most queries of a row: with a group of 16 heads they fill a tensor-core tile of 128."""
 
 
 class PagedChunkAttention:
@@ -55,11 +53,11 @@ class _ChunkAttention:
 
 
 def paged_rows(spans: list[ChunkSpan], device: torch.device) -> PagedRows:
-    """The chunks' tokens in rows of up to QUERIES; a row's blocks begin where its chunk's do, all laid side by side."""
+    """The chunks' tokens in rows of up to CHUNK_QUERIES; a row's blocks begin where its chunk's do, side by side."""
     begins, firsts, lengths, counts, block = [], [], [], [], 0
     for span in spans:
-        for first in range(span.first, span.last, QUERIES):
-            last = min(first + QUERIES, span.last)
+        for first in range(span.first, span.last, CHUNK_QUERIES):
+            last = min(first + CHUNK_QUERIES, span.last)
             begins.append(block)
             firsts.append(first)
             lengths.append(span.start + last - span.first)
@@ -68,4 +66,4 @@ def paged_rows(spans: list[ChunkSpan], device: torch.device) -> PagedRows:
     long = upload([*begins, *firsts], torch.int64, device).view(2, -1)
     short = upload([*lengths, *counts], torch.int32, device).view(2, -1)
     blocks = torch.cat([span.blocks for span in spans])
-    return PagedRows(blocks, long[0], short[0], QUERIES, long[1], short[1])
+    return PagedRows(blocks, long[0], short[0], CHUNK_QUERIES, long[1], short[1])

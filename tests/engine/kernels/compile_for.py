@@ -19,7 +19,6 @@ from triton.compiler import ASTSource
 
 from service.engine.kernels import (
     attention_plan,
-    chunk_attention,
     few_rows,
     gemv,
     locate,
@@ -29,6 +28,7 @@ from service.engine.kernels import (
     sampling,
     silu,
 )
+from service.engine.kernels.batch import CHUNK_QUERIES, USUAL_ROWS
 from service.engine.kernels.overlap import launch_options
 from service.engine.kernels.tuning import AttentionTuning, LinearTuning, Tuning, tuning_for
 
@@ -74,11 +74,11 @@ def launches(tuning: Tuning) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]
         (locate.locate_kernel, {"BLOCK_SIZE": 64, "BLOCK": locate.BLOCK}, {"num_warps": 4}),
         (
             attention_plan.plan_kernel,
-            {"SPARE": 132, "TILE": attention.tile, "BLOCK_ROWS": 256, "BLOCK_ITEMS": 512},
+            {"SPARE": 132, "TILE": attention.tile, "BLOCK_ROWS": USUAL_ROWS, "BLOCK_ITEMS": 2 * USUAL_ROWS},
             {"num_warps": 4},
         ),
         *attention_launches(attention, 1),
-        *([] if "chunk_attention" in tuning.skip else attention_launches(tuning.chunks, chunk_attention.QUERIES)),
+        *([] if "chunk_attention" in tuning.skip else attention_launches(tuning.chunks, CHUNK_QUERIES)),
         (gemv.one_row_kernel, {**fused, "GATED": False, "BLOCK_N": one.block_n}, one_options),
         (gemv.one_row_kernel, {**fused, "GATED": True, "BLOCK_N": one.block_n // 2}, one_options),
         *(launch for rows, few in tuning.few_rows.items() for launch in few_rows_launches(rows, few)),

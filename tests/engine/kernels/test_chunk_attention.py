@@ -126,6 +126,14 @@ def by_size(heads: int = 32, multiprocessors: int = 132) -> PrefillBySize:
         ([(0, 5), (8000, 8100), (0, 7)], "narrow"),
         ([(8000, 8100)] * 5, "wide"),
         ([(0, 2048)], "wide"),
+        # A crowd's own few tokens after one long beginning: fifteen of sixteen queries of a flash program are padding.
+        ([(30_000, 30_008)] * 128, "narrow"),
+        ([(30_000, 30_040)] * 25, "narrow"),
+        ([(30_000, 30_041)] * 25, "wide"),
+        ([(30_000, 30_009)] * 256, "narrow"),
+        ([(30_000, 30_009)] * 257, "wide"),  # more rows than the plan is compiled for
+        ([(500, 508)] * 128, "wide"),
+        ([(0, 1900), *[(4000, 4008)] * 10], "wide"),
     ],
 )
 def test_few_queries_over_long_contexts_are_divided_and_others_are_flashs(
