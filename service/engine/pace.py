@@ -18,6 +18,9 @@ CROWD, CROWD_SHARE = 4, 8
 than longer steps cost the running ones."""
 CROWD_TOKENS = 1024
 """Prompt tokens beside decodes for a crowd: three times a decode's time on an H100, half a full step's."""
+CROWD_PROMPT = 4096
+"""Longest prompt that has more than its pace's share in a crowd: up to here a crowd's step takes a third longer at most
+for its attention. At 30,000 tokens of context it takes three times as long, and the crowd gains nothing by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,25 @@ class DecodeTimes:
     def of(self, decodes: int) -> float:
         """Between the two in proportion: the weights are read once, each sequence's KV for itself."""
         return self.of_one + (self.of_most - self.of_one) * (decodes - 1) / max(self.most - 1, 1)
+
+
+@dataclass(slots=True)
+class PromptBudget:
+    """Prompt tokens that a step still has: `tokens` in all, of which `paced` ones for prompts of any length."""
+
+    tokens: int
+    paced: int
+
+    def grant(self, prompt_length: int, wanted: int) -> int:
+        """Take up to `wanted` tokens for a prompt that is so long in all."""
+        granted = min(wanted, self.of(prompt_length))
+        self.tokens -= granted
+        self.paced = max(self.paced - granted, 0)
+        return granted
+
+    def of(self, prompt_length: int) -> int:
+        """What is left for a prompt that is so long in all."""
+        return self.tokens if prompt_length <= CROWD_PROMPT else min(self.tokens, self.paced)
 
 
 class PrefillPace:
@@ -47,12 +69,13 @@ class PrefillPace:
         self._timed = timed
         self._alone: float | None = None
 
-    def budget(self, decodes: int, awaiting: int) -> int:
+    def budget(self, decodes: int, awaiting: int) -> PromptBudget:
         """Most prompt tokens of the next step beside `decodes`, when `awaiting` requests have no token yet."""
         if not decodes:
-            return self._most
+            return PromptBudget(self._most, self._most)
         is_crowd = awaiting >= max(CROWD, decodes // CROWD_SHARE)
-        return max(self._tokens, min(CROWD_TOKENS, self._most)) if is_crowd else self._tokens
+        tokens = max(self._tokens, min(CROWD_TOKENS, self._most)) if is_crowd else self._tokens
+        return PromptBudget(tokens, self._tokens)
 
     def measured(self, decodes: int, prompt_tokens: int, seconds: float) -> None:
         """A step took `seconds` of the device's time."""
@@ -68,6 +91,7 @@ class PrefillPace:
     def _adapt(self, prompt_tokens: int, added: float, allowed: float) -> None:
         ratio = allowed / added if added > 0 else GROWTH
         fitting = int(prompt_tokens * min(ratio, GROWTH)) + (ratio > 1)
-        # A step with less than its share says nothing against a larger one.
+        # A step with less than its share says nothing against it; a crowd's, of short prompts, nothing for a larger one.
         if ratio < 1 or fitting > self._tokens:
-            self._tokens = min(max(fitting, LEAST_TOKENS), self._most)
+            most = self._most if prompt_tokens <= self._tokens else self._tokens
+            self._tokens = min(max(fitting, LEAST_TOKENS), most)

@@ -14,7 +14,7 @@ from itertools import chain
 from service.engine.admission import CompletionRate, Limits, queue_full, refusal
 from service.engine.base import EngineStats, Event, Finish, FinishReason, GenerationRequest, Token
 from service.engine.kv_cache import BlockPool, Lease
-from service.engine.pace import PrefillPace
+from service.engine.pace import PrefillPace, PromptBudget
 from service.engine.step import Chunk, Decode, Sequence, StepPlan
 
 
@@ -107,17 +107,18 @@ class Scheduler:
 
         First one decode for every running sequence, then prefill in order of arrival with what is left of
         `step_tokens`, or less beside decodes when a pace is kept. Prefill gets a block's worth of tokens in any case,
-        so that decodes alone can't starve it. Must be followed by `launched` or `withdraw`.
+        so that decodes alone can't starve it. A crowd's short prompts pass long ones whose share of the step is used
+        up. Must be followed by `launched` or `withdraw`.
         """
         decodes, prefilling = self._plan_decodes()
         budget = self._prompt_budget(len(decodes), len(prefilling) + len(self._waiting))
         chunks = []
-        for sequence in chain(prefilling, self._admit(now)):
-            end = min(sequence.scheduled + budget, sequence.prompt_length)
-            chunks.append(Chunk(sequence, sequence.scheduled, end))
-            budget -= end - sequence.scheduled
-            sequence.scheduled = end
-            if not budget:
+        for sequence in chain(prefilling, self._admit(now, budget)):
+            start, length = sequence.scheduled, sequence.prompt_length
+            sequence.scheduled += budget.grant(length, length - start)
+            if sequence.scheduled > start:
+                chunks.append(Chunk(sequence, start, sequence.scheduled))
+            if not budget.tokens:
                 break
         return StepPlan(chunks, decodes)
 
@@ -194,11 +195,14 @@ class Scheduler:
         held = {b for lease in self._running.values() for b in (*lease.blocks, *lease.twins.values())}
         assert len(held) == self._pool.used, "a block is held by nobody"
 
-    def _prompt_budget(self, decodes: int, awaiting: int) -> int:
+    def _prompt_budget(self, decodes: int, awaiting: int) -> PromptBudget:
         """Most prompt tokens of the next step."""
         floor = min(self._pool.block_size, self._limits.step_tokens)
-        budget = max(min(self._limits.step_tokens - decodes, self._most_prompt_tokens), floor)
-        return budget if self._pace is None else min(budget, self._pace.budget(decodes, awaiting))
+        most = max(min(self._limits.step_tokens - decodes, self._most_prompt_tokens), floor)
+        if self._pace is None:
+            return PromptBudget(most, most)
+        budget = self._pace.budget(decodes, awaiting)
+        return PromptBudget(min(budget.tokens, most), min(budget.paced, most))
 
     def _plan_decodes(self) -> tuple[list[Decode], list[Sequence]]:
         """A decode for every sequence that has tokens to come, and the sequences still in prefill."""
@@ -212,18 +216,22 @@ class Scheduler:
                 sequence.scheduled = position + 1
         return decodes, prefilling
 
-    def _admit(self, now: float) -> Iterator[Sequence]:
+    def _admit(self, now: float, budget: PromptBudget | None = None) -> Iterator[Sequence]:
         """Admit waiting requests in order, one at each turn of the iterator, as long as slots and blocks last.
 
-        Late admission pays: the later a prompt is looked up, the more of it may have been published by then.
+        Late admission pays: the later a prompt is looked up, the more of it may have been published by then. So whoever
+        would have nothing of a `budget` waits on, and others may pass; not where blocks are what is lacking.
         """
-        while self._waiting and self._free_slots and not self._head_blocked:
-            sequence = self._waiting[0]
+        for sequence in list(self._waiting) if self._free_slots and not self._head_blocked else ():
+            if budget and not budget.of(sequence.prompt_length):
+                continue
+            if not self._free_slots:
+                return
             lease = self._pool.lease(sequence.request.prompt_ids, sequence.positions)
             if lease is None:
                 self._head_blocked = True
                 return
-            self._waiting.popleft()
+            self._waiting.remove(sequence)
             self._running[sequence] = lease
             sequence.slot = self._free_slots.pop()
             sequence.blocks = lease.blocks

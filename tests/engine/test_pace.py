@@ -10,12 +10,14 @@ from service.engine.base import GenerationRequest
 from service.engine.kv_cache import BlockPool
 from service.engine.pace import (
     CROWD,
+    CROWD_PROMPT,
     CROWD_SHARE,
     CROWD_TOKENS,
     LEAST_TOKENS,
     TOKENS_AT_FIRST,
     DecodeTimes,
     PrefillPace,
+    PromptBudget,
 )
 from service.engine.scheduler import Scheduler
 from service.engine.step import StepPlan
@@ -101,9 +103,13 @@ class Simulation:
     def prefill_of(self, name: str, prompt: int) -> list[float]:
         """Times of the steps from the prompt's first chunk to its first token."""
         self.add(name, prompt, 2)
-        first = len(self.times)
-        while not any(s.request.id == name for s in self.step().sampled):
-            pass
+        return self.steps_until_tokens_of(name)
+
+    def steps_until_tokens_of(self, *names: str) -> list[float]:
+        """Times of the steps until all of them have their first tokens."""
+        first, without = len(self.times), set(names)
+        while without:
+            without -= {sequence.request.id for sequence in self.step().sampled}
         return self.times[first:]
 
 
@@ -126,6 +132,62 @@ def test_a_prompt_of_30k_tokens_keeps_the_p99_time_between_tokens_below_twice(
     assert p99(during) <= 2 * p99(before)
     # And the prompt gets what there is: not a crawl at the floor.
     assert sum(during) / len(during) >= 1.5 * sum(before) / len(before)
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.0, 8.0], ids=["a faster GPU", "an H100", "a slow GPU"])
+@pytest.mark.parametrize("streams", [1, 16, 64])
+@pytest.mark.parametrize("behind", [3, 4, 8])
+def test_whoever_waits_behind_it_does_not_have_the_long_prompt_hurry(behind: int, streams: int, speed: float) -> None:
+    """A crowd may have longer steps, since to wait costs it more, but it is the long prompt that is first in line."""
+    gpu = Gpu(speed=speed)
+    it = Simulation(gpu, PrefillPace(STEP_TOKENS, gpu.timed()))
+    it.run_until_decoding(streams)
+    before = [it.gpu.seconds(it.step()) for _ in range(50)]
+    it.add("long", 30_000, 2)
+    for index in range(behind):
+        it.add(f"short {index}", 100, 3000)
+    during = it.steps_until_tokens_of("long", f"short {behind - 1}")
+    assert p99(during) <= 2 * p99(before)
+
+
+def test_short_prompts_of_a_crowd_pass_a_long_one_that_would_have_nothing_of_the_step() -> None:
+    """Admitted later it finds in the prefix cache what the first one has left there by then."""
+    it = Simulation(Gpu(), PrefillPace(STEP_TOKENS))
+    it.run_until_decoding(8)
+    share = it.pace.budget(decodes=8, awaiting=1).tokens if it.pace else 0
+    for name, prompt in (("long", 30_000), ("another", 30_000), ("a", 100), ("b", CROWD_PROMPT), ("c", 100)):
+        it.add(name, prompt, 2)
+    sizes = {c.sequence.request.id: c.end - c.start for c in it.step().chunks}
+    assert sizes == {"long": share, "a": 100, "b": CROWD_TOKENS - 100 - share}
+    assert it.scheduler.stats().waiting == 2
+    it.steps_until_tokens_of("b", "c")
+    assert [c.sequence.request.id for c in it.step().chunks] == ["long"]
+    it.steps_until_tokens_of("long", "another")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted", "granted", "left"),
+    [
+        (CROWD_PROMPT, 50, 50, (950, 50)),
+        (CROWD_PROMPT, 2000, 1000, (0, 0)),
+        (CROWD_PROMPT + 1, 50, 50, (950, 50)),
+        (CROWD_PROMPT + 1, 2000, 100, (900, 0)),
+    ],
+)
+def test_a_long_prompt_has_its_paces_share_of_a_crowds_step(
+    prompt: int, wanted: int, granted: int, left: tuple[int, int]
+) -> None:
+    budget = PromptBudget(tokens=1000, paced=100)
+    assert budget.grant(prompt, wanted) == granted
+    assert (budget.tokens, budget.paced) == left
+
+
+def test_a_crowds_step_of_short_prompts_says_nothing_for_a_larger_share() -> None:
+    pace = PrefillPace(STEP_TOKENS)
+    pace.measured(decodes=2, prompt_tokens=0, seconds=0.010)
+    for seconds, share in ((0.012, TOKENS_AT_FIRST), (0.018 + 0.072, TOKENS_AT_FIRST * 0.8)):
+        pace.measured(decodes=2, prompt_tokens=CROWD_TOKENS, seconds=seconds)
+        assert pace.budget(decodes=2, awaiting=1).tokens == pytest.approx(share, abs=1)
 
 
 def test_without_a_pace_the_same_prompt_would_stall_the_streams() -> None:
@@ -167,14 +229,14 @@ def test_every_prompt_token_is_computed_whatever_the_pace() -> None:
 def test_a_crowd_that_waits_for_its_first_tokens_is_not_held_up_by_streams(
     decodes: int, awaiting: int, expected: int
 ) -> None:
-    assert PrefillPace(STEP_TOKENS).budget(decodes, awaiting) == expected
+    assert PrefillPace(STEP_TOKENS).budget(decodes, awaiting).tokens == expected
 
 
 def test_a_crowds_share_is_no_more_than_a_steps_tokens_and_no_less_than_the_paces() -> None:
-    assert PrefillPace(100).budget(decodes=2, awaiting=CROWD) == 100
+    assert PrefillPace(100).budget(decodes=2, awaiting=CROWD).tokens == 100
     learned = PrefillPace(4096)
     learned._tokens = CROWD_TOKENS + 1
-    assert learned.budget(decodes=2, awaiting=CROWD) == CROWD_TOKENS + 1
+    assert learned.budget(decodes=2, awaiting=CROWD).tokens == CROWD_TOKENS + 1
 
 
 def test_a_burst_of_requests_is_served_at_almost_the_rate_without_a_pace() -> None:
@@ -196,7 +258,7 @@ def test_nothing_is_learnt_from_steps_without_running_streams() -> None:
     pace = PrefillPace(STEP_TOKENS)
     pace.measured(decodes=0, prompt_tokens=512, seconds=9.0)
     pace.measured(decodes=1, prompt_tokens=128, seconds=9.0)
-    assert pace.budget(decodes=1, awaiting=1) == TOKENS_AT_FIRST
+    assert pace.budget(decodes=1, awaiting=1).tokens == TOKENS_AT_FIRST
 
 
 @pytest.mark.parametrize(
@@ -215,25 +277,25 @@ def test_the_share_follows_the_last_mixed_step(prompt_tokens: int, seconds: floa
     pace = PrefillPace(STEP_TOKENS)
     pace.measured(decodes=2, prompt_tokens=0, seconds=0.010)
     pace.measured(decodes=2, prompt_tokens=prompt_tokens, seconds=seconds)
-    assert pace.budget(decodes=2, awaiting=1) == pytest.approx(expected, abs=1)
+    assert pace.budget(decodes=2, awaiting=1).tokens == pytest.approx(expected, abs=1)
 
 
 def test_a_decode_that_was_timed_before_is_learnt_from_at_once() -> None:
     pace = PrefillPace(STEP_TOKENS, DecodeTimes(of_one=0.005, of_most=0.015, most=11))
     pace.measured(decodes=6, prompt_tokens=128, seconds=0.026)
-    assert pace.budget(decodes=6, awaiting=1) == pytest.approx(64, abs=1)
+    assert pace.budget(decodes=6, awaiting=1).tokens == pytest.approx(64, abs=1)
 
 
 def test_decodes_alone_count_more_than_what_was_timed_before() -> None:
     pace = PrefillPace(STEP_TOKENS, DecodeTimes(of_one=1.0, of_most=1.0, most=1))
     pace.measured(decodes=2, prompt_tokens=0, seconds=0.010)
     pace.measured(decodes=2, prompt_tokens=128, seconds=0.026)
-    assert pace.budget(decodes=2, awaiting=1) == pytest.approx(64, abs=1)
+    assert pace.budget(decodes=2, awaiting=1).tokens == pytest.approx(64, abs=1)
 
 
 def test_the_share_never_exceeds_a_steps_tokens() -> None:
     pace = PrefillPace(100)
-    assert pace.budget(decodes=1, awaiting=1) == 100
+    assert pace.budget(decodes=1, awaiting=1).tokens == 100
     pace.measured(decodes=1, prompt_tokens=0, seconds=0.010)
     pace.measured(decodes=1, prompt_tokens=100, seconds=0.010)
-    assert pace.budget(decodes=1, awaiting=1) == 100
+    assert pace.budget(decodes=1, awaiting=1).tokens == 100
