@@ -21,7 +21,7 @@ from service.engine.base import (
 from service.engine.kv_cache import BlockPool
 from service.engine.pace import PrefillPace
 from service.engine.scheduler import Scheduler
-from service.engine.step import OutOfMemory, Pending, Runner, StepPlan
+from service.engine.step import OutOfMemory, Pending, Runner, Sequence, StepPlan
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,8 @@ class NativeCore:
         self._gpu_memory = gpu_memory
         self._scheduler = Scheduler(limits, pool, pace)
         self._in_flight: deque[_InFlight] = deque()
+        self._lost: list[Sequence] = []  # whose slots hold anything, since a step of theirs was lost
+        self._lacked_memory = False  # the last step that was waited for did
         self._finished = 0.0  # when the last step's tokens came
 
     @property
@@ -126,9 +128,7 @@ class NativeCore:
         if not plan.chunks and not plan.decodes:
             return False
         try:
-            for chunk in plan.chunks:
-                if chunk.is_first:
-                    self._runner.admit(chunk.sequence)
+            self._fill_slots(plan)
             pending = self._runner.launch(plan)
         except OutOfMemory as error:
             self._scheduler.withdraw(plan)
@@ -140,6 +140,14 @@ class NativeCore:
         self._in_flight.append(_InFlight(plan, pending, self._clock()))
         return True
 
+    def _fill_slots(self, plan: StepPlan) -> None:
+        """Of sequences that begin, and of those whose slots are not what they were. Raises OutOfMemory."""
+        self._lost = [sequence for sequence in self._lost if not sequence.ended]
+        begun = [chunk.sequence for chunk in plan.chunks if chunk.is_first]
+        for sequence in dict.fromkeys([*begun, *self._lost]):
+            self._runner.admit(sequence)
+        self._lost = []
+
     def _collect(self) -> list[Event]:
         """Wait for the oldest step in flight and hand out its tokens."""
         step = self._in_flight.popleft()
@@ -150,6 +158,7 @@ class NativeCore:
         expected = len(step.plan.sampled)
         if len(tokens) != expected:
             raise RuntimeError(f"a step gave {len(tokens)} tokens, {expected} were due")
+        self._lacked_memory = False
         now = self._clock()
         # Steps run one after the other: this one began when it was launched, or when the one before was done.
         self._scheduler.measured(step.plan, now - max(step.launched, self._finished))
@@ -157,13 +166,13 @@ class NativeCore:
         return self._scheduler.commit(step.plan, tokens, now)
 
     def _recover(self, step: _InFlight, error: OutOfMemory) -> list[Event]:
-        """A step that had been launched lacked memory: it and all behind it are lost and computed again, without the
-        newest request."""
+        """A step that had been launched lacked memory: it and all behind it are lost and computed again, and if that
+        lacks memory, too, without the newest request."""
         self._scheduler.shrink(step.plan)
         lost = [step, *self._in_flight]
         self._in_flight.clear()
         logger.error("out of memory in a launched step; %s steps are computed again", len(lost))
-        events = self.fail_newest(f"the device ran out of memory: {error}")
-        for sequence in self._scheduler.lose([each.plan for each in lost]):
-            self._runner.admit(sequence)
+        events = self.fail_newest(f"the device ran out of memory: {error}") if self._lacked_memory else []
+        self._lacked_memory = not self._lacked_memory
+        self._lost = self._scheduler.lose([each.plan for each in lost])
         return events

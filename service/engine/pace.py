@@ -91,7 +91,7 @@ class PrefillPace:
     def _adapt(self, prompt_tokens: int, added: float, allowed: float) -> None:
         ratio = allowed / added if added > 0 else GROWTH
         fitting = int(prompt_tokens * min(ratio, GROWTH)) + (ratio > 1)
-        # A step with less than its share says nothing against it; a crowd's, of short prompts, nothing for a larger one.
+        # A step below its share says nothing against it, a crowd's, of short prompts, nothing for a larger one.
         if ratio < 1 or fitting > self._tokens:
             most = self._most if prompt_tokens <= self._tokens else self._tokens
             self._tokens = min(max(fitting, LEAST_TOKENS), most)

@@ -22,7 +22,8 @@ class PendingTokens:
     def tokens(self) -> list[int]:
         """Wait for the step; one token per entry of the plan's `sampled`.
 
-        Raises OutOfMemory when the step turns out to have lacked memory; what it computed is lost then.
+        Raises OutOfMemory when the step turns out to have lacked memory; what it computed is lost then, and the
+        allocator's spare memory is given back.
         """
         try:
             if self._event is not None:
@@ -30,6 +31,7 @@ class PendingTokens:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            torch.cuda.empty_cache()
             raise OutOfMemory(str(error)) from error
         values: list[int] = self._tokens.tolist()
         return values

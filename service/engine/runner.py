@@ -1,6 +1,7 @@
 """Computes the steps a scheduler plans: one pass over prompt chunks and decodes together, then sampling."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,8 @@ from service.engine.sampling import Method
 from service.engine.segments import Segments, shapes_for
 from service.engine.slots import Slots
 from service.engine.step import Chunk, OutOfMemory, Sequence, StepPlan
+
+T = TypeVar("T")
 
 
 class TorchRunner:
@@ -40,8 +43,8 @@ class TorchRunner:
 
     @torch.inference_mode()
     def admit(self, sequence: Sequence) -> None:
-        """Fill the sequence's slot."""
-        self.slots.admit(sequence)
+        """Fill the sequence's slot. Raises OutOfMemory as `launch` does."""
+        _in_room(lambda: self.slots.admit(sequence))
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingTokens:
@@ -49,18 +52,7 @@ class TorchRunner:
 
         Raises OutOfMemory when it did not fit, even after the allocator's spare memory was given back.
         """
-        try:
-            return self._launch(plan)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        torch.cuda.empty_cache()
-        try:
-            return self._launch(plan)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemory(str(error)) from error
+        return _in_room(lambda: self._launch(plan))
 
     @torch.inference_mode()
     def record(self, recorder: Recorder) -> None:
@@ -171,3 +163,19 @@ class TorchRunner:
         entered = [s.blocks[end // size] for s, start, end in ends if end % size and start <= end // size * size]
         if entered:
             self._cache.clear(self.slots.upload(entered))
+
+
+def _in_room(work: Callable[[], T]) -> T:
+    """The result of `work`, which may be done twice: again with the allocator's spare memory given back."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    torch.cuda.empty_cache()
+    try:
+        return work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(str(error)) from error

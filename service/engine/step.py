@@ -87,7 +87,8 @@ class Pending(Protocol):
     def tokens(self) -> list[int]:
         """Wait for the step; one token per entry of the plan's `sampled`.
 
-        Raises OutOfMemory when the step turns out to have lacked memory: it and the steps behind it are lost.
+        Raises OutOfMemory when the step turns out to have lacked memory: it and the steps behind it are lost, and what
+        could be freed is.
         """
         ...
 
@@ -108,6 +109,8 @@ class Runner(Protocol):
         Comes right before the step with the sequence's first chunk, while earlier steps may be in flight: they may
         still use the slot for its previous owner, so what is written on the device must be ordered behind them. Comes
         again, with the tokens in `output`, after a step was lost: the slot then holds anything.
+
+        Raises OutOfMemory when there was no room; to be called again then.
         """
         ...
 

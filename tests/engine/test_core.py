@@ -311,25 +311,65 @@ def test_who_waits_does_not_come_into_the_failed_requests_place_only_to_fail_nex
             assert outputs(events)[each.id] == expected_output(each)
 
 
+def lack_memory(core: NativeCore, runner: ContentRunner) -> list[Event]:
+    """The next step to be launched lacks memory, as is seen when its tokens are waited for."""
+    runner.fail_tokens = OutOfMemory("graph launch")
+    before, events = core._lacked_memory, []
+    while core._lacked_memory is before:
+        events += core.step()
+    return events
+
+
 @DEPTHS
 @pytest.mark.parametrize("prefix_cache", [True, False])
 @pytest.mark.parametrize("after", range(7))
-def test_a_launched_step_that_lacked_memory_is_computed_again_without_the_newest_request(
-    depth: int, prefix_cache: bool, after: int
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_launched_step_that_lacked_memory_is_computed_again_and_at_last_without_the_newest_request(
+    depth: int, prefix_cache: bool, after: int, failures: int
 ) -> None:
     runner = ContentRunner(num_blocks=64)
     requests = [request(name, range(i // 2, i // 2 + 9), new=7) for i, name in enumerate("abc")]
     core = added(core_of(runner, depth, step_tokens=5, prefix_cache=prefix_cache), *requests)
     events = [event for _ in range(after) for event in core.step()]
-    runner.fail_tokens = OutOfMemory("graph launch")
+    for _ in range(failures):
+        events += lack_memory(core, runner)
     events += drain(core)
-    assert sum(reason is FinishReason.ERROR for reason in finishes(events).values()) <= 1
+    assert sum(reason is FinishReason.ERROR for reason in finishes(events).values()) == failures - 1
     for each in requests:
         if finishes(events)[each.id] is FinishReason.LENGTH:
             assert outputs(events)[each.id] == expected_output(each)
     core._scheduler.check_integrity()
     again = request("again", range(9), new=7)
     assert outputs(drain(added(core, again)))["again"] == expected_output(again)
+
+
+@DEPTHS
+@pytest.mark.parametrize("after", range(5))
+def test_a_slot_that_cannot_be_filled_for_want_of_memory_ends_the_newest_request_alone(depth: int, after: int) -> None:
+    runner = ContentRunner(num_blocks=64, max_running=2)
+    requests = [request(name, range(i, i + 9), new=3 + i) for i, name in enumerate("abc")]
+    core = added(core_of(runner, depth, step_tokens=5), *requests)
+    events = [event for _ in range(after) for event in core.step()]
+    runner.fail_admit = OutOfMemory("tried to allocate 2 MiB")
+    events += drain(core)
+    failed = [name for name, reason in finishes(events).items() if reason is FinishReason.ERROR]
+    assert len(failed) == 1
+    for each in requests:
+        if each.id not in failed:
+            assert outputs(events)[each.id] == expected_output(each)
+
+
+@DEPTHS
+def test_slots_are_filled_again_for_all_of_a_lost_step_though_one_finds_no_room(depth: int) -> None:
+    runner = ContentRunner(num_blocks=64)
+    requests = [request(name, range(i, i + 9), new=7) for i, name in enumerate("abc")]
+    core = added(core_of(runner, depth, step_tokens=64), *requests)
+    events = core.step() + core.step() + lack_memory(core, runner)
+    runner.fail_admit = OutOfMemory("tried to allocate 2 MiB")
+    events += drain(core)
+    assert finishes(events) == {"a": FinishReason.LENGTH, "b": FinishReason.LENGTH, "c": FinishReason.ERROR}
+    for each in requests[:2]:
+        assert outputs(events)[each.id] == expected_output(each)
 
 
 def test_a_step_time_is_counted_from_the_end_of_the_step_before() -> None:

@@ -41,6 +41,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(torch, "empty", pinned)
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: state.said.append("spare memory given back"))
     return state
 
 
@@ -70,9 +71,11 @@ def test_a_step_that_lacked_memory_says_so_and_a_broken_device_stays_one(cuda: S
     cuda.waiting = torch.OutOfMemoryError("tried to allocate 3 GiB")
     with pytest.raises(OutOfMemory, match="3 GiB"):
         pending.tokens()
+    assert cuda.said.pop() == "spare memory given back"
     cuda.waiting = RuntimeError("CUDA error: unspecified launch failure")
     with pytest.raises(RuntimeError, match="launch failure"):
         pending.tokens()
+    assert cuda.said == ["pinned", "recorded"]
 
 
 def test_on_a_cpu_the_next_step_may_overwrite_what_was_handed_over() -> None:

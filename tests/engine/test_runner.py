@@ -226,6 +226,26 @@ def test_a_step_out_of_memory_twice_is_given_up_and_changes_nothing(
     assert tokens == alone[3][: len(tokens)]
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_slot_is_filled_when_there_is_room_at_the_second_attempt(
+    model: Model, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    """What it uploads is small, and memory can be full all the same."""
+    runner, sequence = runner_of(model), all_sequences()[3]
+    left, fill = [torch.OutOfMemoryError("tried to allocate 2 MiB")] * failures, runner.slots.admit
+
+    def admit(it: Sequence) -> None:
+        if left:
+            raise left.pop()
+        fill(it)
+
+    monkeypatch.setattr(runner.slots, "admit", admit)
+    with pytest.raises(OutOfMemory, match="2 MiB") if failures == 2 else nullcontext():
+        runner.admit(sequence)
+    runner.admit(sequence)
+    assert left == []
+
+
 def _plans(sequence: Sequence) -> list[StepPlan]:
     length = sequence.prompt_length
     chunks = [StepPlan([Chunk(sequence, 0, 9)], []), StepPlan([Chunk(sequence, 9, length)], [])]
