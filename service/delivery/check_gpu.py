@@ -5,8 +5,9 @@ from pathlib import Path
 
 from service.delivery.failures import DeliveryFailed
 from service.delivery.finding import Finding, State, fail, ok, skip, warn
-from service.delivery.fit import BLOCK_TOKENS, Demand, Fit, compute_fit, count_elements, read_shape
+from service.delivery.fit import BLOCK_TOKENS, GIB, Demand, compute_fit, count_elements, read_shape
 from service.delivery.gpu import LEAST_CAPABILITY, Gpu, NoGpu, read_gpu, torch_cuda
+from service.delivery.remedies import FitsHow, remedies
 from service.delivery.symptoms import failure_of
 from service.settings import Settings
 
@@ -63,29 +64,28 @@ def _memory(gpu: Gpu, settings: Settings, model_dir: Path | None) -> Finding:
     if model_dir is None:
         return skip(NAMES[3], "no model directory")
     try:
-        now = judge_fit(fit_on(gpu, settings, model_dir), settings)
-        alone = judge_fit(fit_on(replace(gpu, free=gpu.total), settings, model_dir), settings)
+        now = judge_fit(settings, fits_on(gpu, model_dir), gpu.total)
+        alone = judge_fit(settings, fits_on(replace(gpu, free=gpu.total), model_dir), gpu.total)
     except (DeliveryFailed, OSError) as error:
         return skip(NAMES[3], failure_of(error, f"reading {model_dir}").what)
-    return replace(now, transient=now.state is not State.OK and alone.state is State.OK)
+    if now.state is State.OK or alone.state is not State.OK:
+        return now
+    return replace(now, transient=True, remedy="free the GPU: another process holds its memory")
 
 
-def fit_on(gpu: Gpu, settings: Settings, model_dir: Path) -> Fit:
-    """The fit of a directory's model with these settings; raises DeliveryFailed, OSError."""
-    demand = Demand.on_gpu(settings, NUMBER_BYTES[settings.dtype])
-    return compute_fit(read_shape(model_dir), count_elements(model_dir), demand, gpu.free, gpu.total)
+def fits_on(gpu: Gpu, model_dir: Path) -> FitsHow:
+    """The fit of a directory's model; raises DeliveryFailed, OSError."""
+    shape, elements = read_shape(model_dir), count_elements(model_dir)
+    return lambda demand: compute_fit(shape, elements, demand, gpu.free, gpu.total)
 
 
-def judge_fit(fit: Fit, settings: Settings) -> Finding:
+def judge_fit(settings: Settings, fits: FitsHow, total: int) -> Finding:
     """A context that was asked for must fit; the default is "at most" and may shrink."""
+    demand = Demand.on_gpu(settings, NUMBER_BYTES[settings.dtype])
+    fit = fits(demand)
     if fit.tokens < BLOCK_TOKENS:
-        short = fit.shortfall / (1 << 30)
-        return fail(
-            NAMES[3],
-            f"{fit.summary}: {short:.1f} GiB short",
-            "free the GPU, raise INTERNLM_GPU_MEMORY_FRACTION, lower INTERNLM_MAX_RUNNING, or use a larger GPU",
-            "INTERNLM_GPU_MEMORY_FRACTION",
-        )
+        found = f"{fit.summary}: {fit.shortfall / GIB:.1f} GiB short"
+        return fail(NAMES[3], found, remedies(demand, fits, total), "INTERNLM_GPU_MEMORY_FRACTION")
     if fit.shortfall:
         remedy = f"set INTERNLM_MAX_CONTEXT={fit.tokens}"
         asked = "max_context" in settings.model_fields_set

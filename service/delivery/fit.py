@@ -66,6 +66,8 @@ class Asked(Protocol):
     @property
     def step_tokens(self) -> int: ...
     @property
+    def kv_cache_tokens(self) -> int: ...
+    @property
     def gpu_memory_fraction(self) -> float: ...
 
 
@@ -78,12 +80,19 @@ class Demand:
     step_tokens: int
     memory_fraction: float
     number_bytes: int = 2
+    kv_cache_tokens: int = 0  # what fits
 
     @classmethod
     def on_gpu(cls, asked: Asked, number_bytes: int) -> "Demand":
         """What these settings mean on a GPU."""
-        running, step_tokens = asked.max_running or RUNNING_ON_GPU, asked.step_tokens or STEP_TOKENS_ON_GPU
-        return cls(asked.max_context, running, step_tokens, asked.gpu_memory_fraction, number_bytes)
+        return cls(
+            max_context=asked.max_context,
+            running=asked.max_running or RUNNING_ON_GPU,
+            step_tokens=asked.step_tokens or STEP_TOKENS_ON_GPU,
+            memory_fraction=asked.gpu_memory_fraction,
+            number_bytes=number_bytes,
+            kv_cache_tokens=asked.kv_cache_tokens,
+        )
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,27 @@ class Fit:
     usable: int
     context: int
     running: int
+    kv_cache_tokens: int = 0  # that were asked for
+
+    @property
+    def least_tokens(self) -> int:
+        """Tokens the KV cache must hold: those that were asked for, in whole blocks, or a single block."""
+        return max(1, -(-self.kv_cache_tokens // BLOCK_TOKENS)) * BLOCK_TOKENS
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether it can serve at all, and with the cache that was asked for."""
+        return self.tokens >= self.least_tokens
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it can serve a request of the whole context, or with the cache that was asked for."""
+        return self.room >= self.wanted_tokens * self.kv_per_token
+
+    @property
+    def wanted_tokens(self) -> int:
+        """Tokens of the cache that was asked for, or of one request."""
+        return self.kv_cache_tokens or self.context
 
     @property
     def room(self) -> int:
@@ -114,10 +144,11 @@ class Fit:
     @property
     def summary(self) -> str:
         """`16.4 GiB weights + 2.9 GiB working memory + 1.5 GiB KV (one request of 32,768 tokens) of 21.6 GiB`."""
-        kv = self.context * self.kv_per_token
+        kv = _gib(self.wanted_tokens * self.kv_per_token)
+        what = "the cache asked for," if self.kv_cache_tokens else "one request of"
         return (
-            f"{_gib(self.weights)} weights + {_gib(self.working)} working memory + {_gib(kv)} KV "
-            f"(one request of {self.context:,} tokens) of {_gib(self.usable)} usable"
+            f"{_gib(self.weights)} weights + {_gib(self.working)} working memory + {kv} KV "
+            f"({what} {self.wanted_tokens:,} tokens) of {_gib(self.usable)} usable"
         )
 
     @property
@@ -140,6 +171,7 @@ def compute_fit(shape: ModelShape, elements: int, demand: Demand, free: int, tot
         usable=int(free - total * (1 - demand.memory_fraction)),
         context=context,
         running=demand.running,
+        kv_cache_tokens=demand.kv_cache_tokens,
     )
 
 

@@ -79,8 +79,12 @@ def shape_of(model: ModelConfig) -> ModelShape:
 
 
 def _too_small(config: EngineConfig, room: int, per_token: int, wanted: int) -> str:
+    whole = max(room, 0) // config.block_size * config.block_size
+    smaller_cache = f"set INTERNLM_KV_CACHE_TOKENS={whole} or 0 (all there is room for)"
+    more_room = (
+        "lower INTERNLM_MAX_RUNNING or INTERNLM_STEP_TOKENS, raise INTERNLM_GPU_MEMORY_FRACTION, or give it more memory"
+    )
     return (
         f"the KV cache needs room for {max(wanted, config.block_size)} tokens of {per_token} bytes each, and there is "
-        f"room for {max(room, 0)} ({max(room, 0) * per_token // MIB} MiB); lower INTERNLM_KV_CACHE_TOKENS or "
-        "INTERNLM_STEP_TOKENS, raise INTERNLM_GPU_MEMORY_FRACTION, or give the engine more memory"
+        f"room for {max(room, 0)} ({max(room, 0) * per_token // MIB} MiB); {smaller_cache if whole else more_room}"
     )

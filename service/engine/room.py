@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.delivery.failures import DeliveryFailed
-from service.delivery.fit import BLOCK_TOKENS, Demand, Fit, compute_fit, count_elements, read_shape
+from service.delivery.fit import Demand, Fit, compute_fit, count_elements, read_shape
 from service.delivery.predecessor import once_free
+from service.delivery.remedies import remedies
 from service.engine.base import EngineConfig
 from service.errors import ConfigurationError, EngineFailed
 
@@ -15,6 +16,8 @@ OWN_CONTEXT_BYTES = 512 << 20
 
 Memory = Callable[[], tuple[int, int]]
 """Free and total bytes of the GPU."""
+Judge = Callable[[Demand, int, int], Fit]
+"""The fit of what is demanded on a GPU of so many free and total bytes."""
 
 
 def require_room(
@@ -26,41 +29,37 @@ def require_room(
 ) -> Fit:
     """The fit of the model on the GPU, once there is room for it.
 
-    Raises ConfigurationError, naming the settings that help, when it would not fit an empty GPU; EngineFailed when
+    Raises ConfigurationError, naming the settings that would fit, when it would not fit an empty GPU; EngineFailed when
     another process holds the memory for too long.
     """
-    judge = _judge(config, number_bytes)
+    demand, judge = Demand.on_gpu(config, number_bytes), _judge(config)
 
-    def look() -> tuple[Fit, Fit]:
+    def look() -> _Sight:
         free, total = memory()
-        return judge(free + OWN_CONTEXT_BYTES, total), judge(total, total)
+        return judge(demand, free + OWN_CONTEXT_BYTES, total), judge(demand, total, total), total
 
-    now, alone = once_free(look, _in_the_way, clock, sleep)
-    if now.tokens >= BLOCK_TOKENS:
+    now, alone, total = once_free(look, _in_the_way, clock, sleep)
+    if now.is_enough:
         return now
-    if alone.tokens < BLOCK_TOKENS:
-        raise ConfigurationError(_too_large(now))
-    raise EngineFailed(f"another process holds the GPU's memory: {now.summary}")
+    if alone.is_enough:
+        raise EngineFailed(f"another process holds the GPU's memory: {now.summary}")
+    ways_out = remedies(demand, lambda other: judge(other, total, total), total)
+    raise ConfigurationError(f"the model does not fit the GPU: {alone.summary}; {ways_out}")
 
 
-def _in_the_way(fits: tuple[Fit, Fit]) -> str:
-    """`fits`: on the GPU as it is, and on the GPU alone."""
-    now, alone = fits
-    return now.summary if now.tokens < BLOCK_TOKENS <= alone.tokens else ""
+_Sight = tuple[Fit, Fit, int]
+"""The fit on the GPU as it is, and on the GPU alone; the GPU's bytes."""
 
 
-def _judge(config: EngineConfig, number_bytes: int) -> Callable[[int, int], Fit]:
-    demand = Demand.on_gpu(config, number_bytes)
+def _in_the_way(sight: _Sight) -> str:
+    now, alone, _ = sight
+    return now.summary if alone.is_enough and not now.is_enough else ""
+
+
+def _judge(config: EngineConfig) -> Judge:
     model_dir = Path(config.model_dir)
     try:
         shape, elements = read_shape(model_dir), count_elements(model_dir)
     except (DeliveryFailed, OSError) as error:
         raise ConfigurationError(f"{model_dir}: {error}") from error
-    return lambda free, total: compute_fit(shape, elements, demand, free, total)
-
-
-def _too_large(fit: Fit) -> str:
-    return (
-        f"the model does not fit the GPU: {fit.summary}; raise INTERNLM_GPU_MEMORY_FRACTION, lower "
-        "INTERNLM_MAX_RUNNING or INTERNLM_STEP_TOKENS, or use a larger GPU"
-    )
+    return lambda demand, free, total: compute_fit(shape, elements, demand, free, total)

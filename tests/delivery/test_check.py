@@ -124,7 +124,7 @@ def test_a_gpu_that_fits_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ({"cuda": (12, 4)}, {}, "CUDA", "CUDA 13"),
         ({"capability": (7, 0)}, {}, "compute capability", "Turing"),
         ({"capability": (7, 5)}, {"dtype": "bfloat16"}, "compute capability", "INTERNLM_DTYPE=float16"),
-        ({"free": GIB // 2}, {}, "GPU memory", "INTERNLM_GPU_MEMORY_FRACTION"),
+        ({"free": GIB // 2}, {}, "GPU memory", "free the GPU: another process holds its memory"),
     ],
 )
 def test_what_a_gpu_lacks_is_named_with_what_helps(

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.delivery.check_gpu import fit_on, judge_fit
+from service.delivery.check_gpu import fits_on, judge_fit
 from service.delivery.failures import DeliveryFailed
 from service.delivery.finding import State
 from service.delivery.fit import BLOCK_TOKENS, Demand, ModelShape, compute_fit, count_elements, read_shape
 from service.delivery.gpu import Gpu
+from service.delivery.remedies import FitsHow
 from service.delivery.safetensors_header import read_header
 from service.engine.attention import PagedCache
 from service.engine.base import EngineConfig
@@ -30,12 +31,15 @@ def gpu(total_gib: float, free_gib: float | None = None) -> Gpu:
     return Gpu("test", "580.1", (13, 0), (9, 0), int(total_gib * GIB), int(free * GIB))
 
 
+def internlm3_on(device: Gpu) -> FitsHow:
+    return lambda demand: compute_fit(INTERNLM3_8B, ELEMENTS, demand, device.free, device.total)
+
+
 def internlm3(total_gib: float, free_gib: float | None = None, **settings: object) -> tuple[State, str, str]:
     """The finding for InternLM3-8B-Instruct on a GPU of that size."""
     asked = Settings(**settings)  # type: ignore[arg-type]
-    demand = Demand.on_gpu(asked, 2)
     device = gpu(total_gib, free_gib)
-    finding = judge_fit(compute_fit(INTERNLM3_8B, ELEMENTS, demand, device.free, device.total), asked)
+    finding = judge_fit(asked, internlm3_on(device), device.total)
     return finding.state, finding.found, finding.remedy
 
 
@@ -61,7 +65,7 @@ def test_a_gpu_smaller_than_the_weights_is_refused_with_the_shortfall() -> None:
     assert state is State.FAIL
     assert "16.4 GiB weights" in found
     assert "GiB short" in found
-    assert "INTERNLM_GPU_MEMORY_FRACTION" in remedy
+    assert remedy == "no setting makes it fit: use a GPU of 24 GiB"
 
 
 def test_memory_that_another_process_holds_counts() -> None:
@@ -113,7 +117,7 @@ def test_shape_and_size_come_from_the_directory(tmp_path: Path) -> None:
     make_repository(tmp_path, (3000, 1000))
     assert count_elements(tmp_path) == 2000
     assert read_shape(tmp_path) == ModelShape(2, 64, 128, 4, 2, 16, 512, 256)
-    fit = fit_on(gpu(8), Settings(dtype="float32"), tmp_path)
+    fit = fits_on(gpu(8), tmp_path)(Demand.on_gpu(Settings(), 4))
     assert (fit.weights, fit.context) == (8000, 256)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from service.delivery.predecessor import POLL_SECONDS, PREDECESSOR_SECONDS
@@ -63,9 +64,20 @@ def test_the_wait_is_bounded(config: EngineConfig) -> None:
     assert PREDECESSOR_SECONDS <= clock.now <= PREDECESSOR_SECONDS + POLL_SECONDS
 
 
-def test_a_model_too_large_for_the_empty_gpu_is_refused_with_the_settings_that_help(config: EngineConfig) -> None:
-    with pytest.raises(ConfigurationError, match=r"does not fit the GPU: .*INTERNLM_GPU_MEMORY_FRACTION.*MAX_RUNNING"):
+def test_a_model_too_large_for_the_empty_gpu_is_refused_with_the_gpu_that_helps(config: EngineConfig) -> None:
+    with pytest.raises(ConfigurationError, match=r"does not fit the GPU: .*; no setting makes it fit: use a GPU of 2"):
         room(config, [GIB // 2], total=GIB // 2)
+
+
+def test_a_cache_too_large_for_the_gpu_is_refused_before_the_weights_are_read_with_the_size_that_fits(
+    config: EngineConfig,
+) -> None:
+    asked = msgspec.structs.replace(config, kv_cache_tokens=10**12)
+    with pytest.raises(ConfigurationError, match="the cache asked for, 1,000,000,000,000 tokens") as refused:
+        room(asked, [7 * GIB])
+    tokens = int(str(refused.value).partition("set INTERNLM_KV_CACHE_TOKENS=")[2].partition(",")[0])
+    fit, _ = room(msgspec.structs.replace(config, kv_cache_tokens=tokens), [8 * GIB - OWN_CONTEXT_BYTES])
+    assert fit.tokens == tokens
 
 
 def test_this_processs_own_context_is_not_held_against_it(config: EngineConfig) -> None:

@@ -1,0 +1,87 @@
+"""What is named against a model that does not fit: values that would do, and no more than would do."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from service.delivery.fit import BLOCK_TOKENS, Demand, compute_fit
+from service.delivery.remedies import LOWERED, MOST_FRACTION, FitsHow, remedies
+from tests.delivery.test_fit import ELEMENTS, GIB, INTERNLM3_8B
+
+DEFAULT = Demand(32_768, 256, 2048, 0.9)
+FIELDS = {each.setting: each.field for each in LOWERED} | {"INTERNLM_GPU_MEMORY_FRACTION": "memory_fraction"}
+STEPS = {each.field: each.step for each in LOWERED} | {"memory_fraction": -0.01}
+
+
+def on_gpu_of(gib: float) -> FitsHow:
+    total = int(gib * GIB)
+    return lambda demand: compute_fit(INTERNLM3_8B, ELEMENTS, demand, total, total)
+
+
+def named(demand: Demand, gib: float) -> dict[str, float]:
+    """The values by the fields of `Demand`."""
+    said = remedies(demand, on_gpu_of(gib), int(gib * GIB))
+    return {FIELDS[name]: float(value) for name, value in re.findall(r"(INTERNLM_\w+)=([\d.]+)", said)}
+
+
+CASES = {
+    "a batch too large": (replace(DEFAULT, running=1024), 23.0),
+    "steps too large": (replace(DEFAULT, step_tokens=100_000), 24.0),
+    "a little more of the GPU": (DEFAULT, 22.0),
+    "a cache too large": (replace(DEFAULT, kv_cache_tokens=300_000), 30.0),
+}
+
+
+@pytest.mark.parametrize(("demand", "gib"), CASES.values(), ids=CASES.keys())
+def test_each_setting_that_is_named_does_alone_and_no_less_would(demand: Demand, gib: float) -> None:
+    fits = on_gpu_of(gib)
+    assert not fits(demand).is_whole
+    values = named(demand, gib)
+    assert values
+    for field, value in values.items():
+        kind = type(getattr(demand, field))
+        assert fits(replace(demand, **{field: kind(value)})).is_whole, (field, value)
+        beyond = kind(value + STEPS[field])
+        assert not fits(replace(demand, **{field: beyond})).is_whole, (field, beyond)
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("a batch too large", {"running", "max_context"}),
+        ("steps too large", {"step_tokens"}),
+        ("a little more of the GPU", {"max_context", "memory_fraction"}),
+        ("a cache too large", {"kv_cache_tokens"}),
+    ],
+)
+def test_settings_that_would_not_do_are_not_named(case: str, expected: set[str]) -> None:
+    assert named(*CASES[case]).keys() == expected
+
+
+def test_where_the_weights_alone_are_too_large_only_another_gpu_helps() -> None:
+    said = remedies(DEFAULT, on_gpu_of(16), 16 * GIB)
+    size = int(said.removeprefix("no setting makes it fit: use a GPU of ").removesuffix(" GiB"))
+    assert on_gpu_of(size)(DEFAULT).is_whole
+    assert not on_gpu_of(size - 1)(DEFAULT).is_whole
+
+
+def test_the_gpu_that_would_do_holds_the_cache_that_was_asked_for() -> None:
+    demand = CASES["a cache too large"][0]
+    said = remedies(demand, on_gpu_of(30), 30 * GIB)
+    size = int(said.rpartition("use a GPU of ")[2].removesuffix(" GiB"))
+    fit = on_gpu_of(size)(demand)
+    assert fit.tokens >= 300_000
+    assert not on_gpu_of(size - 1)(demand).is_whole
+
+
+def test_some_memory_is_left_to_others() -> None:
+    demand = replace(DEFAULT, memory_fraction=MOST_FRACTION)
+    assert "memory_fraction" not in named(demand, 20.0)
+
+
+def test_a_cache_is_asked_for_in_whole_blocks() -> None:
+    fits = on_gpu_of(80)
+    assert fits(replace(DEFAULT, kv_cache_tokens=1)).least_tokens == BLOCK_TOKENS
+    assert fits(replace(DEFAULT, kv_cache_tokens=BLOCK_TOKENS + 1)).least_tokens == 2 * BLOCK_TOKENS
+    assert fits(DEFAULT).least_tokens == BLOCK_TOKENS
