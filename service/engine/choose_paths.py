@@ -96,7 +96,7 @@ def assemble(
         ops, reasons = _with_flash_decode(ops, paged, flash)
         has_decode, degraded = not reasons, degraded + reasons
         shapes = paged if has_decode else shapes
-        ops, reasons = _with_chunks_of(ops, shapes) if has_decode else (ops, [])
+        ops, reasons = _proved_for_blocks(ops, shapes) if has_decode else (ops, [])
         degraded += reasons
     prefill, reasons = _flash_prefill(shapes, flash)
     if ops.chunk_attention is not None:
@@ -124,14 +124,15 @@ def _with_flash_decode(ops: Ops, shapes: ServedShapes, flash: Sequence[Varlen]) 
     return ops, reasons
 
 
-def _with_chunks_of(ops: Ops, shapes: ServedShapes) -> tuple[Ops, list[str]]:
-    """`ops` whose attention of chunks proved right for these blocks, too: it is compiled for them anew."""
-    attention = ops.chunk_attention
-    if attention is None:
-        return ops, []
-    check = partial(_check, "chunk_attention", attention)
-    candidate = Candidate("chunk_attention", {"chunk_attention": attention}, check)
-    proof = prove_candidates([candidate], shapes, replace(ops, chunk_attention=None))
+def _proved_for_blocks(ops: Ops, shapes: ServedShapes) -> tuple[Ops, list[str]]:
+    """`ops` without what does not prove right for these blocks, too: it is compiled for them anew."""
+    plain, wanted = Ops(), []
+    if ops.locate is not plain.locate:
+        wanted.append(Candidate("locate", {"locate": ops.locate}, checks.check_locate))
+    if ops.chunk_attention is not None:
+        check = partial(_check, "chunk_attention", ops.chunk_attention)
+        wanted.append(Candidate("chunk_attention", {"chunk_attention": ops.chunk_attention}, check))
+    proof = prove_candidates(wanted, shapes, replace(ops, locate=plain.locate, chunk_attention=None))
     return proof.ops, proof.degraded
 
 

@@ -14,6 +14,7 @@ from service.engine.attention import ChunkSpan, PagedCache, PrefillAttention
 from service.engine.choose_paths import assemble, choose_paths, proved_together
 from service.engine.flash import FLASH_PAGE, FlashPrefillAttention, Varlen
 from service.engine.kernels import selfcheck, torch_ops
+from service.engine.kernels.batch import DecodeInputs
 from service.engine.kernels.checks import Candidate, Disagreement, ServedShapes
 from service.engine.kernels.ops import Ops, Product
 from service.engine.kernels.prefill_check import check_prefill
@@ -22,6 +23,7 @@ from service.engine.kernels.trials import Trials
 from service.engine.model import Model
 from service.engine.paths import Paths, PrefillBySize
 from service.engine.runner import TorchRunner
+from service.engine.slots import Slots
 from service.errors import EngineFailed
 from tests.engine.kernels.test_selfcheck import CONFIG
 from tests.support.checkpoints import Shape, write_checkpoint
@@ -126,6 +128,18 @@ def test_chunks_are_proved_for_the_larger_blocks_too(is_right: bool) -> None:
     assert (choice.paths.ops.chunk_attention is chunks) is is_right
     added = choice.degraded[len(WITHOUT_DECODE.degraded) :]
     assert added == ([] if is_right else ["chunk_attention: ValueError: no such block"])
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_so_is_where_a_decode_finds_its_inputs(is_right: bool) -> None:
+    def locate(slots: Slots, numbers: torch.Tensor, block_size: int) -> DecodeInputs:
+        found = torch_ops.locate(slots, numbers, block_size)
+        return found if is_right else replace(found, places=found.places + 1)
+
+    proof = replace(WITHOUT_DECODE, ops=replace(Ops(), locate=locate))
+    choice = assemble(proof, SHAPES, 5, [plain_varlen])
+    assert (choice.paths.ops.locate is locate) is is_right
+    assert [reason.split(":")[0] for reason in choice.degraded[1:]] == ([] if is_right else ["locate"])
 
 
 def test_without_either_decode_kernel_nothing_is_planned_or_recorded() -> None:
