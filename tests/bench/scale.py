@@ -35,7 +35,7 @@ class Scale:
     stall_prompt: int
     stall_streams: int
     stall_steps: int  # before a long prompt, and beside long prompts
-    serial_tokens: int
+    serial_tokens: int  # of transformers' one request, around the context of the steps
     streams: int  # concurrent requests of the comparisons: peers, HTTP
     http_new_tokens: int
 

@@ -17,9 +17,10 @@ def reference(run: Run) -> None:
     run.drop_core()
     core = reference_engine(run.model_dir, run.device, run.prompts)
     run.beside(weights_load(run), REFERENCE, core.info.startup_seconds["weights"])
-    rates = serve(core, [run.prompts.request(sum(scale.prompts) // 2, scale.serial_tokens)])
-    run.beside(decode_step(1), REFERENCE, rates.tpot_p50)
+    around = run.prompts.request(scale.step_context - scale.serial_tokens // 2, scale.serial_tokens)
+    run.beside(decode_step(1), REFERENCE, serve(core, [around]).tpot_p50)
     run.figures["decode_1_over_reference"] = run.table.ratio(decode_step(1), REFERENCE)
+    rates = serve(core, [run.prompts.request(sum(scale.prompts) // 2, scale.new_tokens)])
     run.requests_beside("concurrent", 1, REFERENCE, rates)
     for count in scale.concurrency[1:]:
         run.beside(tokens_per_second(count), REFERENCE, rates.tokens_per_second)

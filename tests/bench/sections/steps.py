@@ -1,5 +1,6 @@
 """Sections about single steps beside the machine's limits: decodes of a full batch, one prompt's prefill."""
 
+from service.engine.pace import CROWD_TOKENS
 from tests.bench.floor import prefill_flop
 from tests.bench.load import Drive, percentile, serve
 from tests.bench.measures import ENGINE, LIMIT, Measure
@@ -24,13 +25,13 @@ def decode_step(batch: int) -> Measure:
 def median_step(run: Run, batch: int) -> tuple[float, int]:
     """Seconds of the median step of a full batch with full sampling, and the sequences' mean length in it.
 
-    The first streams run on while the last ones' prompts are computed, so a large batch begins with shorter ones.
-    They are to outlast that, and all of them are to fit the KV cache at once. Raises RuntimeError where they never
-    ran at once.
+    The first streams run on while the last ones' prompts are computed, a crowd's tokens at a time, so a large batch
+    begins with shorter ones. They are to outlast that, and all of them are to fit the KV cache at once. Raises
+    RuntimeError where they never ran at once.
     """
     drive = Drive(run.core)
     steps = 64 if run.on_gpu else 4
-    prompt = run.scale.step_context * 7 // 8 if batch > 4 else run.scale.step_context - steps // 2
+    prompt = int((run.scale.step_context - steps / 2) / (1 + batch / (2 * CROWD_TOKENS)))
     new_tokens = min(1024, run.config.max_positions - prompt)
     lines = [drive.add(run.prompts.request(prompt, new_tokens)) for _ in range(batch)]
     while not all(line.times for line in lines):
