@@ -12,6 +12,8 @@ from service.engine.step import Chunk, Decode, Sequence, StepPlan
 
 HEAVIEST = SamplingParams(temperature=1.0, top_k=0, top_p=0.9)
 """Sampling that sorts the vocabulary, where the sampler sorts at all."""
+USUAL = SamplingParams(temperature=1.0, top_k=40, top_p=0.8)
+"""Sampling that recorded decodes hold, whatever samples."""
 BLOCK = 1
 """The block that all sequences of a warm-up share: what they compute is of no interest."""
 GRAPH_BYTES = 512 << 20
@@ -68,7 +70,7 @@ def time_decodes(runner: TorchRunner) -> DecodeTimes:
 
 
 def _time_decode(runner: TorchRunner, count: int) -> float:
-    plan = StepPlan([], _decodes(runner, count))
+    plan = StepPlan([], _decodes(runner, count, USUAL))
 
     def once() -> float:
         started = time.perf_counter()
@@ -78,22 +80,22 @@ def _time_decode(runner: TorchRunner, count: int) -> float:
     return min(once() for _ in range(DECODES_TIMED))
 
 
-def _decodes(runner: TorchRunner, count: int) -> list[Decode]:
+def _decodes(runner: TorchRunner, count: int, sampling: SamplingParams = HEAVIEST) -> list[Decode]:
     """So many sequences of one token each, admitted, with their second one to compute."""
-    sequences = [_sequence(slot, 1, runner) for slot in range(count)]
+    sequences = [_sequence(slot, 1, runner, sampling) for slot in range(count)]
     for sequence in sequences:
         runner.admit(sequence)
     return [Decode(sequence, 1) for sequence in sequences]
 
 
-def _sequence(slot: int, prompt: int, runner: TorchRunner) -> Sequence:
+def _sequence(slot: int, prompt: int, runner: TorchRunner, sampling: SamplingParams = HEAVIEST) -> Sequence:
     request = GenerationRequest(
         id=f"warm-up-{slot}",
         prompt_ids=[0] * prompt,
         max_new_tokens=2,
         stop_ids=[],
         deadline=0.0,
-        sampling=HEAVIEST,
+        sampling=sampling,
     )
     blocks = [BLOCK] * (-(-(prompt + 1) // runner.block_size))
     return Sequence(request, arrival=0.0, slot=slot, blocks=blocks)

@@ -1,5 +1,6 @@
 """Building a core: what it reports, how large its cache gets, and which settings cannot work."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,6 +63,14 @@ def test_a_core_says_what_could_not_be_recorded(model_dir: Path, monkeypatch: py
 
     monkeypatch.setattr("service.engine.build.build_runner", half_recorded)
     assert build(model_dir).info.degraded == ["cuda_graphs: batch size 8", "segments: 64 rows"]
+
+
+def test_a_core_says_which_fast_paths_do_not_serve(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(*arguments: Any) -> Choice:
+        return replace(choose_paths(*arguments), degraded=["silu_mul: off"])
+
+    monkeypatch.setattr("service.engine.build.choose_paths", choose)
+    assert build(model_dir).info.degraded == ["silu_mul: off"]
 
 
 def test_what_is_on_trial_is_noted_where_the_process_was_told(
@@ -169,7 +178,8 @@ def test_a_cache_that_does_not_fit_is_refused_with_the_numbers(
     per_token = shape_of(read_config(model_dir)).kv_bytes_per_token(4)
     monkeypatch.setattr("service.engine.capacity.available_memory", lambda: 500 * per_token)
     with pytest.raises(
-        ConfigurationError, match=r"room for 1024 tokens of 256 bytes .* room for 500 .*KV_CACHE_TOKENS"
+        ConfigurationError,
+        match=r"room for 1024 tokens of 256 bytes .* room for 500 .*; set INTERNLM_KV_CACHE_TOKENS=448",
     ):
         capacity_blocks(model_dir, kv_cache_tokens=1000)
     monkeypatch.setattr("service.engine.capacity.available_memory", lambda: 0)

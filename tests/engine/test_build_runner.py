@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from service.engine import build_runner as subject
+from service.engine.attention import PagedCache
 from service.engine.base import EngineConfig
 from service.engine.build_runner import build_runner
 from service.engine.capacity import Capacity
@@ -31,13 +32,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def start(
-    model: Model, paths: Paths, recorder: ReplayingRecorder | None, **settings: Any
+    model: Model, paths: Paths, recorder: ReplayingRecorder | None, device: torch.device = CPU, **settings: Any
 ) -> tuple[TorchRunner, Capacity, list[str], Phases]:
     said: list[str] = []
     phases = Phases(said.append)
     fixed: dict[str, Any] = {"block_size": 16, "max_running": 4, "kv_cache_tokens": 640, "step_tokens": 40}
     config = EngineConfig(kind="native", model_dir="", **(fixed | settings))
-    runner, capacity = build_runner(model, paths, config, CPU, torch.float32, phases, recorder)
+    runner, capacity = build_runner(model, paths, config, device, torch.float32, phases, recorder)
     return runner, capacity, said, phases
 
 
@@ -100,3 +101,23 @@ def test_a_step_that_does_not_fit_is_refused_with_the_settings_that_help(
     monkeypatch.setattr(subject, "measure_step_bytes", measure)
     with pytest.raises(ConfigurationError, match=r"3 GiB.*INTERNLM_MAX_RUNNING, INTERNLM_STEP_TOKENS"):
         start(model, PLANNED, ReplayingRecorder())
+
+
+def test_a_gpus_cache_gets_what_is_free_after_the_steps_were_measured_less_what_they_need(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is compiled and loaded for the first steps stays. 2 layers of 2 * 16 numbers of 4 bytes: 4096 a block."""
+    free = [900 * 4096]
+
+    def measure(*_: Any) -> int:
+        free[:] = [500 * 4096]
+        return 100 * 4096
+
+    monkeypatch.setattr(subject, "measure_step_bytes", measure)
+    monkeypatch.setattr(
+        subject, "PagedCache", lambda c, blocks, size, _, dtype: PagedCache(c, blocks, size, CPU, dtype)
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free[0], 1000 * 4096))
+    settings = {"kv_cache_tokens": 0, "gpu_memory_fraction": 0.75}
+    runner, capacity, _, _ = start(model, PLANNED, ReplayingRecorder(), torch.device("cuda"), **settings)
+    assert capacity.num_blocks == runner.num_blocks == 500 - 250 - 100 + 1

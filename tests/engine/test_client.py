@@ -1,6 +1,7 @@
 """The engine in its own process, seen from the web side; every process here is real, and so is every death."""
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
@@ -173,6 +174,21 @@ async def test_an_engine_that_never_gets_ready_is_given_up_after_some_starts(
     assert engine.status.restarts == HASTY.starts - 1
     assert not list((tmp_path / "run").iterdir())
     assert reason in finish_of(await events_of(engine, a_request())).message
+
+
+async def test_starts_in_vain_are_ever_further_apart(tmp_path: Path) -> None:
+    """Else a broken engine's starts would take the machine from whoever is to mend it."""
+    stamps = tmp_path / "stamps"
+    program = f"import time; print(time.monotonic(), file=open({str(stamps)!r}, 'a')); raise SystemExit(3)"
+    patience, command = Patience(first_restart=0.6, starts=3), (sys.executable, "-S", "-c", program)
+    engine = EngineClient(fake_config(), tmp_path / "run", patience=patience, command=command)
+    with pytest.raises(EngineFailed):
+        await engine.start()
+    await engine.stop()
+    starts = [float(stamp) for stamp in stamps.read_text().split()]
+    first, second = (later - earlier for earlier, later in itertools.pairwise(starts))
+    assert first > 0.6
+    assert second > 1.2
 
 
 async def test_a_program_that_does_not_exist_fails_at_once(tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 """Loading weights: every tensor lands in its place whatever the files look like, and what doesn't fit is named."""
 
 import json
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from service.engine import weights
+from service.engine import checkpoint, weights
 from service.engine.checkpoint import Checkpoint
 from service.engine.config import ModelConfig, read_config
-from service.engine.weights import Weights, load_weights
+from service.engine.weights import Weights, allocate, load_weights, places_of
 from service.errors import ConfigurationError
 from tests.support.checkpoints import Shape, tensors_of, write_checkpoint
 
@@ -99,6 +101,26 @@ def test_a_gpu_is_loaded_through_pinned_buffers_and_waited_for(
     loaded, _ = load_weights(tmp_path, read_config(tmp_path), target, torch.float32)
     assert said == ([True, target] if staged else [False])
     assert torch.equal(loaded.norm, tensors_of(Shape())["model.norm.weight"].float())
+
+
+@pytest.mark.parametrize(("staged", "read"), [(False, "_read"), (True, "_read_staged")])
+def test_tensors_are_read_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, staged: bool, read: str
+) -> None:
+    """One reader alone gets a fraction of what a network volume gives."""
+    places_to_meet = [threading.Barrier(2)] * 2
+    one = getattr(checkpoint, read)
+
+    def meet(*arguments: object) -> object:
+        with suppress(IndexError):
+            places_to_meet.pop().wait(timeout=10)
+        return one(*arguments)
+
+    monkeypatch.setattr(checkpoint, read, meet)
+    config = read_config(write_checkpoint(tmp_path, Shape(shards=3)))
+    places = places_of(allocate(config, CPU, torch.float32), config)
+    Checkpoint(tmp_path, lambda name: False).read_into(places, staged=staged)
+    assert places_to_meet == []
 
 
 def test_the_report_counts_the_bytes_of_the_files(tmp_path: Path) -> None:

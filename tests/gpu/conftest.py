@@ -10,8 +10,10 @@ import torch
 
 from service.engine.base import Core, EngineConfig
 from service.engine.build import build_core
+from service.engine.model import Model
 from tests.bench.scale import FULL
 from tests.support.checkpoints import write_checkpoint
+from tests.support.plans import load_native
 
 HAS_GPU = torch.cuda.is_available()
 SHAPE = replace(FULL.shape, hidden=1024, intermediate=2560, layers=4, vocab=4096, scale=0.05)
@@ -32,6 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("model"), SHAPE)
+
+
+@pytest.fixture(scope="session")
+def exact(model_dir: Path) -> Model:
+    """The same weights in fp32 on the CPU."""
+    return load_native(model_dir, torch.float32)
 
 
 @pytest.fixture
