@@ -18,8 +18,8 @@ CROWD, CROWD_SHARE = 4, 8
 than longer steps cost the running ones."""
 CROWD_TOKENS = 1024
 """Prompt tokens beside decodes for a crowd: three times a decode's time on an H100, half a full step's."""
-CROWD_PROMPT = 4096
-"""Longest prompt that has more than its pace's share in a crowd: up to here a crowd's step takes a third longer at most
+LONG_PROMPT = 4096
+"""A longer prompt has no more than its pace's share in a crowd: up to here a crowd's step takes a third longer at most
 for its attention. At 30,000 tokens of context it takes three times as long, and the crowd gains nothing by it."""
 
 
@@ -38,21 +38,21 @@ class DecodeTimes:
 
 @dataclass(slots=True)
 class PromptBudget:
-    """Prompt tokens that a step still has: `tokens` in all, of which `paced` ones for prompts of any length."""
+    """Prompt tokens that a step still has: `tokens` in all, of which `of_long` ones for prompts of any length."""
 
     tokens: int
-    paced: int
+    of_long: int
 
     def grant(self, prompt_length: int, wanted: int) -> int:
         """Take up to `wanted` tokens for a prompt that is so long in all."""
         granted = min(wanted, self.of(prompt_length))
         self.tokens -= granted
-        self.paced = max(self.paced - granted, 0)
+        self.of_long = max(self.of_long - granted, 0)
         return granted
 
     def of(self, prompt_length: int) -> int:
         """What is left for a prompt that is so long in all."""
-        return self.tokens if prompt_length <= CROWD_PROMPT else min(self.tokens, self.paced)
+        return self.tokens if prompt_length <= LONG_PROMPT else min(self.tokens, self.of_long)
 
 
 class PrefillPace:

@@ -14,7 +14,7 @@ from itertools import chain
 from service.engine.admission import CompletionRate, Limits, queue_full, refusal
 from service.engine.base import EngineStats, Event, Finish, FinishReason, GenerationRequest, Token
 from service.engine.kv_cache import BlockPool, Lease
-from service.engine.pace import PrefillPace, PromptBudget
+from service.engine.pace import LONG_PROMPT, PrefillPace, PromptBudget
 from service.engine.step import Chunk, Decode, Sequence, StepPlan
 
 
@@ -107,11 +107,11 @@ class Scheduler:
 
         First one decode for every running sequence, then prefill in order of arrival with what is left of
         `step_tokens`, or less beside decodes when a pace is kept. Prefill gets a block's worth of tokens in any case,
-        so that decodes alone can't starve it. A crowd's short prompts pass long ones whose share of the step is used
-        up. Must be followed by `launched` or `withdraw`.
+        so that decodes alone can't starve it. Short prompts pass long ones whose share of the step is used up. Must be
+        followed by `launched` or `withdraw`.
         """
         decodes, prefilling = self._plan_decodes()
-        budget = self._prompt_budget(len(decodes), len(prefilling) + len(self._waiting))
+        budget = self._prompt_budget(len(decodes), prefilling)
         chunks = []
         for sequence in chain(prefilling, self._admit(now, budget)):
             start, length = sequence.scheduled, sequence.prompt_length
@@ -195,14 +195,22 @@ class Scheduler:
         held = {b for lease in self._running.values() for b in (*lease.blocks, *lease.twins.values())}
         assert len(held) == self._pool.used, "a block is held by nobody"
 
-    def _prompt_budget(self, decodes: int, awaiting: int) -> PromptBudget:
-        """Most prompt tokens of the next step."""
+    def _prompt_budget(self, decodes: int, prefilling: list[Sequence]) -> PromptBudget:
+        """Most prompt tokens of the next step; half of the long prompts' share is kept for a short one that waits."""
         floor = min(self._pool.block_size, self._limits.step_tokens)
         most = max(min(self._limits.step_tokens - decodes, self._most_prompt_tokens), floor)
-        if self._pace is None:
-            return PromptBudget(most, most)
-        budget = self._pace.budget(decodes, awaiting)
-        return PromptBudget(min(budget.tokens, most), min(budget.paced, most))
+        budget = PromptBudget(most, most)
+        if self._pace is not None:
+            paced = self._pace.budget(decodes, len(prefilling) + len(self._waiting))
+            budget = PromptBudget(min(paced.tokens, most), min(paced.of_long, most))
+        if self._short_prompt_waits(prefilling):
+            budget.of_long = max(budget.of_long // 2, 1)
+        return budget
+
+    def _short_prompt_waits(self, prefilling: list[Sequence]) -> bool:
+        """Whether there is one that could be computed now."""
+        admissible = self._waiting if self._free_slots and not self._head_blocked else ()
+        return any(sequence.prompt_length <= LONG_PROMPT for sequence in chain(prefilling, admissible))
 
     def _plan_decodes(self) -> tuple[list[Decode], list[Sequence]]:
         """A decode for every sequence that has tokens to come, and the sequences still in prefill."""
