@@ -79,6 +79,20 @@ def kernels(how: str, multiprocessors: int = 4) -> Subject:
     return Subject(Ops(**fields), torch.device("cuda" if how == "compiled" else "cpu"), how == "compiled")
 
 
+ROWS = range(1, 18)
+"""Every number of rows up to one more than the smallest tile of a product takes."""
+
+HEADS = [(8, 8), (9, 3), (32, 2)]
+"""Query heads and KV heads."""
+
+HEAD_DIMS = [64, 128]
+
+LONGEST = 5000
+"""Tokens of a context."""
+
+MOST_EXACT = [("interpreter", torch.float32), pytest.param("compiled", torch.float16, marks=pytest.mark.gpu)]
+"""Where one type has to do: the most exact of the interpreter's, and of those that every GPU serves."""
+
 FUSED = [(False, False), (True, False), (False, True), (True, True)]
 """With a bias or without; gated or not."""
 

@@ -34,10 +34,9 @@ def rotate(x: torch.Tensor, positions: torch.Tensor, theta: float) -> torch.Tens
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
     """q [heads, head_dim] over k, v [length, kv_heads, head_dim]."""
-    group = q.shape[0] // k.shape[1]
-    keys, values = (t.double().repeat_interleave(group, dim=1) for t in (k, v))
-    weights = torch.softmax(torch.einsum("hd,thd->ht", q.double(), keys) * scale, dim=-1)
-    return torch.einsum("ht,thd->hd", weights, values)
+    grouped = q.double().unflatten(0, (k.shape[1], -1))
+    weights = torch.softmax(torch.einsum("kgd,tkd->kgt", grouped, k.double()) * scale, dim=-1)
+    return torch.einsum("kgt,tkd->kgd", weights, v.double()).flatten(0, 1)
 
 
 def error(result: torch.Tensor, exact: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ from tests.engine.kernels.conftest import HAS_GPU
 
 KIB = 1024
 # Most shared memory of one block, from NVIDIA's CUDA C++ Programming Guide, table of technical specifications.
-SHARED_LIMIT = {75: 64 * KIB, 80: 163 * KIB, 89: 99 * KIB, 90: 227 * KIB, 120: 99 * KIB}
+SHARED_LIMIT = {75: 64 * KIB, 80: 163 * KIB, 89: 99 * KIB, 90: 227 * KIB, 100: 227 * KIB, 120: 99 * KIB}
 STREAMING = {"silu_mul_kernel", "add_rms_norm_kernel", "attend_kernel", "one_row_kernel", "few_rows_kernel"}
 
 
@@ -28,7 +28,7 @@ def run(module: str, capability: int) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(HAS_GPU, reason="a GPU host compiles for its own GPU in the tests marked gpu")
-@pytest.mark.parametrize(("capability", "kernels"), [(75, 14), (89, 22), (90, 22)])
+@pytest.mark.parametrize(("capability", "kernels"), [(75, 14), (80, 22), (89, 22), (90, 22), (100, 22), (120, 22)])
 def test_kernels_fit_the_gpu_without_a_gpu(
     capability: int, kernels: int, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

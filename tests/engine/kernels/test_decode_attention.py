@@ -1,5 +1,6 @@
 """Paged decode attention, and the plan that divides it, against float64."""
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -7,22 +8,25 @@ import torch
 
 from service.engine.kernels.batch import DecodeBatch
 from tests.engine.kernels import exact
-from tests.engine.kernels.conftest import Subject, kernels
+from tests.engine.kernels.conftest import HEAD_DIMS, HEADS, INTERPRETED, LONGEST, MOST_EXACT, ROWS, Subject, kernels
 
 # heads, kv_heads, head_dim, block_size, lengths. Each pair of (head grouping, head_dim), (grouping, block size) and
-# (head_dim, block size) occurs; rows 1 to 17; lengths at both sides of every border, and one long among short ones.
+# (head_dim, block size) occurs; lengths at both sides of every border, and one long among short ones.
 CASES: list[tuple[int, int, int, int, list[int]]] = [
     (32, 2, 128, 64, [1]),
     (32, 2, 128, 64, [5000, 1, 64]),
     (32, 2, 64, 16, [17, 16, 15, 1, 33]),
     (32, 2, 64, 32, [700, 31]),
     (9, 3, 64, 64, [65, 63, 64, 128, 127, 129, 1, 2, 300]),
-    (9, 3, 128, 32, [2048, 5]),
-    (9, 3, 128, 16, [*range(1, 18)]),
+    (9, 3, 128, 32, [200, 5]),
+    (9, 3, 128, 16, [16, 1, 17]),
     (8, 8, 64, 128, [129, 128, 1]),
     (8, 8, 128, 64, [200, 1, 1, 1]),
     (8, 8, 64, 32, [1, 32, 33, 64]),
 ]
+LAYOUTS = [(*heads, head_dim) for heads in HEADS for head_dim in HEAD_DIMS]
+# Every number of rows; those from 12 on take each layout once, to the longest context.
+RAGGED = [(rows, LONGEST if rows >= 12 else 200, *LAYOUTS[rows % len(LAYOUTS)]) for rows in ROWS]
 
 
 def problem(
@@ -55,6 +59,17 @@ def attend(
     return subject.ops.decode_attention(q, k_cache, v_cache, planned, q.shape[2] ** -0.5).cpu()
 
 
+def worst_error(
+    result: torch.Tensor, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: DecodeBatch
+) -> float:
+    errors = []
+    for row, length in enumerate(batch.lengths.tolist()):
+        blocks = batch.block_tables[batch.slots[row]].long()
+        k, v = (cache[blocks].flatten(0, 1)[:length] for cache in (k_cache, v_cache))
+        errors.append(exact.error(result[row], exact.attention(q[row], k, v, q.shape[2] ** -0.5)))
+    return max(errors)
+
+
 @pytest.mark.parametrize("dtype", exact.DTYPES)
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size", "lengths"), CASES)
 def test_each_query_sees_its_own_sequence_and_nothing_else(
@@ -70,11 +85,20 @@ def test_each_query_sees_its_own_sequence_and_nothing_else(
     torch.manual_seed(len(lengths))
     q, k_cache, v_cache, batch = problem(heads, kv_heads, head_dim, block_size, lengths, dtype)
     result = attend(subject, q, k_cache, v_cache, batch)
-    for row, length in enumerate(lengths):
-        blocks = batch.block_tables[batch.slots[row]].long()
-        k, v = (cache[blocks].flatten(0, 1)[:length] for cache in (k_cache, v_cache))
-        expected = exact.attention(q[row], k, v, head_dim**-0.5)
-        assert exact.error(result[row], expected) < 2 * exact.TOLERANCE[dtype]
+    assert worst_error(result, q, k_cache, v_cache, batch) < 2 * exact.TOLERANCE[dtype]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "dtype"), MOST_EXACT)
+@pytest.mark.parametrize(("rows", "longest", "heads", "kv_heads", "head_dim"), RAGGED)
+def test_rows_of_all_lengths_are_seen_to_their_ends(
+    rows: int, longest: int, heads: int, kv_heads: int, head_dim: int, how: str, dtype: torch.dtype
+) -> None:
+    subject = kernels(how, multiprocessors=16)  # enough for 8 KV heads to divide the long ones
+    torch.manual_seed(rows)
+    lengths = torch.logspace(math.log10(longest), 0, rows).round().int().tolist()
+    problem_of_all = problem(heads, kv_heads, head_dim, 64, lengths, dtype)
+    assert worst_error(attend(subject, *problem_of_all), *problem_of_all) < 2 * exact.TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("how", ["interpreter", pytest.param("compiled", marks=pytest.mark.gpu)])
@@ -85,11 +109,8 @@ def test_more_pieces_than_one_turn_of_the_merge_takes_are_all_merged(how: str) -
     lengths = [3000, 5, 1270]
     q, k_cache, v_cache, batch = problem(8, 2, 64, 64, lengths, torch.float32)
     # Sharp scores: each head has its largest in another turn, so that the rescaling between turns counts.
-    result = attend(subject, q * 4, k_cache, v_cache, batch)
-    for row, length in enumerate(lengths):
-        blocks = batch.block_tables[batch.slots[row]].long()
-        k, v = (cache[blocks].flatten(0, 1)[:length] for cache in (k_cache, v_cache))
-        assert exact.error(result[row], exact.attention(q[row] * 4, k, v, 0.125)) < 2 * exact.TOLERANCE[torch.float32]
+    sharp = q * 4, k_cache, v_cache, batch
+    assert worst_error(attend(subject, *sharp), *sharp) < 2 * exact.TOLERANCE[torch.float32]
 
 
 def test_a_sequence_gets_the_same_whoever_its_neighbours_are(subject: Subject) -> None:
@@ -103,10 +124,8 @@ def test_a_sequence_gets_the_same_whoever_its_neighbours_are(subject: Subject) -
 
 def test_large_scores_overflow_nowhere(subject: Subject) -> None:
     q, k_cache, v_cache, batch = problem(4, 2, 64, 16, [50], torch.float32)
-    result = attend(subject, q * 100, k_cache * 100, v_cache, batch)
-    blocks = batch.block_tables[batch.slots[0]].long()
-    k, v = (cache[blocks].flatten(0, 1)[:50] for cache in (k_cache * 100, v_cache))
-    assert exact.error(result[0], exact.attention(q[0] * 100, k, v, 0.125)) < 1e-4
+    large = q * 100, k_cache * 100, v_cache, batch
+    assert worst_error(attend(subject, *large), *large) < 1e-4
 
 
 def test_a_row_without_tokens_is_zero_and_not_nan(subject: Subject) -> None:
@@ -146,6 +165,8 @@ def test_a_plan_covers_every_tile_once_in_near_equal_pieces(kernel_subject: Subj
     )
     assert batch.work is not None
     item_row, item_start, first_item, per_item = (t.tolist() for t in batch.work)
+    spare = len(item_row) - rows
+    assert per_item == [max(1, math.ceil(sum(math.ceil(length / tile) for length in lengths) / spare))]
     assigned = [item for item, row in enumerate(item_row) if row >= 0]
     assert assigned == [*range(len(assigned))]  # the unused ones are the last ones
     assert first_item[0] == 0
@@ -155,3 +176,15 @@ def test_a_plan_covers_every_tile_once_in_near_equal_pieces(kernel_subject: Subj
         assert [item_row[i] for i in items] == [row] * len(items)
         tiles = -(-length // tile)
         assert [item_start[i] for i in items] == [*range(0, max(tiles, 1), per_item[0])]
+
+
+@pytest.mark.parametrize(("multiprocessors", "items"), [(4, 6), (16, 20), (132, 79)])
+def test_one_long_context_occupies_the_whole_gpu(multiprocessors: int, items: int) -> None:
+    """79 tiles, over three programs a multiprocessor, half of them for each of two KV heads."""
+    assert INTERPRETED.attention.programs_per_multiprocessor == 3
+    plan = kernels("interpreter", multiprocessors).ops.plan_decode
+    lengths, cache = torch.tensor([LONGEST], dtype=torch.int32), torch.zeros(1, 64, 2, 16)
+    batch = plan(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), lengths, cache)
+    assert batch.work is not None
+    _, _, first_item, _ = batch.work
+    assert first_item.tolist() == [0, items]

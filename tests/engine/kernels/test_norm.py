@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from tests.engine.kernels import exact
-from tests.engine.kernels.conftest import Subject
+from tests.engine.kernels.conftest import ROWS, Subject
 
 EPS = 1e-5
-SHAPES = [(1, 4096), (2, 64), (3, 5), (7, 576), (16, 129), (17, 1000)]
+SHAPES = [(1, 4096), (2, 64), (3, 5), (7, 576), *((rows, width) for width in (129, 1000) for rows in ROWS)]
 
 
 @pytest.mark.parametrize("dtype", exact.DTYPES)

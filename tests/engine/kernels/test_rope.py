@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from tests.engine.kernels import exact
-from tests.engine.kernels.conftest import Subject
+from tests.engine.kernels.conftest import HEAD_DIMS, HEADS, ROWS, Subject
 
 THETA = 5e7
-# rows, heads, kv_heads, head_dim, block_size: every value of each, in few combinations
-LAYOUTS = [(1, 32, 2, 128, 64), (17, 9, 3, 64, 16), (5, 8, 8, 128, 32), (16, 9, 3, 64, 64), (2, 32, 2, 64, 128)]
+BLOCK_SIZES = [16, 32, 64, 128]
+# rows, heads, kv_heads, head_dim: every number of rows, and few and many of each layout
+LAYOUTS = {(rows, *heads, head_dim) for rows in (2, 12) for heads in HEADS for head_dim in HEAD_DIMS}
+LAYOUTS |= {(rows, 9, 3, 64) for rows in ROWS}
 
 
 def tables(head_dim: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,11 +21,12 @@ def tables(head_dim: int, device: torch.device) -> tuple[torch.Tensor, torch.Ten
 
 
 @pytest.mark.parametrize("dtype", exact.DTYPES)
-@pytest.mark.parametrize(("rows", "heads", "kv_heads", "head_dim", "block_size"), LAYOUTS)
+@pytest.mark.parametrize(("rows", "heads", "kv_heads", "head_dim"), sorted(LAYOUTS))
 def test_queries_and_keys_turn_and_only_their_places_are_written(
-    subject: Subject, rows: int, heads: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype
+    subject: Subject, rows: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(rows)
+    block_size = BLOCK_SIZES[rows % len(BLOCK_SIZES)]
     before = torch.randn(rows, heads + 2 * kv_heads, head_dim).to(dtype)
     positions = torch.randint(0, 4096, (rows,))
     places = torch.randperm(6 * block_size)[:rows] + block_size

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from tests.engine.kernels import exact
-from tests.engine.kernels.conftest import Subject
+from tests.engine.kernels.conftest import ROWS, Subject
+
+SHAPES = [(1, 10240), (9, 1024), *((rows, width) for width in (7, 1025) for rows in ROWS)]
 
 
 @pytest.mark.parametrize("dtype", exact.DTYPES)
-@pytest.mark.parametrize(("rows", "width"), [(1, 10240), (3, 7), (9, 1024), (17, 1025)])
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
 def test_the_first_half_gates_the_second(subject: Subject, rows: int, width: int, dtype: torch.dtype) -> None:
     torch.manual_seed(width)
     gate_up = (torch.randn(rows, 2 * width) * 4).to(subject.device, dtype)
