@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -13,15 +14,16 @@ from service.engine.base import Core, EngineConfig, EngineInfo, GpuMemory
 from service.engine.build_runner import build_runner
 from service.engine.capacity import running_limit, step_limit
 from service.engine.choose_paths import choose_paths
-from service.engine.config import read_config
+from service.engine.config import ModelConfig, read_config
 from service.engine.core import NativeCore
 from service.engine.cuda_graphs import CudaRecorder
-from service.engine.device import GpuGauge, choose_device, choose_dtype, usable_cores
+from service.engine.device import GpuGauge, available_memory, choose_device, choose_dtype, usable_cores
 from service.engine.kernels.checks import ServedShapes
 from service.engine.kernels.trials import Trials
 from service.engine.model import Model
 from service.engine.pace import PrefillPace
 from service.engine.phases import Phases, Progress
+from service.engine.read_ahead import reading_ahead
 from service.engine.room import require_room
 from service.engine.warm_up import time_decodes
 from service.engine.weights import load_weights, open_checked
@@ -53,7 +55,7 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
     if device.type == "cuda":
         with phases("memory", "checking that the model fits the GPU"):
             require_room(config, dtype.itemsize, lambda: torch.cuda.mem_get_info(device))
-    with phases("kernels", "choosing what to compute with"):
+    with phases("kernels", "choosing what to compute with"), _weights_ahead(model_dir, model_config, device):
         trials = Trials(Path(config.trial_file) if config.trial_file else None)
         shapes = ServedShapes(model_config, config.block_size, dtype, device, trials)
         choice = choose_paths(shapes, running_limit(config, device))
@@ -83,6 +85,13 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
         return NativeCore(runner, info, config)
     pace = PrefillPace(config.step_tokens, time_decodes(runner))
     return NativeCore(runner, info, config, depth=1, gpu_memory=_gauge(device), pace=pace)
+
+
+def _weights_ahead(model_dir: Path, config: ModelConfig, device: torch.device) -> AbstractContextManager[None]:
+    """Has the weights' files read while kernels compile; a CPU has none to compile. Half of the free main memory holds
+    what was read until it is needed. Raises ConfigurationError for weights that do not match the configuration."""
+    files = open_checked(model_dir, config).files
+    return reading_ahead(files, available_memory() // 2) if device.type == "cuda" else nullcontext()
 
 
 def _build_reference(config: EngineConfig, device: torch.device, dtype: torch.dtype, phases: Phases) -> Core:

@@ -32,6 +32,11 @@ class Checkpoint:
         self.model_dir = model_dir
         self._files = {name: path for name, path in _find(model_dir).items() if not is_ignored(name)}
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold its tensors."""
+        return list(self._by_file())
+
     def check(self, places: Mapping[str, torch.Tensor]) -> None:
         """Raise ConfigurationError naming every tensor that is missing, has no place or doesn't fit its place."""
         problems = {

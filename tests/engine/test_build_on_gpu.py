@@ -1,10 +1,12 @@
 """A GPU's core built on a CPU: what is asked of the device, in which order, and what becomes of the answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -54,6 +56,14 @@ class Gpu:
         assert device == CUDA
         return self.recorder
 
+    @contextmanager
+    def reading_ahead(self, files: list[Path], most: int) -> Iterator[None]:
+        assert [path.name for path in files] == ["model.safetensors"]
+        assert 0 < most < psutil.virtual_memory().total
+        self.said.append("read ahead")
+        yield
+        self.said.append("and no further")
+
     def time_decodes(self, runner: Any) -> DecodeTimes:
         self.said.append("times")
         before = len(self.recorder.replays)
@@ -86,6 +96,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
         "load_weights": gpu.on_cpu("weights", load_weights),
         "CudaRecorder": gpu.record_on,
         "build_runner": gpu.on_cpu("runner", build_runner),
+        "reading_ahead": gpu.reading_ahead,
         "time_decodes": gpu.time_decodes,
         "GpuGauge": gpu.gauge,
     }
@@ -111,7 +122,7 @@ def build(model_dir: Path) -> NativeCore:
 
 def test_the_device_is_asked_for_room_first_and_timed_last(model_dir: Path, gpu: Gpu) -> None:
     core = build(model_dir)
-    assert gpu.said == ["room", "paths", "weights", "recorder", "runner", "times"]
+    assert gpu.said == ["room", "read ahead", "paths", "and no further", "weights", "recorder", "runner", "times"]
     assert core.info.device == "H100"
     assert core.stats().gpus == [MEMORY]
 
