@@ -12,16 +12,18 @@ SETTLING = 10
 
 @dataclass(frozen=True)
 class Stall:
-    """Seconds between the tokens of all streams, over `Scale.stall_steps` steps or more; the first prompt's TTFT."""
+    """Seconds between the tokens of all streams, over `Scale.stall_steps` steps or more; the first prompt's TTFT, and
+    the longest of the short ones behind it."""
 
     before: list[float]
     during: list[float]
     ttft: float
+    ttft_behind: float
 
 
-def measure_stall(core: Core, prompts: Prompts, scale: Scale, max_positions: int) -> Stall:
+def measure_stall(core: Core, prompts: Prompts, scale: Scale, max_positions: int, behind: int = 0) -> Stall:
     """Streams run alone, then beside one long prompt after another until both took as many steps: a percentile of fewer
-    would be a maximum, and one of unequal numbers no comparison."""
+    would be a maximum, and one of unequal numbers no comparison. `behind`: short prompts that wait behind each."""
     drive = Drive(core)
     new = min(4096, max_positions // 2)
     streams = [drive.add(prompts.request(scale.prompts[0], new)) for _ in range(scale.stall_streams)]
@@ -29,16 +31,18 @@ def measure_stall(core: Core, prompts: Prompts, scale: Scale, max_positions: int
     settled = _counts(streams)
     _step(drive, streams, scale.stall_steps)
     joined = _counts(streams)
-    ttft = 0.0
+    ttft = ttft_behind = 0.0
     while min(_counts(streams)) < min(joined) + scale.stall_steps:
         long = drive.add(prompts.request(scale.stall_prompt, 1))
-        while not long.times:
+        short = [drive.add(prompts.request(scale.prompts[0], 1)) for _ in range(behind)]
+        while not all(line.times for line in (long, *short)):
             drive.step()
         ttft = ttft or long.ttft
+        ttft_behind = ttft_behind or max((line.ttft for line in short), default=0.0)
     before = [gap for line, a, b in zip(streams, settled, joined, strict=True) for gap in line.gaps[a - 1 : b - 1]]
     during = [gap for line, at in zip(streams, joined, strict=True) for gap in line.gaps[at - 1 :]]
     drive.cancel()
-    return Stall(before, during, ttft)
+    return Stall(before, during, ttft, ttft_behind)
 
 
 def _counts(streams: list[Timeline]) -> list[int]:

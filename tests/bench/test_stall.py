@@ -1,5 +1,6 @@
 """The stall's measurement on a core whose steps take known times: what is before, what beside, how much of each."""
 
+import itertools
 import time
 from dataclasses import replace
 
@@ -15,13 +16,15 @@ SCALE = replace(TINY, stall_prompt=300, stall_streams=3, stall_steps=200)
 
 
 class ScriptedCore:
-    """Every stream gets a token per step; a long prompt takes `long_steps` steps, each of which takes longer."""
+    """Every stream gets a token per step; a long prompt takes `long_steps` steps, each of which takes longer. Other
+    prompts of one new token wait for half of them."""
 
     def __init__(self, long_steps: int) -> None:
         self.now = 0.0
         self.long_prompts = 0
         self._long_steps = long_steps
         self._streams: list[str] = []
+        self._short: list[str] = []
         self._long: tuple[str, int] | None = None
 
     def add(self, request: GenerationRequest) -> list[Event]:
@@ -29,7 +32,7 @@ class ScriptedCore:
             self.long_prompts += 1
             self._long = (request.id, self._long_steps)
         else:
-            self._streams.append(request.id)
+            (self._short if request.max_new_tokens == 1 else self._streams).append(request.id)
         return []
 
     def step(self) -> list[Event]:
@@ -38,6 +41,9 @@ class ScriptedCore:
         if self._long is not None:
             name, left = self._long
             self._long = (name, left - 1) if left > 1 else None
+            if left == self._long_steps // 2:
+                events += [Token(name, 1) for name in self._short]
+                self._short = []
             if left == 1:
                 events += [Token(name, 1), Finish(name, FinishReason.LENGTH)]
         return events
@@ -64,6 +70,15 @@ def test_both_sides_are_of_two_hundred_steps_and_of_nothing_else(
     assert core.long_prompts == prompts
     assert found.ttft == long_steps * BESIDE, "the first prompt's"
     assert core.idle, "the streams are cancelled"
+
+
+def test_short_prompts_behind_each_long_one_are_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, ids = ScriptedCore(100), itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: core.now)
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: next(ids))
+    found = measure_stall(core, Prompts(1000), SCALE, 32_768, behind=4)  # type: ignore[arg-type]
+    assert found.during == [BESIDE] * (3 * 200)
+    assert (found.ttft, found.ttft_behind) == (100 * BESIDE, 51 * BESIDE)
 
 
 def test_a_full_run_takes_enough_steps_for_a_p99() -> None:

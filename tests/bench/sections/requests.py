@@ -5,6 +5,7 @@ from functools import partial
 from statistics import median
 
 from service.engine.base import GenerationRequest
+from service.engine.pace import CROWD
 from tests.bench.load import Rates, percentile, serve
 from tests.bench.measures import ENGINE, LIMIT, Measure, measures_of
 from tests.bench.run import Run
@@ -87,12 +88,19 @@ def put_limits(run: Run, size: str, value: int, requests: list[GenerationRequest
 
 
 def stall(run: Run) -> None:
-    """Time between the tokens of running streams, before and while a long prompt is computed beside them."""
-    found = measure_stall(run.core, run.prompts, run.scale, run.config.max_positions)
+    """Time between the tokens of running streams, before and while a long prompt is computed beside them: alone, which
+    is judged, and with a crowd of short ones behind it."""
+    run.figures["stalled_gap_of_before"] = _stalled(run, behind=0)
+    _stalled(run, behind=2 * CROWD)
+
+
+def _stalled(run: Run, behind: int) -> float:
+    """The p99 beside long prompts over the one before them."""
+    found = measure_stall(run.core, run.prompts, run.scale, run.config.max_positions, behind)
     before, during = percentile(found.before, 0.99), percentile(found.during, 0.99)
-    run.figures["stalled_gap_of_before"] = during / before
     run.say(
         prompt=run.scale.stall_prompt,
+        behind=behind,
         streams=run.scale.stall_streams,
         steps_before=len(found.before) // run.scale.stall_streams,
         steps_during=len(found.during) // run.scale.stall_streams,
@@ -100,4 +108,6 @@ def stall(run: Run) -> None:
         during_ms_p99=during * 1e3,
         of_before=during / before,
         ttft_seconds=found.ttft,
+        ttft_behind_seconds=found.ttft_behind,
     )
+    return during / before
