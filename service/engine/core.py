@@ -71,7 +71,6 @@ class NativeCore:
         self._scheduler = Scheduler(limits, pool, pace)
         self._in_flight: deque[_InFlight] = deque()
         self._lost: list[Sequence] = []  # whose slots hold anything, since a step of theirs was lost
-        self._lacked_memory = False  # the last step that was waited for did
         self._finished = 0.0  # when the last step's tokens came
 
     @property
@@ -158,7 +157,6 @@ class NativeCore:
         expected = len(step.plan.sampled)
         if len(tokens) != expected:
             raise RuntimeError(f"a step gave {len(tokens)} tokens, {expected} were due")
-        self._lacked_memory = False
         now = self._clock()
         # Steps run one after the other: this one began when it was launched, or when the one before was done.
         self._scheduler.measured(step.plan, now - max(step.launched, self._finished))
@@ -166,13 +164,16 @@ class NativeCore:
         return self._scheduler.commit(step.plan, tokens, now)
 
     def _recover(self, step: _InFlight, error: OutOfMemory) -> list[Event]:
-        """A step that had been launched lacked memory: it and all behind it are lost and computed again, and if that
-        lacks memory, too, without the newest request."""
+        """A step that had been launched lacked memory: it and all behind it are lost and computed again; without the
+        newest request if that happened to one of its prompts, or decodes, before."""
         self._scheduler.shrink(step.plan)
         lost = [step, *self._in_flight]
         self._in_flight.clear()
         logger.error("out of memory in a launched step; %s steps are computed again", len(lost))
-        events = self.fail_newest(f"the device ran out of memory: {error}") if self._lacked_memory else []
-        self._lacked_memory = not self._lacked_memory
+        hit = [part.sequence for part in step.plan.chunks or step.plan.decodes]
+        is_repeated = any(sequence.was_lost for sequence in hit)
+        events = self.fail_newest(f"the device ran out of memory: {error}") if is_repeated else []
+        for sequence in hit:
+            sequence.was_lost = True
         self._lost = self._scheduler.lose([each.plan for each in lost])
         return events

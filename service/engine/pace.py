@@ -38,16 +38,29 @@ class DecodeTimes:
 
 @dataclass(slots=True)
 class PromptBudget:
-    """Prompt tokens that a step still has: `tokens` in all, of which `of_long` ones for prompts of any length."""
+    """Prompt tokens that a step still has: `tokens` in all, of which `of_long` ones for prompts of any length, and
+    `kept` ones for long prompts if no short one wants them."""
 
     tokens: int
     of_long: int
+    kept: int = 0
+
+    def keep_half(self) -> None:
+        """Keep half of what long prompts may have for short ones."""
+        self.kept = self.of_long // 2
+        self.of_long -= self.kept
+
+    def release(self) -> None:
+        """Give long prompts what short ones have left of what was kept for them."""
+        self.of_long = min(self.of_long + self.kept, self.tokens)
+        self.kept = 0
 
     def grant(self, prompt_length: int, wanted: int) -> int:
-        """Take up to `wanted` tokens for a prompt that is so long in all."""
+        """Take up to `wanted` tokens for a prompt that is so long in all: for a short one first out of what no long one
+        may have, or short ones that pass could keep a long one waiting for ever."""
         granted = min(wanted, self.of(prompt_length))
         self.tokens -= granted
-        self.of_long = max(self.of_long - granted, 0)
+        self.of_long = min(self.of_long - granted if prompt_length > LONG_PROMPT else self.of_long, self.tokens)
         return granted
 
     def of(self, prompt_length: int) -> int:
@@ -91,7 +104,8 @@ class PrefillPace:
     def _adapt(self, prompt_tokens: int, added: float, allowed: float) -> None:
         ratio = allowed / added if added > 0 else GROWTH
         fitting = int(prompt_tokens * min(ratio, GROWTH)) + (ratio > 1)
-        # A step below its share says nothing against it, a crowd's, of short prompts, nothing for a larger one.
+        # A step below its share says nothing against it; a crowd's, of short prompts, nothing for more than at first.
         if ratio < 1 or fitting > self._tokens:
-            most = self._most if prompt_tokens <= self._tokens else self._tokens
+            grown = min(int(self._tokens * GROWTH) + 1, TOKENS_AT_FIRST, self._most)
+            most = self._most if prompt_tokens <= self._tokens else max(self._tokens, grown)
             self._tokens = min(max(fitting, LEAST_TOKENS), most)

@@ -17,6 +17,9 @@ from service.engine.kv_cache import BlockPool, Lease
 from service.engine.pace import LONG_PROMPT, PrefillPace, PromptBudget
 from service.engine.step import Chunk, Decode, Sequence, StepPlan
 
+RECOVERY = 64
+"""Steps in which prompts' share doubles again, once one of them did not fit the memory."""
+
 
 class Scheduler:
     """First come, first served, under a budget of tokens per step; see `plan`.
@@ -112,20 +115,22 @@ class Scheduler:
         """
         decodes, prefilling = self._plan_decodes()
         budget = self._prompt_budget(len(decodes), prefilling)
-        chunks = []
+        starts: dict[Sequence, int] = {}
         for sequence in chain(prefilling, self._admit(now, budget)):
-            start, length = sequence.scheduled, sequence.prompt_length
-            sequence.scheduled += budget.grant(length, length - start)
-            if sequence.scheduled > start:
-                chunks.append(Chunk(sequence, start, sequence.scheduled))
+            starts[sequence] = sequence.scheduled
+            _schedule(sequence, budget)
             if not budget.tokens:
                 break
-        return StepPlan(chunks, decodes)
+        budget.release()
+        for sequence in starts:
+            _schedule(sequence, budget)
+        return StepPlan([Chunk(s, start, s.scheduled) for s, start in starts.items() if s.scheduled > start], decodes)
 
     def launched(self, plan: StepPlan) -> None:
         """The planned step was launched: what it writes of prompts may be shared with steps to come."""
         self._steps += 1
-        self._most_prompt_tokens = min(self._most_prompt_tokens + 1, self._limits.step_tokens)
+        grown = self._most_prompt_tokens + self._most_prompt_tokens // RECOVERY + 1
+        self._most_prompt_tokens = min(grown, self._limits.step_tokens)
         for chunk in plan.chunks:
             self._publish(chunk.sequence, chunk.end)
 
@@ -142,10 +147,11 @@ class Scheduler:
             decode.sequence.scheduled = decode.position
 
     def shrink(self, plan: StepPlan) -> None:
-        """The step did not fit the device's memory: the next ones compute half of its prompts' tokens at most, and a
-        token more with each that fits. Else whoever waits would come into the failed request's place, and fail next."""
+        """The step did not fit the device's memory: the next ones compute half of its prompts' tokens at most, and some
+        more with each that fits. Else whoever waits would come into the failed request's place, and fail next."""
         tokens = sum(chunk.end - chunk.start for chunk in plan.chunks)
-        self._most_prompt_tokens = max(tokens // 2, 1) if tokens else self._most_prompt_tokens
+        if tokens:
+            self._most_prompt_tokens = min(self._most_prompt_tokens, max(tokens // 2, 1))
 
     def lose(self, plans: list[StepPlan]) -> list[Sequence]:
         """Launched steps, all that are in flight, came to nothing: their work is still to do.
@@ -204,7 +210,7 @@ class Scheduler:
             paced = self._pace.budget(decodes, len(prefilling) + len(self._waiting))
             budget = PromptBudget(min(paced.tokens, most), min(paced.of_long, most))
         if self._short_prompt_waits(prefilling):
-            budget.of_long = max(budget.of_long // 2, 1)
+            budget.keep_half()
         return budget
 
     def _short_prompt_waits(self, prefilling: list[Sequence]) -> bool:
@@ -237,7 +243,8 @@ class Scheduler:
                 return
             lease = self._pool.lease(sequence.request.prompt_ids, sequence.positions)
             if lease is None:
-                self._head_blocked = True
+                # Whoever was passed may need fewer blocks, and comes first.
+                self._head_blocked = sequence is self._waiting[0]
                 return
             self._waiting.remove(sequence)
             self._running[sequence] = lease
@@ -275,6 +282,12 @@ class Scheduler:
         if reason is not FinishReason.ERROR:
             self._rate.count(now)
         return Finish(sequence.request.id, reason, message)
+
+
+def _schedule(sequence: Sequence, budget: PromptBudget) -> None:
+    """Plan as much more of the prompt as the budget has for it."""
+    length = sequence.prompt_length
+    sequence.scheduled += budget.grant(length, length - sequence.scheduled)
 
 
 def _tokens(sequence: Sequence, start: int, end: int) -> list[int]:

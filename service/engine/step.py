@@ -30,6 +30,7 @@ class Sequence:
     output: list[int] = field(default_factory=list)  # tokens delivered so far
     admitted: float = 0.0  # time.monotonic() when it got its slot
     ended: bool = False  # its Finish is out; tokens that steps in flight still yield for it are dropped
+    was_lost: bool = False  # a launched step of its prompt, or of its decodes alone, lacked memory
     prompt_length: int = field(init=False)
     positions: int = field(init=False)  # KV positions it can need at most: the last token's KV is never written
 

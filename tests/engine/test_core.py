@@ -314,8 +314,8 @@ def test_who_waits_does_not_come_into_the_failed_requests_place_only_to_fail_nex
 def lack_memory(core: NativeCore, runner: ContentRunner) -> list[Event]:
     """The next step to be launched lacks memory, as is seen when its tokens are waited for."""
     runner.fail_tokens = OutOfMemory("graph launch")
-    before, events = core._lacked_memory, []
-    while core._lacked_memory is before:
+    events = core.step()
+    while not core._lost and FinishReason.ERROR not in finishes(events).values():
         events += core.step()
     return events
 
@@ -341,6 +341,24 @@ def test_a_launched_step_that_lacked_memory_is_computed_again_and_at_last_withou
     core._scheduler.check_integrity()
     again = request("again", range(9), new=7)
     assert outputs(drain(added(core, again)))["again"] == expected_output(again)
+
+
+@DEPTHS
+def test_memory_lacking_at_the_same_place_each_time_does_not_restart_a_prompt_for_ever(depth: int) -> None:
+    """What comes before that place fits, time and again."""
+    runner = ContentRunner(num_blocks=64)
+    launch = runner.launch
+
+    def launch_in_vain(plan: StepPlan) -> Pending:
+        if any(chunk.end > 30 for chunk in plan.chunks):
+            runner.fail_tokens = OutOfMemory("graph launch")
+        return launch(plan)
+
+    runner.launch = launch_in_vain  # type: ignore[method-assign, assignment]
+    requests = [request("neighbour", range(9), new=40), request("long", range(40), new=3)]
+    events = drain(added(core_of(runner, depth, step_tokens=8, prefix_cache=False), *requests))
+    assert finishes(events) == {"neighbour": FinishReason.LENGTH, "long": FinishReason.ERROR}
+    assert outputs(events)["neighbour"] == expected_output(requests[0])
 
 
 @DEPTHS

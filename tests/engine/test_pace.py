@@ -165,6 +165,33 @@ def test_short_prompts_of_a_crowd_pass_a_long_one_that_would_have_nothing_of_the
     it.steps_until_tokens_of("long", "another")
 
 
+@pytest.mark.parametrize("prompt", [256, 512, 1024])
+def test_a_long_prompt_is_not_passed_for_ever(prompt: int) -> None:
+    """By a crowd that never ends, whose prompts divide its steps."""
+    it = Simulation(Gpu(), PrefillPace(STEP_TOKENS))
+    it.run_until_decoding(16)
+    for index in range(4):
+        it.add(f"ahead {index}", prompt, 1)
+    it.add("misaligned", 500, 1)
+    it.add("long", 30_000, 2)
+    for index in range(50):
+        while it.scheduler.stats().waiting < 8:
+            it.add(f"short {index} {it.scheduler.stats().waiting} {len(it.plans)}", prompt, 1)
+        if "long" in sizes_of(it.step()):
+            return
+    raise AssertionError("it never got a token")
+
+
+def test_what_short_prompts_leave_of_their_half_is_the_long_ones() -> None:
+    it = Simulation(Gpu(), PrefillPace(STEP_TOKENS))
+    it.run_until_decoding(8)
+    it.add("long", 30_000, 2)
+    it.add("short", 10, 2)
+    share = sum(sizes_of(it.step()).values())
+    assert sizes_of(it.plans[-1]) == {"long": share - 10, "short": 10}
+    assert share > 100
+
+
 def sizes_of(plan: StepPlan) -> dict[str, int]:
     return {c.sequence.request.id: c.end - c.start for c in plan.chunks}
 
@@ -174,7 +201,7 @@ def test_a_single_short_prompt_does_not_wait_for_a_long_one_to_end() -> None:
     it.add("long", 30_000, 2)
     assert sizes_of(it.step()) == {"long": STEP_TOKENS}
     it.add("short", 100, 2)
-    assert sizes_of(it.step()) == {"long": STEP_TOKENS // 2, "short": 100}
+    assert sizes_of(it.step()) == {"long": STEP_TOKENS - 100, "short": 100}
     assert sizes_of(it.step())["long"] == STEP_TOKENS - 1
 
 
@@ -190,7 +217,8 @@ def test_a_short_prompt_that_finds_no_slot_does_not_slow_the_long_one() -> None:
 @pytest.mark.parametrize(
     ("prompt", "wanted", "granted", "left"),
     [
-        (LONG_PROMPT, 50, 50, (950, 50)),
+        (LONG_PROMPT, 50, 50, (950, 100)),
+        (LONG_PROMPT, 950, 950, (50, 50)),
         (LONG_PROMPT, 2000, 1000, (0, 0)),
         (LONG_PROMPT + 1, 50, 50, (950, 50)),
         (LONG_PROMPT + 1, 2000, 100, (900, 0)),
@@ -210,6 +238,16 @@ def test_a_crowds_step_of_short_prompts_says_nothing_for_a_larger_share() -> Non
     for seconds, share in ((0.012, TOKENS_AT_FIRST), (0.018 + 0.072, TOKENS_AT_FIRST * 0.8)):
         pace.measured(decodes=2, prompt_tokens=CROWD_TOKENS, seconds=seconds)
         assert pace.budget(decodes=2, awaiting=1).tokens == pytest.approx(share, abs=1)
+
+
+def test_a_share_that_a_slow_step_cut_grows_again_in_a_crowd() -> None:
+    pace = PrefillPace(STEP_TOKENS)
+    pace.measured(decodes=2, prompt_tokens=0, seconds=0.010)
+    pace.measured(decodes=2, prompt_tokens=CROWD_TOKENS, seconds=0.5)
+    assert pace.budget(decodes=2, awaiting=1).tokens < 20
+    for _ in range(40):
+        pace.measured(decodes=2, prompt_tokens=CROWD_TOKENS, seconds=0.030)
+    assert pace.budget(decodes=2, awaiting=1).tokens == TOKENS_AT_FIRST
 
 
 def test_without_a_pace_the_same_prompt_would_stall_the_streams() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from service.engine import pace
 from service.engine.admission import (
     RETRY_LEAST,
     RETRY_MOST,
@@ -475,12 +476,54 @@ def test_fail_ends_every_request_once_and_forgets_the_cache() -> None:
     assert commit(it, plan) == []
 
 
-def test_after_a_step_that_did_not_fit_steps_are_half_as_large_and_grow_by_a_token_each() -> None:
+def test_a_long_prompt_that_was_passed_does_not_wait_for_the_blocks_that_a_short_one_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pace, "LONG_PROMPT", 20)
+    monkeypatch.setattr("service.engine.scheduler.LONG_PROMPT", 20)
+    it = added(scheduler(blocks=101, step_tokens=16), request("long", 100, new=150))
+    step(it)
+    added(it, request("fits", 40, new=10), request("short", 10, new=300))
+    begun = [chunk.sequence.request.id for _ in range(12) for chunk in stepped(it).chunks]
+    assert "fits" in begun
+    assert "short" not in begun
+
+
+def stepped(it: Scheduler) -> StepPlan:
+    plan = launch(it)
+    commit(it, plan)
+    return plan
+
+
+def test_after_a_step_that_did_not_fit_steps_are_half_as_large_and_grow_again() -> None:
     it = added(scheduler(step_tokens=16), request("a", 200, new=1))
     plan = it.plan(0.0)
     it.withdraw(plan)
     it.shrink(plan)
     assert [planned_tokens(launch(it)) for _ in range(10)] == [8, 9, 10, 11, 12, 13, 14, 15, 16, 16]
+
+
+def test_steps_that_did_not_fit_one_after_the_other_leave_the_smaller_size() -> None:
+    """The second one may have been launched before the first one was known to be too large."""
+    it = added(scheduler(step_tokens=16), request("a", 200, new=1))
+    large = it.plan(0.0)
+    it.withdraw(large)
+    it.shrink(large)
+    small = it.plan(0.0)
+    it.withdraw(small)
+    it.shrink(small)
+    it.shrink(large)
+    assert planned_tokens(launch(it)) == 4
+
+
+def test_large_steps_are_back_after_some_hundred_that_fit() -> None:
+    it = added(scheduler(step_tokens=2048, blocks=60_000, context=250_000), request("a", 200_000, new=1))
+    for _ in range(5):
+        plan = it.plan(0.0)
+        it.withdraw(plan)
+        it.shrink(plan)
+    sizes = [planned_tokens(launch(it)) for _ in range(230)]
+    assert (sizes[0], sizes[-1]) == (64, 2048)
 
 
 def test_a_step_is_never_too_small_for_a_block_of_a_prompt() -> None:
