@@ -36,6 +36,11 @@ class DecodeTimes:
         return self.of_one + (self.of_most - self.of_one) * (decodes - 1) / max(self.most - 1, 1)
 
 
+def is_long(prompt_length: int) -> bool:
+    """Whether a prompt of so many tokens is one that others may pass."""
+    return prompt_length > LONG_PROMPT
+
+
 @dataclass(slots=True)
 class PromptBudget:
     """Prompt tokens that a step still has: `tokens` in all, of which `of_long` ones for prompts of any length, and
@@ -60,12 +65,12 @@ class PromptBudget:
         may have, or short ones that pass could keep a long one waiting for ever."""
         granted = min(wanted, self.of(prompt_length))
         self.tokens -= granted
-        self.of_long = min(self.of_long - granted if prompt_length > LONG_PROMPT else self.of_long, self.tokens)
+        self.of_long = min(self.of_long - granted if is_long(prompt_length) else self.of_long, self.tokens)
         return granted
 
     def of(self, prompt_length: int) -> int:
         """What is left for a prompt that is so long in all."""
-        return self.tokens if prompt_length <= LONG_PROMPT else min(self.tokens, self.of_long)
+        return min(self.tokens, self.of_long) if is_long(prompt_length) else self.tokens
 
 
 class PrefillPace:

@@ -14,7 +14,7 @@ from itertools import chain
 from service.engine.admission import CompletionRate, Limits, queue_full, refusal
 from service.engine.base import EngineStats, Event, Finish, FinishReason, GenerationRequest, Token
 from service.engine.kv_cache import BlockPool, Lease
-from service.engine.pace import LONG_PROMPT, PrefillPace, PromptBudget
+from service.engine.pace import PrefillPace, PromptBudget, is_long
 from service.engine.step import Chunk, Decode, Sequence, StepPlan
 
 RECOVERY = 64
@@ -216,7 +216,7 @@ class Scheduler:
     def _short_prompt_waits(self, prefilling: list[Sequence]) -> bool:
         """Whether there is one that could be computed now."""
         admissible = self._waiting if self._free_slots and not self._head_blocked else ()
-        return any(sequence.prompt_length <= LONG_PROMPT for sequence in chain(prefilling, admissible))
+        return any(not is_long(sequence.prompt_length) for sequence in chain(prefilling, admissible))
 
     def _plan_decodes(self) -> tuple[list[Decode], list[Sequence]]:
         """A decode for every sequence that has tokens to come, and the sequences still in prefill."""

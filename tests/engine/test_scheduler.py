@@ -480,7 +480,6 @@ def test_a_long_prompt_that_was_passed_does_not_wait_for_the_blocks_that_a_short
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pace, "LONG_PROMPT", 20)
-    monkeypatch.setattr("service.engine.scheduler.LONG_PROMPT", 20)
     it = added(scheduler(blocks=101, step_tokens=16), request("long", 100, new=150))
     step(it)
     added(it, request("fits", 40, new=10), request("short", 10, new=300))

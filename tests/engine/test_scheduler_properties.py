@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from service.engine import pace
 from service.engine.base import (
     EngineConfig,
     EngineInfo,
@@ -21,6 +22,7 @@ from service.engine.base import (
     Token,
 )
 from service.engine.core import NativeCore
+from service.engine.pace import LONG_PROMPT, PrefillPace
 from service.engine.step import OutOfMemory
 from tests.support.runner import VOCAB, ContentRunner, expected_output
 
@@ -55,10 +57,22 @@ class Serving(RuleBasedStateMachine):
         step_tokens=st.sampled_from([1, 2, 3, 5, 8, 24]),
         prefix_cache=st.booleans(),
         depth=st.integers(0, 2),
+        long=st.sampled_from([3, 8, 1000]),
+        paced=st.booleans(),
     )
     def start(
-        self, blocks: int, block_size: int, running: int, queue: int, step_tokens: int, prefix_cache: bool, depth: int
+        self,
+        blocks: int,
+        block_size: int,
+        running: int,
+        queue: int,
+        step_tokens: int,
+        prefix_cache: bool,
+        depth: int,
+        long: int,
+        paced: bool,
     ) -> None:
+        pace.LONG_PROMPT = long
         self.runner = ContentRunner(blocks, block_size, running)
         info = EngineInfo(
             kind="native", device="", dtype="", max_context=MAX_CONTEXT, max_running=running, vocab_size=VOCAB
@@ -66,7 +80,8 @@ class Serving(RuleBasedStateMachine):
         config = EngineConfig(
             kind="native", model_dir="", max_queue=queue, step_tokens=step_tokens, prefix_cache=prefix_cache
         )
-        self.core = NativeCore(self.runner, info, config, depth=depth, clock=lambda: self.now)
+        kept = PrefillPace(step_tokens) if paced else None
+        self.core = NativeCore(self.runner, info, config, depth=depth, clock=lambda: self.now, pace=kept)
         self.max_queue = queue
         self.total = self.core.stats().kv_blocks_total
 
@@ -165,11 +180,15 @@ class Serving(RuleBasedStateMachine):
 
     @invariant()
     def first_tokens_come_in_order_of_arrival(self) -> None:
+        """Of short prompts, and of long ones, which the short ones may pass."""
         arrivals = list(self.requests)
-        order = [arrivals.index(name) for name in self.first_tokens]
-        assert order == sorted(order)
+        for kind in (True, False):
+            names = [name for name in self.first_tokens if pace.is_long(len(self.requests[name].prompt_ids)) is kind]
+            order = [arrivals.index(name) for name in names]
+            assert order == sorted(order)
 
     def teardown(self) -> None:
+        pace.LONG_PROMPT = LONG_PROMPT
         if hasattr(self, "core"):
             self.settle()
             self.books_are_in_order()
