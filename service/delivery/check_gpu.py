@@ -11,6 +11,7 @@ from service.delivery.remedies import FitsHow, remedies
 from service.delivery.symptoms import failure_of
 from service.settings import Settings
 
+SEVERITY = (State.OK, State.WARN, State.FAIL)
 NAMES = ("NVIDIA driver", "CUDA", "compute capability", "GPU memory")
 NUMBER_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -68,9 +69,9 @@ def _memory(gpu: Gpu, settings: Settings, model_dir: Path | None) -> Finding:
         alone = judge_fit(settings, fits_on(replace(gpu, free=gpu.total), model_dir), gpu.total)
     except (DeliveryFailed, OSError) as error:
         return skip(NAMES[3], failure_of(error, f"reading {model_dir}").what)
-    if now.state is State.OK or alone.state is not State.OK:
-        return now
-    return replace(now, transient=True, remedy="free the GPU: another process holds its memory")
+    if SEVERITY.index(now.state) > SEVERITY.index(alone.state):
+        return replace(now, transient=True, remedy="free the GPU: another process holds its memory")
+    return now if now.state is State.OK else alone  # what helps an empty GPU helps one that has been freed
 
 
 def fits_on(gpu: Gpu, model_dir: Path) -> FitsHow:
@@ -86,15 +87,15 @@ def judge_fit(settings: Settings, fits: FitsHow, total: int) -> Finding:
     if fit.tokens < BLOCK_TOKENS:
         found = f"{fit.summary}: {fit.shortfall / GIB:.1f} GiB short"
         return fail(NAMES[3], found, remedies(demand, fits, total), "INTERNLM_GPU_MEMORY_FRACTION")
+    if settings.kv_cache_tokens > fit.tokens:
+        remedy = f"set INTERNLM_KV_CACHE_TOKENS={fit.tokens} or 0 (all there is room for)"
+        found = f"INTERNLM_KV_CACHE_TOKENS={settings.kv_cache_tokens:,}, room for {fit.tokens:,}"
+        return fail(NAMES[3], found, remedy, "INTERNLM_KV_CACHE_TOKENS")
     if fit.shortfall:
         remedy = f"set INTERNLM_MAX_CONTEXT={fit.tokens}"
         asked = "max_context" in settings.model_fields_set
         state = State.FAIL if asked else State.WARN
         return Finding(NAMES[3], state, f"{fit.summary}: does not fit", remedy, "INTERNLM_MAX_CONTEXT")
-    if settings.kv_cache_tokens > fit.tokens:
-        remedy = f"set INTERNLM_KV_CACHE_TOKENS={fit.tokens} or 0 (all there is room for)"
-        found = f"INTERNLM_KV_CACHE_TOKENS={settings.kv_cache_tokens:,}, room for {fit.tokens:,}"
-        return fail(NAMES[3], found, remedy, "INTERNLM_KV_CACHE_TOKENS")
     return ok(NAMES[3], f"{fit.summary}; {fit.capacity}")
 
 

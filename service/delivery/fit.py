@@ -120,7 +120,12 @@ class Fit:
     @property
     def is_whole(self) -> bool:
         """Whether it can serve a request of the whole context, or with the cache that was asked for."""
-        return self.room >= self.wanted_tokens * self.kv_per_token
+        return self.tokens >= self.least_tokens and self.missing <= 0
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are missing to be whole; negative where there is room to spare."""
+        return max(self.wanted_tokens, self.least_tokens) * self.kv_per_token - self.room
 
     @property
     def wanted_tokens(self) -> int:

@@ -80,7 +80,7 @@ def shape_of(model: ModelConfig) -> ModelShape:
 
 def _too_small(config: EngineConfig, room: int, per_token: int, wanted: int) -> str:
     whole = max(room, 0) // config.block_size * config.block_size
-    smaller_cache = f"set INTERNLM_KV_CACHE_TOKENS={whole} or 0 (all there is room for)"
+    smaller_cache = f"set INTERNLM_KV_CACHE_TOKENS={whole}"
     more_room = (
         "lower INTERNLM_MAX_RUNNING or INTERNLM_STEP_TOKENS, raise INTERNLM_GPU_MEMORY_FRACTION, or give it more memory"
     )

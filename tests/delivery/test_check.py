@@ -22,6 +22,7 @@ from service.delivery.predecessor import PREDECESSOR_SECONDS
 from service.download_settings import DownloadSettings
 from service.errors import ConfigurationError
 from service.settings import Settings
+from tests.delivery.test_fit import ELEMENTS, INTERNLM3_8B
 from tests.support.download_process import download
 from tests.support.fake_hub import FakeHub
 from tests.support.model_files import SHARDS, make_repository
@@ -169,6 +170,21 @@ def test_memory_that_is_never_given_back_is_not_waited_for_for_ever(
         before_loading(Settings(model_dir=model_dir), model_dir, clock=lambda: now[0], sleep=sleep)
     assert now[0] == PREDECESSOR_SECONDS
     assert caplog.text.count("another process still holds memory") == 12
+
+
+def test_it_is_waited_for_as_well_where_even_the_free_gpu_has_no_room_for_the_whole_context(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A card on which the default context shrinks, with a warning."""
+    model_dir = make_repository(tmp_path / "model")
+    monkeypatch.setattr(check_gpu, "read_shape", lambda _: INTERNLM3_8B)
+    monkeypatch.setattr(check_gpu, "count_elements", lambda _: ELEMENTS)
+    small = replace(H100, total=22 * GIB, free=22 * GIB)
+    states = iter([replace(small, free=2 * GIB), small])
+    monkeypatch.setattr(check_gpu, "read_gpu", lambda: next(states))
+    slept: list[float] = []
+    before_loading(Settings(model_dir=model_dir), model_dir, sleep=slept.append)
+    assert len(slept) == 1
 
 
 def test_a_gpu_that_is_too_small_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

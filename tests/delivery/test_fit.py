@@ -80,6 +80,12 @@ def test_a_context_that_was_asked_for_must_fit_and_the_setting_that_fits_is_name
     assert internlm3(22.4, max_context=context)[0] is State.OK
 
 
+def test_a_cache_that_was_asked_for_comes_before_a_context_that_may_shrink() -> None:
+    state, _, remedy = internlm3(22.0, kv_cache_tokens=20_000)
+    assert state is State.FAIL
+    assert remedy.startswith("set INTERNLM_KV_CACHE_TOKENS=")
+
+
 def test_the_default_context_shrinks_with_a_warning() -> None:
     assert internlm3(22.4)[0] is State.WARN
 

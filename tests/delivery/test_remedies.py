@@ -59,6 +59,31 @@ def test_settings_that_would_not_do_are_not_named(case: str, expected: set[str])
     assert named(*CASES[case]).keys() == expected
 
 
+@pytest.mark.parametrize("demand", [replace(DEFAULT, running=1024), replace(DEFAULT, step_tokens=100_000)])
+def test_where_none_holds_a_whole_context_settings_that_serve_at_all_are_named(demand: Demand) -> None:
+    """On a card of 22 GiB, whose default context shrinks."""
+    fits = on_gpu_of(22)
+    assert not any(fits(replace(demand, **{field: 1})).is_whole for field in ("running", "step_tokens"))
+    values = named(demand, 22)
+    assert values
+    for field, value in values.items():
+        assert fits(replace(demand, **{field: type(getattr(demand, field))(value)})).is_enough
+
+
+def test_where_no_single_setting_does_several_are_named_that_do_together() -> None:
+    said = remedies(DEFAULT, on_gpu_of(19.8), int(19.8 * GIB))
+    assert said.startswith("no single setting makes it fit: set INTERNLM_GPU_MEMORY_FRACTION=0.97 and INTERNLM_MAX_")
+    values = {field: type(getattr(DEFAULT, field))(value) for field, value in named(DEFAULT, 19.8).items()}
+    assert values.keys() == {"memory_fraction", "running", "step_tokens", "max_context"}
+    assert on_gpu_of(19.8)(replace(DEFAULT, **values)).is_enough  # type: ignore[arg-type]
+
+
+def test_a_cache_between_two_blocks_is_missing_the_larger_one() -> None:
+    whole = on_gpu_of(40)(DEFAULT).tokens
+    demand = replace(DEFAULT, kv_cache_tokens=whole + 1)
+    assert int(remedies(demand, on_gpu_of(40), 40 * GIB).rpartition(" of ")[2].removesuffix(" GiB")) == 41
+
+
 def test_where_the_weights_alone_are_too_large_only_another_gpu_helps() -> None:
     said = remedies(DEFAULT, on_gpu_of(16), 16 * GIB)
     size = int(said.removeprefix("no setting makes it fit: use a GPU of ").removesuffix(" GiB"))
