@@ -36,6 +36,13 @@ OWNED = {
     "api_keys_file",
     "termination_log",
 }
+LEFT_TO_OTHERS = {
+    "replicas",  # an autoscaler of the cluster's own
+    "ingress.className",  # the cluster's default class
+    "gpu",  # a CPU has none; the schema asks for it in the other mode
+    "gpu.resource",
+}
+"""Values with a default of which none is a choice of its own."""
 # `helm --set` can say 3 but not 0.5, which it takes for a string.
 DECIMAL = {"type": "string", "pattern": "^[0-9]*[.][0-9]+$"}
 KEPT = ("type", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "pattern", "anyOf")
@@ -78,19 +85,21 @@ def schema_text() -> str:
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
-def require(schema: dict[str, Any], defaults: dict[str, Any], definitions: dict[str, Any]) -> None:
+def require(schema: dict[str, Any], defaults: dict[str, Any], definitions: dict[str, Any], above: str = "") -> None:
     """Ask for every value that cannot be done without, where none is not as good as the default.
 
     helm takes `null` for "no such key", which a template would meet as a nil pointer, or as another mode.
     """
     needed = []
     for key, default in defaults.items():
+        path = f"{above}{key}"
         child = schema["properties"][key]
         child = definitions[child["$ref"].rpartition("/")[2]] if "$ref" in child else child
         is_section = isinstance(default, dict) and child.get("additionalProperties") is False and default
         if is_section:
-            require(child, default, definitions)
-        if is_section or isinstance(default, (bool, int)) or (isinstance(default, str) and default):
+            require(child, default, definitions, f"{path}.")
+        has_value = is_section or isinstance(default, (bool, int)) or (isinstance(default, str) and default)
+        if has_value and path not in LEFT_TO_OTHERS:
             needed.append(key)
     schema["required"] = needed
 

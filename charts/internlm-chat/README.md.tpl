@@ -36,6 +36,8 @@ period shorter than the longest answer, a claim smaller than the model, and so o
 ## What happens when
 - **Upgrade, drain, delete**: the pod first goes on for `rollout.preStopDelay` seconds until no one sends it new requests, then refuses new ones with
   503 and finishes every answer it has begun. Only then does it end. With one GPU the new pod starts after the old one (`Recreate`).
+- **Values of an earlier release** are kept by `helm upgrade --reset-then-reuse-values`: with `--reuse-values` alone what a newer chart has new is missing,
+  and the chart says which.
 - **Uninstall**: the claim stays (`storage.keep`). Reinstalling under the same name takes it up again and downloads nothing.
 - **Another StorageClass or access mode**: Kubernetes changes neither for a claim that exists. Uninstall, delete the claim, install again: the model is
   downloaded anew; or copy it to a claim of your own and name that in `storage.existingClaim`. A larger size works where the class can expand.

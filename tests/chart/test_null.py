@@ -27,8 +27,9 @@ ASKED_FOR = {
     "gateway.inferencePool.endpointPicker.name",
 }
 """Empty by default, and needed by what is switched on here."""
-FREE = ("pod.securityContext", "gpu.tolerations")
-"""Kubernetes' fields, not ours: null takes them away, which is how OpenShift is given its choice of user."""
+FREE = ("pod.securityContext", "gpu.tolerations", "replicas", "ingress.className")
+"""Null takes them away: Kubernetes' own fields, which is how OpenShift is given its choice of user, and what is left to
+an autoscaler or to the cluster's default class."""
 
 
 def paths(values: Values, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -93,6 +94,18 @@ def test_helm_3_refuses_it_as_well(path: str) -> None:
     with pytest.raises(HelmError, match=path.rpartition(".")[2]) as error:
         render(with_null(path), binary=HELM3)
     assert "schema" in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["gpu", "gpu.resource"])
+def test_a_cpu_needs_nothing_of_a_gpu(path: str) -> None:
+    cpu = {"mode": "cpu"}
+    assert render(with_null(path) | cpu) == render(EVERYTHING | cpu)
+
+
+def test_an_ingress_can_be_left_to_the_default_class_and_replicas_to_an_autoscaler() -> None:
+    for values in (with_null("ingress.className"), EVERYTHING | {"ingress": {"enabled": True, "className": ""}}):
+        assert "ingressClassName" not in render(values).one("Ingress")["spec"]
+    assert render(with_null("replicas") | {"pdb": {"enabled": False}}).workload["spec"]["replicas"] is None
 
 
 def test_a_user_can_be_left_to_the_cluster(plain: Manifests) -> None:
