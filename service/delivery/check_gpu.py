@@ -5,9 +5,9 @@ from pathlib import Path
 
 from service.delivery.failures import DeliveryFailed
 from service.delivery.finding import Finding, State, fail, ok, skip, warn
-from service.delivery.fit import BLOCK_TOKENS, GIB, Demand, compute_fit, count_elements, read_shape
+from service.delivery.fit import BLOCK_TOKENS, GIB, Demand, FitOf, fit_of
 from service.delivery.gpu import LEAST_CAPABILITY, Gpu, NoGpu, read_gpu, torch_cuda
-from service.delivery.remedies import FitsHow, remedies
+from service.delivery.remedies import remedies
 from service.delivery.symptoms import failure_of
 from service.settings import Settings
 
@@ -65,28 +65,23 @@ def _memory(gpu: Gpu, settings: Settings, model_dir: Path | None) -> Finding:
     if model_dir is None:
         return skip(NAMES[3], "no model directory")
     try:
-        now = judge_fit(settings, fits_on(gpu, model_dir), gpu.total)
-        alone = judge_fit(settings, fits_on(replace(gpu, free=gpu.total), model_dir), gpu.total)
+        fit = fit_of(model_dir)
     except (DeliveryFailed, OSError) as error:
         return skip(NAMES[3], failure_of(error, f"reading {model_dir}").what)
+    now, alone = (judge_fit(settings, fit, free, gpu.total) for free in (gpu.free, gpu.total))
     if SEVERITY.index(now.state) > SEVERITY.index(alone.state):
         return replace(now, transient=True, remedy="free the GPU: another process holds its memory")
     return now if now.state is State.OK else alone  # what helps an empty GPU helps one that has been freed
 
 
-def fits_on(gpu: Gpu, model_dir: Path) -> FitsHow:
-    """The fit of a directory's model; raises DeliveryFailed, OSError."""
-    shape, elements = read_shape(model_dir), count_elements(model_dir)
-    return lambda demand: compute_fit(shape, elements, demand, gpu.free, gpu.total)
-
-
-def judge_fit(settings: Settings, fits: FitsHow, total: int) -> Finding:
+def judge_fit(settings: Settings, fit_of_model: FitOf, free: int, total: int) -> Finding:
     """A context that was asked for must fit; the default is "at most" and may shrink."""
     demand = Demand.on_gpu(settings, NUMBER_BYTES[settings.dtype])
-    fit = fits(demand)
+    fit = fit_of_model(demand, free, total)
     if fit.tokens < BLOCK_TOKENS:
-        found = f"{fit.summary}: {fit.shortfall / GIB:.1f} GiB short"
-        return fail(NAMES[3], found, remedies(demand, fits, total), "INTERNLM_GPU_MEMORY_FRACTION")
+        found = f"{fit.summary}: {fit.missing / GIB:.1f} GiB short"
+        ways_out = remedies(demand, lambda other: fit_of_model(other, free, total), total)
+        return fail(NAMES[3], found, ways_out, "INTERNLM_GPU_MEMORY_FRACTION")
     if settings.kv_cache_tokens > fit.tokens:
         remedy = f"set INTERNLM_KV_CACHE_TOKENS={fit.tokens} or 0 (all there is room for)"
         found = f"INTERNLM_KV_CACHE_TOKENS={settings.kv_cache_tokens:,}, room for {fit.tokens:,}"

@@ -3,7 +3,7 @@
 From config.json and the safetensors headers alone, so that it is known before 17.6 GB are read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,7 +120,7 @@ class Fit:
     @property
     def is_whole(self) -> bool:
         """Whether it can serve a request of the whole context, or with the cache that was asked for."""
-        return self.tokens >= self.least_tokens and self.missing <= 0
+        return self.missing <= 0
 
     @property
     def missing(self) -> int:
@@ -178,6 +178,16 @@ def compute_fit(shape: ModelShape, elements: int, demand: Demand, free: int, tot
         running=demand.running,
         kv_cache_tokens=demand.kv_cache_tokens,
     )
+
+
+FitOf = Callable[[Demand, int, int], Fit]
+"""The fit of one model: what is demanded of it, on a GPU of so many free and total bytes."""
+
+
+def fit_of(model_dir: Path) -> FitOf:
+    """That of a directory's model, whose headers are read once. Raises DeliveryFailed, OSError."""
+    shape, elements = read_shape(model_dir), count_elements(model_dir)
+    return lambda demand, free, total: compute_fit(shape, elements, demand, free, total)
 
 
 def read_shape(model_dir: Path) -> ModelShape:

@@ -90,8 +90,9 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
 def _weights_ahead(model_dir: Path, config: ModelConfig, device: torch.device) -> AbstractContextManager[None]:
     """Has the weights' files read while kernels compile; a CPU has none to compile. Half of the free main memory holds
     what was read until it is needed. Raises ConfigurationError for weights that do not match the configuration."""
-    files = open_checked(model_dir, config).files
-    return reading_ahead(files, available_memory() // 2) if device.type == "cuda" else nullcontext()
+    if device.type != "cuda":
+        return nullcontext()
+    return reading_ahead(open_checked(model_dir, config).files, available_memory() // 2)
 
 
 def _build_reference(config: EngineConfig, device: torch.device, dtype: torch.dtype, phases: Phases) -> Core:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.delivery.failures import DeliveryFailed
-from service.delivery.fit import Demand, Fit, compute_fit, count_elements, read_shape
+from service.delivery.fit import Demand, Fit, FitOf, fit_of
 from service.delivery.predecessor import once_free
 from service.delivery.remedies import remedies
 from service.engine.base import EngineConfig
@@ -16,8 +16,6 @@ OWN_CONTEXT_BYTES = 512 << 20
 
 Memory = Callable[[], tuple[int, int]]
 """Free and total bytes of the GPU."""
-Judge = Callable[[Demand, int, int], Fit]
-"""The fit of what is demanded on a GPU of so many free and total bytes."""
 
 
 def require_room(
@@ -32,18 +30,18 @@ def require_room(
     Raises ConfigurationError, naming the settings that would fit, when it would not fit an empty GPU; EngineFailed when
     another process holds the memory for too long.
     """
-    demand, judge = Demand.on_gpu(config, number_bytes), _judge(config)
+    demand, fit = Demand.on_gpu(config, number_bytes), _fit_of(Path(config.model_dir))
 
     def look() -> _Sight:
         free, total = memory()
-        return judge(demand, free + OWN_CONTEXT_BYTES, total), judge(demand, total, total), total
+        return fit(demand, free + OWN_CONTEXT_BYTES, total), fit(demand, total, total), total
 
     now, alone, total = once_free(look, _in_the_way, clock, sleep)
     if now.is_enough:
         return now
     if alone.is_enough:
         raise EngineFailed(f"another process holds the GPU's memory: {now.summary}")
-    ways_out = remedies(demand, lambda other: judge(other, total, total), total)
+    ways_out = remedies(demand, lambda other: fit(other, total, total), total)
     raise ConfigurationError(f"the model does not fit the GPU: {alone.summary}; {ways_out}")
 
 
@@ -56,10 +54,8 @@ def _in_the_way(sight: _Sight) -> str:
     return now.summary if alone.is_enough and not now.is_enough else ""
 
 
-def _judge(config: EngineConfig) -> Judge:
-    model_dir = Path(config.model_dir)
+def _fit_of(model_dir: Path) -> FitOf:
     try:
-        shape, elements = read_shape(model_dir), count_elements(model_dir)
+        return fit_of(model_dir)
     except (DeliveryFailed, OSError) as error:
         raise ConfigurationError(f"{model_dir}: {error}") from error
-    return lambda demand, free, total: compute_fit(shape, elements, demand, free, total)

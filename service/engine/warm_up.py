@@ -12,8 +12,8 @@ from service.engine.step import Chunk, Decode, Sequence, StepPlan
 
 HEAVIEST = SamplingParams(temperature=1.0, top_k=0, top_p=0.9)
 """Sampling that sorts the vocabulary, where the sampler sorts at all."""
-USUAL = SamplingParams(temperature=1.0, top_k=40, top_p=0.8)
-"""Sampling that recorded decodes hold, whatever samples."""
+USUAL = SamplingParams()
+"""Sampling of a request that says nothing of it, which recorded decodes hold whatever samples."""
 BLOCK = 1
 """The block that all sequences of a warm-up share: what they compute is of no interest."""
 GRAPH_BYTES = 512 << 20

@@ -22,7 +22,7 @@ from service.delivery.predecessor import PREDECESSOR_SECONDS
 from service.download_settings import DownloadSettings
 from service.errors import ConfigurationError
 from service.settings import Settings
-from tests.delivery.test_fit import ELEMENTS, INTERNLM3_8B
+from tests.delivery.test_fit import internlm3_fit
 from tests.support.download_process import download
 from tests.support.fake_hub import FakeHub
 from tests.support.model_files import SHARDS, make_repository
@@ -177,8 +177,7 @@ def test_it_is_waited_for_as_well_where_even_the_free_gpu_has_no_room_for_the_wh
 ) -> None:
     """A card on which the default context shrinks, with a warning."""
     model_dir = make_repository(tmp_path / "model")
-    monkeypatch.setattr(check_gpu, "read_shape", lambda _: INTERNLM3_8B)
-    monkeypatch.setattr(check_gpu, "count_elements", lambda _: ELEMENTS)
+    monkeypatch.setattr(check_gpu, "fit_of", lambda _: internlm3_fit)
     small = replace(H100, total=22 * GIB, free=22 * GIB)
     states = iter([replace(small, free=2 * GIB), small])
     monkeypatch.setattr(check_gpu, "read_gpu", lambda: next(states))

@@ -7,12 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.delivery.check_gpu import fits_on, judge_fit
+from service.delivery.check_gpu import judge_fit
 from service.delivery.failures import DeliveryFailed
 from service.delivery.finding import State
-from service.delivery.fit import BLOCK_TOKENS, Demand, ModelShape, compute_fit, count_elements, read_shape
+from service.delivery.fit import (
+    BLOCK_TOKENS,
+    Demand,
+    Fit,
+    ModelShape,
+    compute_fit,
+    count_elements,
+    fit_of,
+    read_shape,
+)
 from service.delivery.gpu import Gpu
-from service.delivery.remedies import FitsHow
 from service.delivery.safetensors_header import read_header
 from service.engine.attention import PagedCache
 from service.engine.base import EngineConfig
@@ -31,15 +39,15 @@ def gpu(total_gib: float, free_gib: float | None = None) -> Gpu:
     return Gpu("test", "580.1", (13, 0), (9, 0), int(total_gib * GIB), int(free * GIB))
 
 
-def internlm3_on(device: Gpu) -> FitsHow:
-    return lambda demand: compute_fit(INTERNLM3_8B, ELEMENTS, demand, device.free, device.total)
+def internlm3_fit(demand: Demand, free: int, total: int) -> Fit:
+    return compute_fit(INTERNLM3_8B, ELEMENTS, demand, free, total)
 
 
 def internlm3(total_gib: float, free_gib: float | None = None, **settings: object) -> tuple[State, str, str]:
     """The finding for InternLM3-8B-Instruct on a GPU of that size."""
     asked = Settings(**settings)  # type: ignore[arg-type]
     device = gpu(total_gib, free_gib)
-    finding = judge_fit(asked, internlm3_on(device), device.total)
+    finding = judge_fit(asked, internlm3_fit, device.free, device.total)
     return finding.state, finding.found, finding.remedy
 
 
@@ -123,7 +131,7 @@ def test_shape_and_size_come_from_the_directory(tmp_path: Path) -> None:
     make_repository(tmp_path, (3000, 1000))
     assert count_elements(tmp_path) == 2000
     assert read_shape(tmp_path) == ModelShape(2, 64, 128, 4, 2, 16, 512, 256)
-    fit = fits_on(gpu(8), tmp_path)(Demand.on_gpu(Settings(), 4))
+    fit = fit_of(tmp_path)(Demand.on_gpu(Settings(), 4), 8 * GIB, 8 * GIB)
     assert (fit.weights, fit.context) == (8000, 256)
 
 
