@@ -47,6 +47,25 @@ class ModelConfig:
         return self.num_kv_heads * self.head_dim
 
 
+INTERNLM3_8B = ModelConfig(
+    vocab_size=128_512,
+    hidden_size=4096,
+    intermediate_size=10_240,
+    num_layers=48,
+    num_heads=32,
+    num_kv_heads=2,
+    head_dim=128,
+    max_positions=32_768,
+    rms_norm_eps=1e-5,
+    rope_theta=5e7,
+    qkv_bias=False,
+    o_bias=False,
+    mlp_bias=False,
+    tied_head=False,
+)
+"""What `read_config` reads of InternLM3-8B-Instruct."""
+
+
 def read_config(model_dir: Path) -> ModelConfig:
     """The configuration in `model_dir/config.json`.
 

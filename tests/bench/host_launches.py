@@ -15,17 +15,16 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from triton.runtime.driver import driver
-from triton.runtime.jit import JITFunction
 
 from service.engine.attention import PagedCache
+from service.engine.compile_ahead import unlaunched
 from service.engine.model import Model
 from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
 from service.engine.step import Chunk, Decode, StepPlan
 from service.engine.weights import allocate
 from tests.bench.stall import SETTLING
-from tests.engine.kernels.bind_for import CONFIG, AbsentGpu, compiled_only, serving_ops
+from tests.engine.kernels.bind_for import CONFIG, serving_ops
 from tests.support.plans import CPU, sequence_of
 
 LAYERS = 8
@@ -49,8 +48,6 @@ class NothingToReplay:
 
 def a_runner(capability: int) -> TorchRunner:
     """A few layers of the served head layout on the CPU, with every kernel."""
-    driver.set_active(AbsentGpu(capability))
-    JITFunction.run = compiled_only({})
     torch.nn.functional.linear = lambda x, weight, bias=None: x.new_empty(x.shape[0], weight.shape[0])
     ops = serving_ops(capability)
     assert ops.chunk_attention is not None
@@ -86,14 +83,15 @@ def microseconds(step: Callable[[], object]) -> float:
 @torch.inference_mode()
 def measure(capability: int) -> dict[str, float]:
     """Both ways, in one process."""
-    runner = a_runner(capability)
-    plan = a_step(runner)
-    forward = partial(runner._forward, plan)
-    launched = microseconds(forward)
-    runner.record_segments(NothingToReplay(), CHUNK)  # type: ignore[arg-type]
-    assert runner.segments is not None
-    assert runner.segments.shape(DECODES + 1, CHUNK) is not None
-    recorded = microseconds(forward)
+    with unlaunched(capability):
+        runner = a_runner(capability)
+        plan = a_step(runner)
+        forward = partial(runner._forward, plan)
+        launched = microseconds(forward)
+        runner.record_segments(NothingToReplay(), CHUNK)  # type: ignore[arg-type]
+        assert runner.segments is not None
+        assert runner.segments.shape(DECODES + 1, CHUNK) is not None
+        recorded = microseconds(forward)
     return {
         "launched_us": round(launched, 1),
         "recorded_us": round(recorded, 1),

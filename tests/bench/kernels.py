@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from service.engine.config import ModelConfig
+from service.engine.config import INTERNLM3_8B
 from service.engine.kernels.checks import SAMPLED, ServedShapes, decode_problem, matrices, sampling_slots
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import prove
@@ -25,22 +25,6 @@ from service.engine.kernels.stopwatch import Work, seconds, sets_needed
 from service.engine.kernels.tuning import AttentionTuning, LinearTuning, Tuning, tuning_for
 from tests.bench.timing import read_bandwidth
 
-INTERNLM3_8B = ModelConfig(
-    vocab_size=128_512,
-    hidden_size=4096,
-    intermediate_size=10_240,
-    num_layers=48,
-    num_heads=32,
-    num_kv_heads=2,
-    head_dim=128,
-    max_positions=32_768,
-    rms_norm_eps=1e-5,
-    rope_theta=5e7,
-    qkv_bias=False,
-    o_bias=False,
-    mlp_bias=False,
-    tied_head=False,
-)
 TINY = replace(
     INTERNLM3_8B, vocab_size=400, hidden_size=64, intermediate_size=96, num_heads=4, head_dim=16, max_positions=512
 )

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from service.engine.config import INTERNLM3_8B
 from tests.bench import limits
 from tests.bench.floor import Floor, matrix_numbers, prefill_flop, step_bytes
-from tests.bench.kernels import INTERNLM3_8B
 from tests.bench.limits import Limits
 from tests.bench.scale import FULL
 

@@ -18,6 +18,7 @@ from triton.runtime import KernelInterface
 
 from service.engine.attention import PagedCache
 from service.engine.base import SamplingParams
+from service.engine.config import INTERNLM3_8B
 from service.engine.flash import FLASH_PAGE, FlashDecode, FlashPrefillAttention
 from service.engine.kernels.candidates import candidates
 from service.engine.kernels.ops import Ops
@@ -27,7 +28,6 @@ from service.engine.paths import Paths, PrefillBySize
 from service.engine.runner import TorchRunner
 from service.engine.step import Chunk, Decode, StepPlan
 from service.engine.weights import allocate
-from tests.bench.kernels import INTERNLM3_8B
 from tests.support.plans import CPU, GREEDY, sequence_of
 from tests.support.tape import TapeRecorder
 

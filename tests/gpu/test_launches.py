@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from service.engine.choose_paths import OVERLAP, proved_together
+from service.engine.config import INTERNLM3_8B
 from service.engine.kernels.checks import Candidate, ServedShapes, matrices
 from service.engine.kernels.ops import Ops, Product
 from service.engine.kernels.race import race
 from service.engine.kernels.selfcheck import Proof, prove, prove_candidates
 from service.engine.kernels.tuning import tuning_for
-from tests.bench.kernels import INTERNLM3_8B
 
 
 @pytest.fixture(scope="module")

@@ -149,16 +149,28 @@ def test_the_server_ends_at_sigterm_with_status_0() -> None:
         assert podman("wait", name).strip() == "0"
 
 
-def test_the_gpu_image_builds_what_triton_builds_at_its_first_kernel() -> None:
-    """With its compiler, headers and linker, without rights, and in places that a read-only root leaves writable."""
+def with_triton(*command: str) -> str:
+    """What a command says that ends well in the GPU image, to which this machine lends its Triton."""
     module = importlib.util.find_spec("triton")
     assert module is not None
     assert module.submodule_search_locations is not None
     triton = module.submodule_search_locations[0]
-    options = ["--volume", f"{triton}:/opt/triton/triton:ro", "--env", "PYTHONPATH=/opt/triton"]
-    with container(build("server"), *options, command=("python", "-c", BUILD_DRIVER)) as name:
+    options = ["--volume", f"{triton}:/opt/triton/triton:ro", "--env", "PYTHONPATH=/opt/app:/opt/triton"]
+    with container(build("server"), *options, command=command) as name:
         assert podman("wait", name).strip() == "0", logs(name)
-        assert int(logs(name)) > 0
+        return logs(name)
+
+
+def test_the_gpu_image_builds_what_triton_builds_at_its_first_kernel() -> None:
+    """With its compiler, headers and linker, without rights, and in places that a read-only root leaves writable."""
+    assert int(with_triton("python", "-c", BUILD_DRIVER)) > 0
+
+
+def test_the_gpu_image_compiles_its_kernels_without_a_gpu() -> None:
+    """As its build does, where the index's torch brings Triton along."""
+    said = json.loads(with_triton("python", "-m", "service.engine.compile_ahead", "/tmp/compiled", "90"))
+    assert said["capability"] == 90
+    assert said["kernels"] > 20
 
 
 def test_a_new_version_of_our_code_costs_one_small_layer() -> None:

@@ -18,7 +18,7 @@ Work = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """item_row and item_start [rows + spare], first_item [rows + 1], tiles_per_item [1]; all int32."""
 
 
-@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["lengths"])
+@triton.jit(do_not_specialize=["rows", "spare"], do_not_specialize_on_alignment=["lengths"])
 def plan_kernel(
     lengths: tl.tensor,
     item_row: tl.tensor,
@@ -26,8 +26,8 @@ def plan_kernel(
     first_item: tl.tensor,
     tiles_per_item: tl.tensor,
     rows: int,
+    spare: int,
     OVERLAPS: tl.constexpr,
-    SPARE: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_ITEMS: tl.constexpr,
@@ -37,8 +37,8 @@ def plan_kernel(
     row = tl.program_id(0)
     everyone = tl.arange(0, BLOCK_ROWS)
     tiles = tl.cdiv(tl.load(lengths + everyone, mask=everyone < rows, other=0), TILE)
-    # Rounding up gives each row at most one item more than its share, hence rows + SPARE items always suffice.
-    per_item = tl.maximum(tl.cdiv(tl.sum(tiles, 0), SPARE), 1)
+    # Rounding up gives each row at most one item more than its share, hence rows + spare items always suffice.
+    per_item = tl.maximum(tl.cdiv(tl.sum(tiles, 0), spare), 1)
     counts = tl.where(everyone < rows, tl.maximum(tl.cdiv(tiles, per_item), 1), 0)
     first = tl.sum(tl.where(everyone < row, counts, 0), 0)
     count = tl.sum(tl.where(everyone == row, counts, 0), 0)
@@ -50,7 +50,7 @@ def plan_kernel(
     if row == rows - 1:
         tl.store(first_item + rows, first + count)
         tl.store(tiles_per_item, per_item)
-        unused = (item >= first + count) & (item < rows + SPARE)
+        unused = (item >= first + count) & (item < rows + spare)
         tl.store(item_row + item, item * 0 - 1, mask=unused)
 
 
@@ -78,7 +78,7 @@ def plan_work(
         first_item,
         tiles_per_item,
         rows,
-        SPARE=spare,
+        spare,
         TILE=tile_for(tuning, k_cache),
         BLOCK_ROWS=triton.next_power_of_2(most_rows),
         BLOCK_ITEMS=triton.next_power_of_2(most_rows + spare),

@@ -4,7 +4,6 @@ The measure is the worst row's ||result - reference|| / ||reference||; NaN never
 sequence of the batch has written, so that a stray read shows.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -191,21 +190,27 @@ def check_linear(ops: Ops, shapes: ServedShapes, rows: Sequence[int]) -> None:
 
 
 def check_norm_linear(ops: Ops, shapes: ServedShapes) -> None:
-    """One row of the matrices that a norm precedes: quiet, or with a residual; with biases as in `check_linear`."""
+    """One row of the matrices that a norm precedes: QKV also without a residual, as in the first layer, and quiet; with
+    biases as in `check_linear`."""
+    qkv, _, gate_up, *_ = matrices(shapes.config)
+    for (width, depth, gated), has_residual in ((qkv, False), (qkv, True), (gate_up, True)):
+        weight = shapes.random(width, depth, spread=depth**-0.5)
+        for bias in _biases(shapes, width):
+            _check_norm_linear(ops, shapes, weight, bias, gated=gated, has_residual=has_residual)
+
+
+def _check_norm_linear(
+    ops: Ops, shapes: ServedShapes, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool, has_residual: bool
+) -> None:
     hidden = shapes.config.hidden_size
     norm_weight = shapes.random(hidden) + 1
-    for width, depth, gated in matrices(shapes.config):
-        if depth != hidden:
-            continue
-        weight = shapes.random(width, depth, spread=depth**-0.5)
-        residuals = (None, shapes.random(2, hidden)[1:])
-        for residual, bias in itertools.product(residuals, _biases(shapes, width)):
-            x = shapes.random(1, hidden, spread=QUIET if residual is None else 1.0)
-            result, total = ops.norm_linear(x, residual, norm_weight, EPS, weight, bias, gated)
-            wide = None if residual is None else residual.float()
-            normed, expected_total = torch_ops.add_rms_norm(x.float(), wide, norm_weight.float(), EPS)
-            require_close("norm_linear", result, _linear(normed, weight, bias, gated), shapes.dtype)
-            require_close("norm_linear's residual", total, expected_total, shapes.dtype)
+    residual = shapes.random(2, hidden)[1:] if has_residual else None
+    x = shapes.random(1, hidden, spread=1.0 if has_residual else QUIET)
+    result, total = ops.norm_linear(x, residual, norm_weight, EPS, weight, bias, gated)
+    wide = None if residual is None else residual.float()
+    normed, expected_total = torch_ops.add_rms_norm(x.float(), wide, norm_weight.float(), EPS)
+    require_close("norm_linear", result, _linear(normed, weight, bias, gated), shapes.dtype)
+    require_close("norm_linear's residual", total, expected_total, shapes.dtype)
 
 
 def _biases(shapes: ServedShapes, width: int) -> list[torch.Tensor | None]:

@@ -12,7 +12,7 @@ from service.engine.slots import Slots
 BLOCK = 128
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "table_stride"])
 def locate_kernel(
     slots: tl.tensor,
     slot_tokens: tl.tensor,

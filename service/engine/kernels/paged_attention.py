@@ -49,7 +49,7 @@ def queries_of(row, first_query, query_count, QUERIES: tl.constexpr):  # type: i
     return tl.load(first_query + row).to(tl.int64), tl.load(query_count + row).to(tl.int64)
 
 
-@triton.jit(do_not_specialize_on_alignment=PER_ROW)
+@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=PER_ROW)
 def attend_kernel(
     q: tl.tensor,
     k_cache: tl.tensor,

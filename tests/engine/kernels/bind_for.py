@@ -11,14 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
-from triton.runtime.jit import JITFunction
 
 from service.engine.attention import ChunkSpan, PagedCache
+from service.engine.compile_ahead import kernels_of, unlaunched
+from service.engine.config import INTERNLM3_8B
 from service.engine.kernels import torch_ops
 from service.engine.kernels.batch import DecodeInputs
-from service.engine.kernels.candidates import candidates
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.tuning import tuning_for
 from service.engine.model import Model
@@ -26,7 +24,6 @@ from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
 from service.engine.sampling import Method
 from service.engine.weights import allocate
-from tests.bench.kernels import INTERNLM3_8B
 
 CONFIG = replace(
     INTERNLM3_8B, num_layers=1, hidden_size=256, intermediate_size=512, num_heads=16, head_dim=64, vocab_size=4096
@@ -38,38 +35,9 @@ MAX_RUNNING = (max(BATCHES), 83)
 CPU = torch.device("cpu")
 
 
-class AbsentGpu:
-    """What Triton asks a driver before it compiles."""
-
-    def __init__(self, capability: int) -> None:
-        self._target = GPUTarget("cuda", capability, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return self._target
-
-
-def compiled_only(compiled: dict[tuple[str, str], None]) -> Any:
-    """`JITFunction.run` without the launch, which notes what it compiled."""
-    run = JITFunction.run
-
-    def bind(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
-        compiled[self.__name__, kernel.hash] = None
-        return kernel
-
-    return bind
-
-
 def serving_ops(capability: int) -> Ops:
     """Every kernel; the places and tokens it would find are torch's or made up, since nothing is computed."""
-    tuning = tuning_for((capability // 10, capability % 10))
-    ops = Ops(**{name: kernel for c in candidates(tuning, 132) for name, kernel in c.fields.items()})
+    ops = kernels_of(tuning_for(divmod(capability, 10)), 132)
     draw, find = ops.sample, ops.locate
 
     def sample(logits: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -79,7 +47,7 @@ def serving_ops(capability: int) -> Ops:
         find(*arguments)
         return torch_ops.locate(*arguments)
 
-    return replace(ops, sample=sample, locate=locate, few_rows=tuple(sorted(tuning.few_rows)))
+    return replace(ops, sample=sample, locate=locate)
 
 
 def attend_to_chunk(ops: Ops, cache: PagedCache, tokens: int) -> None:
@@ -95,14 +63,11 @@ def attend_to_chunk(ops: Ops, cache: PagedCache, tokens: int) -> None:
 
 def main(capability: int) -> None:
     dtype = torch.bfloat16 if capability >= 80 else torch.float16
-    compiled: dict[tuple[str, str], None] = {}
-    driver.set_active(AbsentGpu(capability))
-    JITFunction.run = compiled_only(compiled)
     ops = serving_ops(capability)
     model = Model(CONFIG, allocate(CONFIG, CPU, dtype), 1024, ops)
     cache = PagedCache(CONFIG, 8, 64, CPU, dtype)
     paths = Paths(ops, plans_decode=True, buckets=BATCHES)
-    with torch.inference_mode():
+    with torch.inference_mode(), unlaunched(capability) as compiled:
         for most in MAX_RUNNING:
             runner = TorchRunner(model, cache, most, 1024, paths)
             for batch in BATCHES:

@@ -1,0 +1,69 @@
+"""The self-check of a GPU that is not there: its kernels are bound and compiled, not launched, and no result is judged.
+
+`python -m tests.engine.kernels.prove_for 90 FOLDER` prints the variants of kernels that are checked before serving,
+those that then serve, and what had to be compiled for both although FOLDER holds what was compiled ahead.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from triton import knobs
+
+from service.engine.compile_ahead import LAYERS, Compiled, compile_kernels, kernels_of, unlaunched
+from service.engine.config import INTERNLM3_8B
+from service.engine.kernels import shipped
+from service.engine.kernels.candidates import candidates
+from service.engine.kernels.checks import Disagreement, ServedShapes
+from service.engine.kernels.ops import Ops
+from service.engine.kernels.tuning import tuning_for
+
+MULTIPROCESSORS = 132
+SHAPES = ServedShapes(replace(INTERNLM3_8B, num_layers=LAYERS), 64, torch.bfloat16, torch.device("cpu"))
+
+
+@contextmanager
+def unjudged() -> Iterator[None]:
+    """Whatever a kernel that was not launched left in its result is as good as another."""
+    with (
+        patch("service.engine.kernels.checks.require_close"),
+        patch("service.engine.kernels.prefill_check.require_close"),
+    ):
+        yield
+
+
+@torch.inference_mode()
+def proved(capability: int) -> Compiled:
+    """What the self-check launches."""
+    tuning = tuning_for(divmod(capability, 10))
+    plain = replace(Ops(), few_rows=kernels_of(tuning, MULTIPROCESSORS).few_rows)
+    with unlaunched(capability) as compiled, unjudged():
+        for candidate in candidates(tuning, MULTIPROCESSORS):
+            with suppress(Disagreement):
+                candidate.check(replace(plain, **candidate.fields), SHAPES)
+    return compiled
+
+
+def main() -> None:
+    capability, shipped.FOLDER = int(sys.argv[1]), Path(sys.argv[2])
+    shipped.use_shipped_kernels()
+    found: dict[str, list[str]] = {"compiled": []}
+
+    def note(*, src: Any, cache_hit: bool, **_: object) -> None:
+        if not cache_hit:
+            found["compiled"].append(f"{src.name} {src.constants}")
+
+    knobs.compilation.listener = note
+    for name, kernels in (("proved", proved(capability)), ("served", compile_kernels(INTERNLM3_8B, capability))):
+        found[name] = sorted(f"{kernel} {key}" for kernel, key in kernels)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
