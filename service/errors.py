@@ -101,3 +101,8 @@ class ConfigurationError(ServiceError):
     """A setting cannot work."""
 
     code = "configuration_error"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says; its type where it says nothing. CUDA adds further lines, which are for a debugger."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

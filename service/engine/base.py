@@ -111,7 +111,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the engine process is told at its start; the fields mean what `Settings` says of them."""
+    """Everything the engine is built from; fields named as in `Settings` mean what that says of them."""
 
     kind: str
     model_dir: str
@@ -129,7 +129,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     step_timeout: float = 60.0
     log_level: str = "info"
     log_format: str = "json"
-    trial_file: str = ""  # see kernels.trials; empty: nothing is noted
+    trial_file: str = ""  # in the run directory, set by the engine process; see kernels.trials. Empty: nothing is noted
 
 
 class EngineState(StrEnum):

@@ -11,6 +11,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from service.engine.attention import PrefillAttention, PrefillFactory
 from service.engine.cuda_graphs import CudaRecorder
+from service.engine.device_errors import is_out_of_memory
 from service.engine.flash import FLASH_PAGE, FlashDecode, FlashPrefillAttention, Varlen, flash_kernel
 from service.engine.graphs import buckets_for
 from service.engine.kernels import checks
@@ -19,7 +20,6 @@ from service.engine.kernels.ops import Ops
 from service.engine.kernels.prefill_check import check_prefill
 from service.engine.kernels.race import race
 from service.engine.kernels.selfcheck import Proof, prove, prove_candidates
-from service.engine.memory_errors import is_out_of_memory
 from service.engine.overlap_check import check_overlap
 from service.engine.paths import Paths, PrefillBySize
 

@@ -22,6 +22,7 @@ from service.engine.kv_cache import BlockPool
 from service.engine.pace import PrefillPace
 from service.engine.scheduler import Scheduler
 from service.engine.step import OutOfMemory, Pending, Runner, Sequence, StepPlan
+from service.errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class NativeCore:
         self._gpu_memory = gpu_memory
         self._scheduler = Scheduler(limits, pool, pace)
         self._in_flight: deque[_InFlight] = deque()
-        self._lost: list[Sequence] = []  # whose slots hold anything, since a step of theirs was lost
+        self._lost: list[Sequence] = []  # a step of theirs was lost: their slots' contents are undefined
         self._finished = 0.0  # when the last step's tokens came
 
     @property
@@ -115,9 +116,7 @@ class NativeCore:
             if self.idle:
                 self._scheduler.check_idle()
         except Exception as error:
-            # What CUDA adds in further lines is advice for the debugger.
-            reason = (str(error).strip().splitlines() or [""])[0]
-            message = f"the engine broke in a step: {type(error).__name__}: {reason}"
+            message = f"the engine broke in a step: {type(error).__name__}: {first_line(error)}"
             raise StepFailed(message, events + self.fail(message)) from error
         return events
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from service.engine.device_errors import require_usable
 from service.engine.graphs import Recording
-from service.errors import EngineFailed
 
 
 class CudaRecorder:
@@ -55,18 +55,14 @@ class CudaRecorder:
         return replay
 
     def _leave_broken_pool(self) -> None:
-        """Of a capture that fails at its end the allocator does not hear: to it that one goes on, and none may begin in
-        its pool (torch 2.11 and 2.13, CUDAGraph::capture_end)."""
+        """When a capture fails at its end, the allocator still takes it to be running, and refuses any new one in its
+        pool (torch 2.11 and 2.13, CUDAGraph::capture_end): so it is ended by hand, and a new pool taken."""
         try:
             torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
-        except RuntimeError:  # it heard: the capture failed before its end
+        except RuntimeError:  # the allocator knows: the capture failed before its end
             return
         self._pool = torch.cuda.graph_pool_handle()
 
     def require_usable(self) -> None:
         """Raise EngineFailed when the CUDA context is poisoned."""
-        try:
-            torch.cuda.synchronize(self._device)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise EngineFailed(f"a failed CUDA graph left {self._device} unusable: {reason}") from error
+        require_usable(self._device, "a failed CUDA graph")

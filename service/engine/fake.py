@@ -7,7 +7,6 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.engine.admission import CompletionRate, Limits, queue_full, refusal
@@ -22,7 +21,6 @@ from service.engine.base import (
     StepFailed,
     Token,
 )
-from service.engine.local import LocalEngine
 
 VOCABULARY = 128_512
 """InternLM3's."""
@@ -189,7 +187,8 @@ class FakeCore:
         return events
 
     def _blocks(self, request: GenerationRequest) -> int:
-        return math.ceil((len(request.prompt_ids) + request.max_new_tokens) / self._block_size)
+        # The last token's KV is never written.
+        return math.ceil((len(request.prompt_ids) + request.max_new_tokens - 1) / self._block_size)
 
 
 @dataclass(slots=True)
@@ -199,28 +198,3 @@ class _Counts:
     steps: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
-
-
-class FakeEngine(LocalEngine):
-    """A FakeCore in this process, as an Engine."""
-
-    def __init__(self, config: EngineConfig | None = None, script: FakeScript = FakeScript()) -> None:
-        self._config_used = config or EngineConfig(kind="fake", model_dir="")
-        self._script = script
-        self._core: FakeCore | None = None
-        super().__init__(self._build, step_timeout=self._config_used.step_timeout)
-
-    def release(self) -> None:
-        """End a hang the script asked for."""
-        if self._core is not None:
-            self._core.release()
-
-    async def stop(self) -> None:
-        """As LocalEngine, but a scripted hang ends too."""
-        self.release()
-        await super().stop()
-
-    def _build(self, progress: Callable[[str], None]) -> FakeCore:
-        progress("pretending to load")
-        self._core = FakeCore(self._config_used, self._script)
-        return self._core

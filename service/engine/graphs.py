@@ -8,12 +8,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from service.engine.sampling import Method
 from service.engine.slots import Slots
+from service.errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 less than its share, since a decode is bound by reading the weights."""
 RECORDING_SECONDS = 15.0
 """No further graph is begun after this long: a start-up is bounded, and larger buckets serve for those left out."""
+REASON_LENGTH = 160
 
 Decode = Callable[[torch.Tensor], torch.Tensor]
 """From slots [B] to their next tokens [B], all on the device; the slots advance."""
@@ -66,6 +68,31 @@ def recording_order(buckets: Sequence[int]) -> list[int]:
     return [ascending[-1], *ascending[:-1]]
 
 
+Kind = TypeVar("Kind")
+
+
+def record_each(
+    kinds: Sequence[Kind],
+    record: Callable[[Kind], None],
+    recorder: Recorder,
+    deadline: float,
+    clock: Callable[[], float],
+) -> tuple[dict[Kind, str], list[Kind]]:
+    """Record one after the other, none after `deadline`; which failed, with the reason, and which were left out."""
+    pending, failed = list(kinds), {}
+    while pending and clock() < deadline:
+        kind = pending.pop(0)
+        try:
+            record(kind)
+        except Exception as error:  # drivers, compilers and libraries raise what they like
+            logger.warning("serving without a recording of %s", kind, exc_info=True)
+            failed[kind] = first_line(error)[:REASON_LENGTH]
+            recorder.require_usable()
+    if pending:
+        logger.warning("no time is left to record %s", pending)
+    return failed, pending
+
+
 class DecodeGraphs:
     """Recorded decode steps over `slots`. Padding rows decode the spare slot, whose KV goes to the scratch block.
 
@@ -94,11 +121,17 @@ class DecodeGraphs:
     ) -> None:
         """Record `decode` for each bucket. A failure costs that bucket its graph and is named in `degraded`."""
         started = clock()
-        pending = recording_order(buckets)
-        while pending and clock() - started < RECORDING_SECONDS:
-            self._record(recorder, decode, pending.pop(0))
-        if pending:
-            self._note(f"cuda_graphs: {RECORDING_SECONDS:.0f} s were over before the batch sizes {sorted(pending)}")
+
+        def record_one(bucket: int) -> None:
+            inputs = self._input[:bucket].fill_(self._slots.spare)
+            self._recordings[bucket] = recorder.record(lambda: decode(inputs))
+
+        failed, left = record_each(recording_order(buckets), record_one, recorder, started + RECORDING_SECONDS, clock)
+        self.degraded += [f"cuda_graphs: batch size {bucket}: {reason}" for bucket, reason in failed.items()]
+        if left:
+            self.degraded.append(
+                f"cuda_graphs: {RECORDING_SECONDS:.0f} s were over before the batch sizes {sorted(left)}"
+            )
         self.seconds = clock() - started
         logger.info("recorded decodes of the batch sizes %s in %.1f s", self.buckets, self.seconds)
 
@@ -114,17 +147,3 @@ class DecodeGraphs:
         recording = self._recordings[bucket]
         recording.replay()
         return recording.output[: len(numbers)]
-
-    def _record(self, recorder: Recorder, decode: Decode, bucket: int) -> None:
-        inputs = self._input[:bucket].fill_(self._slots.spare)
-        try:
-            self._recordings[bucket] = recorder.record(lambda: decode(inputs))
-        except Exception as error:  # drivers, compilers and libraries raise what they like
-            logger.warning("a decode of %d rows could not be recorded", bucket, exc_info=True)
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self._note(f"cuda_graphs: batch size {bucket}: {reason}"[:200])
-            recorder.require_usable()
-
-    def _note(self, reason: str) -> None:
-        logger.warning("serving without a CUDA graph: %s", reason)
-        self.degraded.append(reason)

@@ -14,8 +14,8 @@ GROWTH = 1.1
 SMOOTHING = 0.2
 """Weight of the newest decode in the running mean of their times."""
 CROWD, CROWD_SHARE = 4, 8
-"""So many requests without a first token are a crowd, if they are one for so many that run: to wait costs them more
-than longer steps cost the running ones."""
+"""Waiting requests are a crowd from CROWD on, if there is one for every CROWD_SHARE running ones: waiting then costs
+them more than longer steps cost the running ones."""
 CROWD_TOKENS = 1024
 """Prompt tokens beside decodes for a crowd: three times a decode's time on an H100, half a full step's."""
 LONG_PROMPT = 4096
@@ -109,7 +109,7 @@ class PrefillPace:
     def _adapt(self, prompt_tokens: int, added: float, allowed: float) -> None:
         ratio = allowed / added if added > 0 else GROWTH
         fitting = int(prompt_tokens * min(ratio, GROWTH)) + (ratio > 1)
-        # A step below its share says nothing against it; a crowd's, of short prompts, nothing for more than at first.
+        # A small step that fits does not lower the share; a crowd's step raises it to TOKENS_AT_FIRST at most.
         if ratio < 1 or fitting > self._tokens:
             grown = min(int(self._tokens * GROWTH) + 1, TOKENS_AT_FIRST, self._most)
             most = self._most if prompt_tokens <= self._tokens else max(self._tokens, grown)

@@ -27,8 +27,8 @@ WORTH_OF_WIDE = 3
 
 @dataclass(frozen=True, slots=True)
 class PrefillBySize:
-    """`narrow`, whose rows have a few queries, where contexts are long and `wide`, in programs of many queries for each
-    of `heads`, would keep a part of the GPU busy or compute padding for the most part. Else `wide`."""
+    """Uses `narrow`, whose tiles take few queries, for long contexts when `wide`, whose tiles take many queries of one
+    of `heads`, would leave multiprocessors idle or compute mostly padding; otherwise `wide`."""
 
     wide: PrefillFactory
     narrow: PrefillFactory

@@ -2,7 +2,7 @@
 
 import torch
 
-from service.engine.memory_errors import is_out_of_memory
+from service.engine.device_errors import is_out_of_memory
 from service.engine.step import OutOfMemory
 
 

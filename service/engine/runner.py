@@ -6,9 +6,9 @@ from typing import TypeVar
 import torch
 
 from service.engine.attention import Attention, ChunkSpan, MixedAttention, PagedCache
+from service.engine.device_errors import is_out_of_memory
 from service.engine.graphs import RECORDING_SECONDS, DecodeGraphs, Recorder
 from service.engine.kernels import torch_ops
-from service.engine.memory_errors import is_out_of_memory
 from service.engine.model import Model
 from service.engine.paths import Paths
 from service.engine.pending import PendingTokens

@@ -109,9 +109,9 @@ class Scheduler:
         """The next step; empty when there is nothing to compute.
 
         First one decode for every running sequence, then prefill in order of arrival with what is left of
-        `step_tokens`, or less beside decodes when a pace is kept. Prefill gets a block's worth of tokens in any case,
-        so that decodes alone can't starve it. Short prompts pass long ones whose share of the step is used up. Must be
-        followed by `launched` or `withdraw`.
+        `step_tokens`, or less beside decodes when a pace is kept. Prefill gets a few tokens in any case, at most a
+        block's worth, so that decodes can't starve it. Short prompts pass long ones whose share of the step is used up.
+        Must be followed by `launched` or `withdraw`.
         """
         decodes, prefilling = self._plan_decodes()
         budget = self._prompt_budget(len(decodes), prefilling)
@@ -147,8 +147,9 @@ class Scheduler:
             decode.sequence.scheduled = decode.position
 
     def shrink(self, plan: StepPlan) -> None:
-        """The step did not fit the device's memory: the next ones compute half of its prompts' tokens at most, and some
-        more with each that fits. Else whoever waits would come into the failed request's place, and fail next."""
+        """The step did not fit the device's memory: the next ones compute half of its prompts' tokens, but no less than
+        a block's worth, and some more with each that fits. Else whoever waits would come into the failed request's
+        place, and fail next."""
         tokens = sum(chunk.end - chunk.start for chunk in plan.chunks)
         if tokens:
             self._most_prompt_tokens = min(self._most_prompt_tokens, max(tokens // 2, 1))
@@ -156,8 +157,8 @@ class Scheduler:
     def lose(self, plans: list[StepPlan]) -> list[Sequence]:
         """Launched steps, all that are in flight, came to nothing: their work is still to do.
 
-        Returns the running sequences, whose slots hold anything. Whoever lost a part of its prompt computes it from
-        the start: what it found in the prefix cache may have been another's part of the lost steps.
+        Returns the running sequences; the contents of their slots are undefined. Whoever lost a part of its prompt
+        computes it from the start: what it found in the prefix cache may have been another's part of the lost steps.
         """
         for plan in reversed(plans):
             self.withdraw(plan)
@@ -233,8 +234,9 @@ class Scheduler:
     def _admit(self, now: float, budget: PromptBudget | None = None) -> Iterator[Sequence]:
         """Admit waiting requests in order, one at each turn of the iterator, as long as slots and blocks last.
 
-        Late admission pays: the later a prompt is looked up, the more of it may have been published by then. So whoever
-        would have nothing of a `budget` waits on, and others may pass; not where blocks are what is lacking.
+        Late admission pays: the later a prompt is looked up, the more of it may have been published by then. So a
+        request for which the `budget` has no tokens stays queued, and later ones may pass it. If blocks are short,
+        nobody may.
         """
         for sequence in list(self._waiting) if self._free_slots and not self._head_blocked else ():
             if budget and not budget.of(sequence.prompt_length):

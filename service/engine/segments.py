@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from service.engine.attention import Attention, PagedCache
-from service.engine.graphs import Recorder
+from service.engine.graphs import Recorder, record_each
 from service.engine.model import Model
 from service.engine.segment_bodies import SegmentBodies, StepBuffers, StepShape
 from service.engine.slots import Slots
@@ -61,11 +61,14 @@ class Segments:
         """Record `shapes`, the largest first, whose memory serves all others; none is begun after so many seconds. A
         failure costs that shape its recordings and is named in `degraded`."""
         started = clock()
-        pending = sorted(shapes, reverse=True)
-        while pending and clock() - started < seconds:
-            self._record(recorder, pending.pop(0))
-        if pending:
-            self._note(f"segments: {seconds:.0f} s were over before {len(pending)} of {len(shapes)} shapes of steps")
+
+        def record_one(shape: StepShape) -> None:
+            self._replays[shape] = self._recorded(recorder, shape)
+
+        failed, left = record_each(sorted(shapes, reverse=True), record_one, recorder, started + seconds, clock)
+        self.degraded += [f"segments: {shape.rows} rows: {reason}" for shape, reason in failed.items()]
+        if left:
+            self.degraded.append(f"segments: no time was left for {len(left)} of {len(shapes)} shapes of steps")
         logger.info("recorded %d shapes of steps with prompts in %.1f s", len(self._replays), clock() - started)
 
     def shape(self, decodes: int, prompt_rows: int) -> StepShape | None:
@@ -91,15 +94,6 @@ class Segments:
             replay()
         return buffers.hidden[: shape.rows]
 
-    def _record(self, recorder: Recorder, shape: StepShape) -> None:
-        try:
-            self._replays[shape] = self._recorded(recorder, shape)
-        except Exception as error:  # drivers, compilers and libraries raise what they like
-            logger.warning("steps of %s could not be recorded", shape, exc_info=True)
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self._note(f"segments: {shape.rows} rows: {reason}"[:200])
-            recorder.require_usable()
-
     def _recorded(self, recorder: Recorder, shape: StepShape) -> list[Callable[[], None]]:
         bodies = SegmentBodies(self._model, self._cache, self._slots, self._buffers, shape)
         recorder.rehearse(bodies.run)
@@ -108,7 +102,3 @@ class Segments:
             replays.append(recorder.capture(partial(bodies.advance, layer)))
             bodies.release(layer)
         return replays
-
-    def _note(self, reason: str) -> None:
-        logger.warning("serving without recorded segments: %s", reason)
-        self.degraded.append(reason)

@@ -38,10 +38,6 @@ class Sequence:
         self.prompt_length = len(self.request.prompt_ids)
         self.positions = self.prompt_length + self.request.max_new_tokens - 1
 
-    @property
-    def is_prefilling(self) -> bool:
-        return self.scheduled < self.prompt_length
-
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -109,7 +105,7 @@ class Runner(Protocol):
 
         Comes right before the step with the sequence's first chunk, while earlier steps may be in flight: they may
         still use the slot for its previous owner, so what is written on the device must be ordered behind them. Comes
-        again, with the tokens in `output`, after a step was lost: the slot then holds anything.
+        again, with the tokens in `output`, after a step was lost: the slot's contents are undefined then.
 
         Raises OutOfMemory when there was no room; to be called again then.
         """

@@ -1,7 +1,7 @@
 """The largest steps a runner can get, computed once before serving: kernels compile, and memory shows its peak."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -23,11 +23,14 @@ DECODES_TIMED = 5
 """The fastest of so many counts: the first ones may still be slow."""
 
 
-def warm_up(runner: TorchRunner, step_tokens: int, max_context: int) -> None:
-    """A full batch of decodes, and beside one a full chunk at the end of the longest prompt. The runner needs two
-    blocks, and its slots hold anything after it."""
+def largest_steps(runner: TorchRunner, step_tokens: int, max_context: int) -> Iterator[None]:
+    """A full batch of decodes; then a full chunk at the end of the longest prompt, beside decodes. Computed one after
+    the other as they are asked for. The runner needs two blocks; the contents of its slots are undefined
+    afterwards."""
     _decode_all(runner)
+    yield
     _prefill_beside_decodes(runner, step_tokens, max_context)
+    yield
 
 
 def measure_step_bytes(
@@ -38,17 +41,10 @@ def measure_step_bytes(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_reserved(device)
-    peaks = _peaks(device, make(), step_tokens, max_context)
+    steps = largest_steps(make(), step_tokens, max_context)
+    peaks = [torch.cuda.max_memory_reserved(device) for _ in steps]
     torch.cuda.empty_cache()
     return sum(peak - before for peak in peaks) + GRAPH_BYTES
-
-
-def _peaks(device: torch.device, runner: TorchRunner, step_tokens: int, max_context: int) -> tuple[int, int]:
-    """Most bytes reserved after the largest decode, and after the largest step."""
-    _decode_all(runner)
-    of_decodes = torch.cuda.max_memory_reserved(device)
-    _prefill_beside_decodes(runner, step_tokens, max_context)
-    return of_decodes, torch.cuda.max_memory_reserved(device)
 
 
 def _decode_all(runner: TorchRunner) -> None:
@@ -64,7 +60,8 @@ def _prefill_beside_decodes(runner: TorchRunner, step_tokens: int, max_context: 
 
 
 def time_decodes(runner: TorchRunner) -> DecodeTimes:
-    """How long decodes of one sequence and of a full batch take. The runner's slots hold anything after it."""
+    """How long decodes of one sequence and of a full batch take. The contents of the runner's slots are undefined
+    afterwards."""
     most = runner.max_running
     return DecodeTimes(_time_decode(runner, 1), _time_decode(runner, most), most)
 

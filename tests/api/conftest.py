@@ -11,10 +11,11 @@ import httpx
 import pytest
 
 from service.engine.base import EngineConfig
-from service.engine.fake import FakeEngine, FakeScript
+from service.engine.fake import FakeScript
 from service.metrics import Metrics
 from service.server import build
 from service.settings import Settings
+from tests.support.local_engine import FakeEngine
 from tests.support.server import RunningServer, client, run_server, until_ready
 from tests.support.tokenizers import write_byte_level_dir
 

@@ -16,7 +16,7 @@ from service.engine.phases import Phases
 from service.engine.runner import TorchRunner
 from service.engine.segments import shapes_for
 from service.engine.step import OutOfMemory
-from service.engine.warm_up import warm_up
+from service.engine.warm_up import largest_steps
 from service.errors import ConfigurationError
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.plans import CPU, generate, load_native, sequence_of
@@ -49,7 +49,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
     def measure(device: torch.device, make: Any, step_tokens: int, max_context: int) -> int:
         runner = make()
-        warm_up(runner, step_tokens, max_context)
+        list(largest_steps(runner, step_tokens, max_context))
         seen.append((runner.num_blocks, max_context))
         return 1 << 20
 

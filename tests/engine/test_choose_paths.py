@@ -244,7 +244,7 @@ def test_a_race_that_ends_the_process_is_not_run_again(tmp_path: Path, monkeypat
     race_by(monkeypatch, race)
     shapes = replace(SHAPES, trials=Trials(tmp_path / "trial"))
     with monkeypatch.context() as poisoned:
-        poisoned.setattr(selfcheck, "_require_usable", unusable)
+        poisoned.setattr(selfcheck, "require_usable", unusable)
         with pytest.raises(EngineFailed):
             subject._proved_and_raced(shapes)
     proof = proved_together(shapes, subject._proved_and_raced, judge("never asked", []))

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from service.engine.base import Engine, EngineConfig, EngineState, EngineStats, Event, FinishReason, SamplingParams
 from service.engine.client import EngineClient
-from service.engine.fake import FakeEngine, FakeScript
+from service.engine.fake import FakeScript
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.engines import (
     a_request,
@@ -25,6 +25,7 @@ from tests.support.engines import (
     tokens_of,
     until,
 )
+from tests.support.local_engine import FakeEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

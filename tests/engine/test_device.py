@@ -8,7 +8,7 @@ import torch
 
 from service.engine import device
 from service.engine.device import GpuGauge, choose_dtype, upload
-from service.engine.memory_errors import is_out_of_memory
+from service.engine.device_errors import is_out_of_memory
 
 UUID = "11112222-3333-4444-5555-666677778888"
 

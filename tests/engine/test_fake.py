@@ -5,9 +5,10 @@ import asyncio
 import pytest
 
 from service.engine.base import EngineState, Event, Finish, FinishReason, StepFailed, Token
-from service.engine.fake import FakeCore, FakeEngine, FakeScript, echo
+from service.engine.fake import FakeCore, FakeScript, echo
 from service.errors import EngineFailed
 from tests.support.engines import a_request, events_of, fake_config, finish_of, leave_after, reason_of, tokens_of, until
+from tests.support.local_engine import FakeEngine
 
 
 def run_to_end(core: FakeCore) -> list[Event]:

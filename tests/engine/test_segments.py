@@ -196,7 +196,8 @@ def test_a_long_complaint_is_cut(model: Model) -> None:
 
     runner = recorded(model, Wordy(), [StepShape(8, 2)])
     assert runner.segments is not None
-    assert [len(reason) for reason in runner.segments.degraded] == [200]
+    [reason] = runner.segments.degraded
+    assert 150 < len(reason) <= 200
 
 
 @pytest.mark.parametrize(
@@ -251,7 +252,7 @@ def test_recording_ends_in_time_and_says_what_is_missing(model: Model) -> None:
     with torch.inference_mode():
         segments.record(ReplayingRecorder(), SHAPES, 7.0, clock)
     assert segments.shapes == [StepShape(24, 2), StepShape(48, 4)], "the largest came first"
-    assert segments.degraded == ["segments: 7 s were over before 3 of 5 shapes of steps"]
+    assert segments.degraded == ["segments: no time was left for 3 of 5 shapes of steps"]
 
 
 def test_a_residual_is_held_until_the_next_segment_was_recorded_and_no_longer(model: Model) -> None:

@@ -14,7 +14,7 @@ from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
 from service.engine.sampling import Method
 from service.engine.step import StepPlan
-from service.engine.warm_up import GRAPH_BYTES, measure_step_bytes, time_decodes, warm_up
+from service.engine.warm_up import GRAPH_BYTES, largest_steps, measure_step_bytes, time_decodes
 from service.errors import ConfigurationError
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.plans import generate, load_native, runner_of, sequence_of
@@ -44,13 +44,17 @@ class Watched(TorchRunner):
         return super().launch(plan)
 
 
+def compute_all(runner: TorchRunner, step_tokens: int, max_context: int) -> None:
+    assert len(list(largest_steps(runner, step_tokens, max_context))) == 2
+
+
 @pytest.mark.parametrize("paths", [None, PLANNED])
 def test_it_computes_a_full_batch_and_a_full_chunk_at_the_end_of_the_longest_prompt(
     model: Model, paths: Paths | None
 ) -> None:
     runner = runner_of(model, num_blocks=2, max_running=4, paths=paths)
     runner.__class__, runner.plans = Watched, []  # type: ignore[assignment, attr-defined]
-    warm_up(runner, 64, 200)
+    compute_all(runner, 64, 200)
     alone, mixed = runner.plans  # type: ignore[attr-defined]
     assert (len(alone.decodes), len(alone.chunks)) == (4, 0)
     assert [(c.start, c.end, c.completes) for c in mixed.chunks] == [(135, 199, True)]
@@ -61,7 +65,7 @@ def test_it_computes_a_full_batch_and_a_full_chunk_at_the_end_of_the_longest_pro
 def test_the_smallest_engine_and_the_largest_chunk_are_warmed_up_too(
     model: Model, max_running: int, step_tokens: int
 ) -> None:
-    warm_up(runner_of(model, num_blocks=2, max_running=max_running), step_tokens, 200)
+    compute_all(runner_of(model, num_blocks=2, max_running=max_running), step_tokens, 200)
 
 
 def test_a_request_after_it_gets_its_own_tokens(model: Model) -> None:
@@ -69,7 +73,7 @@ def test_a_request_after_it_gets_its_own_tokens(model: Model) -> None:
         return generate(runner, sequence_of(list(range(30)), slot=1, blocks=[2, 3, 4, 5, 6], new=8), 8)
 
     warmed = runner_of(model)
-    warm_up(warmed, 64, 200)
+    compute_all(warmed, 64, 200)
     assert answer(warmed) == answer(runner_of(model))
 
 

@@ -8,10 +8,10 @@ from service.chat.generation import Chat, Generation, Limits
 from service.chat.loading import load_tokenizer
 from service.chat.templates import ChatTemplate, Message
 from service.engine.base import SamplingParams
-from service.engine.fake import FakeEngine
 from service.errors import ContextTooLong, DeadlineExceeded, ServiceError
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
+from tests.support.local_engine import FakeEngine
 from tests.support.tokenizers import write_byte_level_dir
 
 LONG = "the quick brown fox 你好世界 " * 10_000

@@ -66,7 +66,7 @@ def plan_work(
     rows, device = lengths.shape[0], lengths.device
     # There is a program for each item and KV head.
     spare = max(1, tuning.programs_per_multiprocessor * multiprocessors // k_cache.shape[2])
-    # Cut out of one tensor, their alignment, and with it the compiled kernel, would hang on the batch.
+    # Separate tensors: slices of one would be aligned differently for each batch size, and Triton would recompile.
     item_row, item_start = (torch.empty(rows + spare, dtype=torch.int32, device=device) for _ in range(2))
     first_item = torch.empty(rows + 1, dtype=torch.int32, device=device)
     tiles_per_item = torch.empty(1, dtype=torch.int32, device=device)

@@ -1,4 +1,4 @@
-"""The operations of a decode step as one replaceable set: torch everywhere, a Triton kernel where one proved itself.
+"""The operations of a step as one replaceable set: torch everywhere, a Triton kernel where one proved itself.
 
 Shapes: T rows (tokens) of width `hidden`; a KV cache of one layer is two tensors
 [num_blocks, block_size, kv_heads, head_dim]; block 0 belongs to nobody and takes the writes of padding rows.
@@ -116,7 +116,7 @@ class Sample(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """What a model computes a decode step with. The last ones are None where no kernel beats the plain way."""
+    """What a model computes a step with. The last ones are None where no kernel beats the plain way."""
 
     add_rms_norm: AddRmsNorm = torch_ops.add_rms_norm
     rotate_and_cache: RotateAndCache = torch_ops.rotate_and_cache

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from service.engine.device_errors import require_usable
 from service.engine.kernels.checks import Candidate, Disagreement, ServedShapes
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.tuning import tuning_for
-from service.errors import EngineFailed
+from service.errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -87,24 +88,13 @@ def _tried(candidate: Candidate, shapes: ServedShapes, plain: Ops) -> str:
     # Compilers, drivers and launchers raise what they like; whatever it is, torch can do without this kernel.
     except Exception as error:
         reason = _degraded(candidate.name, error)
-        _require_usable(shapes.device, candidate.name)
+        require_usable(shapes.device, f"the kernel {candidate.name}")
         return reason
     return ""
 
 
 def _degraded(name: str, error: Exception) -> str:
     kind = "" if isinstance(error, Disagreement) else f"{type(error).__name__}: "
-    lines = str(error).strip().splitlines() or [""]
-    reason = f"{name}: {kind}{lines[0]}"[:REASON_LENGTH]
+    reason = f"{name}: {kind}{first_line(error)}"[:REASON_LENGTH]
     logger.warning("serving without a kernel: %s", reason, exc_info=not isinstance(error, Disagreement))
     return reason
-
-
-def _require_usable(device: torch.device, name: str) -> None:
-    """An illegal access poisons the process's CUDA context for good."""
-    if device.type != "cuda":
-        return
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError as error:
-        raise EngineFailed(f"the kernel {name} left {device} unusable: {str(error).splitlines()[0]}") from error

@@ -1,4 +1,4 @@
-"""The operations of a decode step in plain torch: right on every device, and what each kernel must agree with.
+"""The operations of a step in plain torch: right on every device, and what each kernel must agree with.
 
 Casts follow transformers' Llama. Nothing here reads a value back to the host, so a CUDA graph may hold all of it.
 """

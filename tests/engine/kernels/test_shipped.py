@@ -2,8 +2,10 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,14 +17,22 @@ from service.engine.kernels import shipped  # noqa: E402
 from service.engine.kernels.shipped import ShippedCache, use_shipped_kernels  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def knobs() -> Iterator[Any]:
+    """Triton's settings as its environment makes them, whatever was set before; they go back to that afterwards."""
+    with triton.knobs.cache.scope(), triton.knobs.compilation.scope():
+        triton.knobs.cache.reset()
+        triton.knobs.compilation.listener = None
+        yield triton.knobs
+
+
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """Of what was shipped, with one kernel under the key K; and Triton's own, empty."""
-    with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = str(tmp_path / "built")
-        built = FileCacheManager("K")
-        group = {"k.cubin": built.put(b"machine code", "k.cubin"), "k.json": built.put("{}", "k.json", binary=False)}
-        built.put_group("k.json", group)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "built"))
+    built = FileCacheManager("K")
+    group = {"k.cubin": built.put(b"machine code", "k.cubin"), "k.json": built.put("{}", "k.json", binary=False)}
+    built.put_group("k.json", group)
     # Where the image is built is not where it is served from.
     shipped_folder, own = (tmp_path / "built").rename(tmp_path / "shipped"), tmp_path / "own"
     monkeypatch.setattr(shipped, "FOLDER", shipped_folder)
@@ -63,24 +73,24 @@ def test_without_shipped_kernels_tritons_cache_is_as_ever(
     assert ShippedCache("K").get_group("k.json") is None
 
 
-def test_a_cache_that_somebody_chose_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    with triton.knobs.cache.scope(), triton.knobs.compilation.scope():
-        use_shipped_kernels()
-        assert triton.knobs.cache.manager_class is ShippedCache
+def test_triton_asks_for_shipped_kernels_first(knobs: Any) -> None:
+    use_shipped_kernels()
+    assert knobs.cache.manager_class is ShippedCache
+
+
+def test_a_cache_that_somebody_chose_stays(knobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_MANAGER", "triton.runtime.cache:FileCacheManager")
-    with triton.knobs.cache.scope(), triton.knobs.compilation.scope():
-        use_shipped_kernels()
-        assert triton.knobs.cache.manager_class is FileCacheManager
+    use_shipped_kernels()
+    assert knobs.cache.manager_class is FileCacheManager
 
 
-def test_what_has_to_be_compiled_is_told_and_what_is_found_is_not(caplog: pytest.LogCaptureFixture) -> None:
-    with triton.knobs.cache.scope(), triton.knobs.compilation.scope(), caplog.at_level(logging.INFO):
-        use_shipped_kernels()
-        listener = triton.knobs.compilation.listener
-        for name, hit in (("found", True), ("compiled", False)):
+def test_what_has_to_be_compiled_is_told_and_what_is_found_is_not(knobs: Any, caplog: pytest.LogCaptureFixture) -> None:
+    use_shipped_kernels()
+    with caplog.at_level(logging.INFO):
+        for name, hit in (("norm_kernel", True), ("draw_kernel", False)):
             kernel, times = SimpleNamespace(name=name), SimpleNamespace(total=2_500_000)
-            listener(src=kernel, metadata={}, metadata_group={}, times=times, cache_hit=hit)
-    assert [record.message for record in caplog.records] == ["compiled compiled in 2.5 s"]
+            knobs.compilation.listener(src=kernel, metadata={}, metadata_group={}, times=times, cache_hit=hit)
+    assert [record.message for record in caplog.records] == ["compiled draw_kernel in 2.5 s"]
 
 
 def test_groups_are_written_as_this_version_of_triton_writes_them(folders: tuple[Path, Path]) -> None:

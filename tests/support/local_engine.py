@@ -1,4 +1,4 @@
-"""An Engine in this process: any Core, stepped on a thread of its own. Nothing to spawn, nothing to adopt."""
+"""Engines in the process of a test: any Core, stepped on a thread of its own. Nothing to spawn, nothing to adopt."""
 
 import asyncio
 import logging
@@ -9,6 +9,7 @@ from functools import partial
 
 from service.engine.base import (
     Core,
+    EngineConfig,
     EngineInfo,
     EngineState,
     EngineStats,
@@ -17,6 +18,7 @@ from service.engine.base import (
     Finish,
     GenerationRequest,
 )
+from service.engine.fake import FakeCore, FakeScript
 from service.engine.loop import StepLoop
 from service.engine.streams import Streams, refusal
 from service.errors import EngineFailed
@@ -137,3 +139,28 @@ class LocalEngine:
         while True:
             await asyncio.sleep(EXPIRY_INTERVAL)
             self._streams.expire(time.monotonic())
+
+
+class FakeEngine(LocalEngine):
+    """A FakeCore in this process, as an Engine."""
+
+    def __init__(self, config: EngineConfig | None = None, script: FakeScript | None = None) -> None:
+        self._config_used = config or EngineConfig(kind="fake", model_dir="")
+        self._script = script or FakeScript()
+        self._core: FakeCore | None = None
+        super().__init__(self._build, step_timeout=self._config_used.step_timeout)
+
+    def release(self) -> None:
+        """End a hang the script asked for."""
+        if self._core is not None:
+            self._core.release()
+
+    async def stop(self) -> None:
+        """As LocalEngine, but a scripted hang ends too."""
+        self.release()
+        await super().stop()
+
+    def _build(self, progress: Callable[[str], None]) -> FakeCore:
+        progress("pretending to load")
+        self._core = FakeCore(self._config_used, self._script)
+        return self._core

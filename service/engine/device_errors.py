@@ -1,0 +1,23 @@
+"""What an error of the device means, and what is said of it."""
+
+import torch
+
+from service.errors import EngineFailed, first_line
+
+SIGNS_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
+"""How libraries beside torch's allocator say it; a CUDA graph's launch, for one, allocates in the driver."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True of an error after which the device is sound and the same work may fit later."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS_OF_MEMORY)
+
+
+def require_usable(device: torch.device, culprit: str) -> None:
+    """Raises EngineFailed when `culprit` poisoned the process's CUDA context, as an illegal access does for good."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        raise EngineFailed(f"{culprit} left {device} unusable: {first_line(error)}") from error
