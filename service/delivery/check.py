@@ -4,8 +4,6 @@ The server runs the cheap half of it before it reads a byte of weights.
 """
 
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +16,6 @@ from service.delivery.check_hub import check_hub
 from service.delivery.check_model import check_disk, check_files, check_manifest
 from service.delivery.finding import Finding, State, skip
 from service.delivery.manifest import Manifest
-from service.delivery.predecessor import once_free
 from service.download_settings import DownloadSettings
 from service.environment import load_download_settings, load_settings
 from service.errors import ConfigurationError
@@ -56,27 +53,17 @@ def check_all(settings: Settings, download: DownloadSettings) -> list[Finding]:
     ]
 
 
-def before_loading(
-    settings: Settings,
-    model_dir: Path,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Manifest | None:
+def before_loading(settings: Settings, model_dir: Path) -> Manifest | None:
     """What can be known before the weights are read; returns the directory's manifest, if it has one.
 
-    Takes well under a second, unless a predecessor still holds the GPU's memory: that is waited for, within bounds.
-    Raises ConfigurationError with the first failure and the setting that would mend it.
+    Waits for nothing: what others hold of the GPU is for the engine to see, if one has to be started. It may be an
+    engine that is only to be found again. Raises ConfigurationError with the first failure and what would mend it.
     """
-    gpu = once_free(lambda: check_gpu(settings, model_dir), _in_the_way, clock, sleep)
-    for finding in (check_files(model_dir), *gpu):
-        if finding.state is State.FAIL:
+    for finding in (check_files(model_dir), *check_gpu(settings, model_dir)):
+        if finding.state is State.FAIL and not finding.transient:
             sentence = f"{finding.name}: {finding.found}; {finding.remedy}"
             raise ConfigurationError(sentence, field=finding.setting)
     return manifests.read(model_dir)
-
-
-def _in_the_way(findings: list[Finding]) -> str:
-    return next((finding.found for finding in findings if finding.transient), "")
 
 
 def table_of(findings: list[Finding]) -> Table:

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """How a check ended. Only FAIL keeps the server from starting."""
+    """How a check ended. Only a FAIL that will last keeps the server from starting."""
 
     OK = "ok"
     WARN = "warn"
@@ -17,7 +17,8 @@ class State(StrEnum):
 class Finding:
     """What was checked, how it ended, what was found, and the setting or action that helps.
 
-    `transient`: another process is in the way, and all would be well without it.
+    `transient`: another process is in the way just now, and all would be well without it. It may end, or be the very
+    engine that is to be used, so this keeps no server from starting.
     """
 
     name: str

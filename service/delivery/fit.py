@@ -123,6 +123,11 @@ class Fit:
         return self.missing <= 0
 
     @property
+    def grade(self) -> tuple[bool, bool]:
+        """How good it is, to compare two of one model: enough is better than nothing, whole better than enough."""
+        return self.is_enough, self.is_whole
+
+    @property
     def missing(self) -> int:
         """Bytes that are missing to be whole; negative where there is room to spare."""
         return max(self.wanted_tokens, self.least_tokens) * self.kv_per_token - self.room

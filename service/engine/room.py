@@ -6,9 +6,9 @@ from pathlib import Path
 
 from service.delivery.failures import DeliveryFailed
 from service.delivery.fit import Demand, Fit, FitOf, fit_of
-from service.delivery.predecessor import once_free
 from service.delivery.remedies import remedies
 from service.engine.base import EngineConfig
+from service.engine.predecessor import once_free
 from service.errors import ConfigurationError, EngineFailed
 
 OWN_CONTEXT_BYTES = 512 << 20
@@ -25,7 +25,7 @@ def require_room(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Fit:
-    """The fit of the model on the GPU, once there is room for it.
+    """The fit of the model on the GPU, once no other process's memory makes it worse.
 
     Raises ConfigurationError, naming the settings that would fit, when it would not fit an empty GPU; EngineFailed when
     another process holds the memory for too long.
@@ -51,7 +51,7 @@ _Sight = tuple[Fit, Fit, int]
 
 def _in_the_way(sight: _Sight) -> str:
     now, alone, _ = sight
-    return now.summary if alone.is_enough and not now.is_enough else ""
+    return now.summary if now.grade < alone.grade else ""
 
 
 def _fit_of(model_dir: Path) -> FitOf:

@@ -1,14 +1,13 @@
 """The doctor: on this machine as a process, and with a GPU as NVIDIA's library describes one."""
 
-import logging
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -18,14 +17,14 @@ from service.delivery.check import before_loading, check_all
 from service.delivery.check_hub import check_hub
 from service.delivery.finding import Finding, State
 from service.delivery.gpu import Gpu, NoGpu, read_gpu
-from service.delivery.predecessor import PREDECESSOR_SECONDS
+from service.delivery.local import find_model
 from service.download_settings import DownloadSettings
 from service.errors import ConfigurationError
 from service.settings import Settings
-from tests.delivery.test_fit import internlm3_fit
 from tests.support.download_process import download
 from tests.support.fake_hub import FakeHub
 from tests.support.model_files import SHARDS, make_repository
+from tests.support.nvml import Nvml
 
 GIB = 1 << 30
 H100 = Gpu("NVIDIA H100 80GB HBM3", "580.65.06", (13, 0), (9, 0), 80 * GIB, 79 * GIB)
@@ -125,7 +124,7 @@ def test_a_gpu_that_fits_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ({"cuda": (12, 4)}, {}, "CUDA", "CUDA 13"),
         ({"capability": (7, 0)}, {}, "compute capability", "Turing"),
         ({"capability": (7, 5)}, {"dtype": "bfloat16"}, "compute capability", "INTERNLM_DTYPE=float16"),
-        ({"free": GIB // 2}, {}, "GPU memory", "free the GPU: another process holds its memory"),
+        ({"total": GIB, "free": GIB // 2}, {}, "GPU memory", "use a GPU of 2 GiB"),
     ],
 )
 def test_what_a_gpu_lacks_is_named_with_what_helps(
@@ -142,55 +141,21 @@ def test_what_a_gpu_lacks_is_named_with_what_helps(
     assert finding.state is State.FAIL
     assert setting in finding.remedy
     asked = Settings(model_dir=model_dir, **settings)  # type: ignore[arg-type]
-    later = iter(range(100))
     with pytest.raises(ConfigurationError, match=setting):
-        before_loading(asked, model_dir, clock=lambda: 60.0 * next(later), sleep=lambda _: None)
+        before_loading(asked, model_dir)
 
 
-def test_memory_of_a_predecessor_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model_dir = make_repository(tmp_path / "model")
-    occupied = replace(H100, free=GIB // 2)
-    states = iter([occupied, occupied, H100])
-    monkeypatch.setattr(check_gpu, "read_gpu", lambda: next(states))
-    slept: list[float] = []
-    before_loading(Settings(model_dir=model_dir), model_dir, sleep=slept.append)
-    assert len(slept) == 2
-
-
-def test_memory_that_is_never_given_back_is_not_waited_for_for_ever(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with_gpu(monkeypatch, replace(H100, free=GIB // 2))
-    model_dir, now = make_repository(tmp_path / "model"), [0.0]
-
-    def sleep(seconds: float) -> None:
-        now[0] += seconds
-
-    with caplog.at_level(logging.INFO), pytest.raises(ConfigurationError, match="GPU memory"):
-        before_loading(Settings(model_dir=model_dir), model_dir, clock=lambda: now[0], sleep=sleep)
-    assert now[0] == PREDECESSOR_SECONDS
-    assert caplog.text.count("another process still holds memory") == 12
-
-
-def test_it_is_waited_for_as_well_where_even_the_free_gpu_has_no_room_for_the_whole_context(
+def test_memory_that_another_process_holds_is_told_and_left_to_the_engine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A card on which the default context shrinks, with a warning."""
+    """It may be the engine of this very server, which a new web worker is about to find again."""
+    with_gpu(monkeypatch, replace(H100, free=8 * GIB))
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waited in vain"))
     model_dir = make_repository(tmp_path / "model")
-    monkeypatch.setattr(check_gpu, "fit_of", lambda _: internlm3_fit)
-    small = replace(H100, total=22 * GIB, free=22 * GIB)
-    states = iter([replace(small, free=2 * GIB), small])
-    monkeypatch.setattr(check_gpu, "read_gpu", lambda: next(states))
-    slept: list[float] = []
-    before_loading(Settings(model_dir=model_dir), model_dir, sleep=slept.append)
-    assert len(slept) == 1
-
-
-def test_a_gpu_that_is_too_small_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with_gpu(monkeypatch, replace(H100, total=GIB, free=GIB // 2))
-    model_dir = make_repository(tmp_path / "model")
-    with pytest.raises(ConfigurationError, match="GPU memory"):
-        before_loading(Settings(model_dir=model_dir), model_dir, sleep=lambda _: pytest.fail("waited in vain"))
+    told = findings(model_dir)["GPU memory"]
+    assert (told.state, told.transient) == (State.FAIL, True)
+    assert told.remedy == "free the GPU: another process holds its memory"
+    assert find_model(Settings(model_dir=model_dir), lambda *_: None).directory == model_dir
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -225,51 +190,6 @@ def test_a_directory_without_a_manifest_may_be_loaded_if_it_is_consistent(tmp_pa
     (model_dir / SHARDS[0]).unlink()
     with pytest.raises(ConfigurationError, match=SHARDS[0]):
         before_loading(settings, model_dir)
-
-
-class Nvml:
-    """NVIDIA's management library as its Python bindings offer it."""
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, failing: str = "") -> None:
-        self.failing = failing
-        self.asked: object = None
-
-    def _maybe_fail(self, name: str) -> None:
-        if self.failing == name:
-            raise self.NVMLError(f"{name} failed")
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        self._maybe_fail("nvmlInit")
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        pass
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> object:  # noqa: N802
-        self._maybe_fail("nvmlDeviceGetHandleByIndex")
-        self.asked = index
-        return object()
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: bytes) -> object:  # noqa: N802
-        self.asked = uuid
-        return object()
-
-    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802
-        return 12080
-
-    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
-        return "570.1"
-
-    def nvmlDeviceGetName(self, _: object) -> str:  # noqa: N802
-        return "NVIDIA L4"
-
-    def nvmlDeviceGetCudaComputeCapability(self, _: object) -> tuple[int, int]:  # noqa: N802
-        return 8, 9
-
-    def nvmlDeviceGetMemoryInfo(self, _: object) -> object:  # noqa: N802
-        return SimpleNamespace(total=24 * GIB, free=23 * GIB)
 
 
 @pytest.mark.parametrize(

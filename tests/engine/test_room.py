@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.delivery.predecessor import POLL_SECONDS, PREDECESSOR_SECONDS
 from service.engine.base import EngineConfig
+from service.engine.predecessor import POLL_SECONDS, PREDECESSOR_SECONDS
 from service.engine.room import OWN_CONTEXT_BYTES, require_room
 from service.errors import ConfigurationError, EngineFailed
 from tests.support.checkpoints import Shape, write_checkpoint
@@ -50,6 +50,25 @@ def test_a_model_that_fits_is_let_in_at_once(config: EngineConfig) -> None:
 def test_a_predecessors_memory_is_waited_for(config: EngineConfig) -> None:
     _, clock = room(config, [0, 0, 0, 7 * GIB])
     assert clock.now == 3 * POLL_SECONDS
+
+
+def almost_whole(config: EngineConfig) -> int:
+    """Free bytes with one too few for a request of the whole context."""
+    spare = -room(config, [7 * GIB])[0].missing
+    return int(7 * GIB - spare - 1)
+
+
+def test_it_is_waited_for_where_only_the_whole_context_has_no_room_beside_it(config: EngineConfig) -> None:
+    fit, clock = room(config, [almost_whole(config), 7 * GIB])
+    assert clock.now == POLL_SECONDS
+    assert fit.is_whole
+
+
+def test_one_that_stays_is_lived_with_where_a_shorter_context_has_room(config: EngineConfig) -> None:
+    fit, clock = room(config, iter(lambda: almost_whole(config), 1))
+    assert clock.now == PREDECESSOR_SECONDS
+    assert fit.is_enough
+    assert not fit.is_whole
 
 
 def test_a_predecessor_that_never_goes_is_named_after_a_minute(config: EngineConfig) -> None:

@@ -1,14 +1,26 @@
 """Death and renewal of each process, by real signals, with the real model loaded."""
 
 import json
+import os
 import signal
 import threading
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
+from tests.support.nvml import GIB
 from tests.system.conftest import GUNICORN, SERVE, Launch, Server
+
+ROOT = Path(__file__).parents[2]
+
+FAKE_PYNVML = """
+import sys
+from pathlib import Path
+from tests.support.nvml import Nvml
+sys.modules[__name__] = Nvml(free=int(Path({free!r}).read_text()))
+"""
 
 
 class Stream(threading.Thread):
@@ -38,6 +50,12 @@ class Stream(threading.Thread):
         return dict(json.loads(self.lines[-2].removeprefix("data: ")))
 
 
+def kill_web_worker(server: Server) -> None:
+    (worker,) = [child for child in server.children() if "service.engine.worker" not in child.cmdline()]
+    worker.kill()
+    server.wait(lambda: worker.pid not in {child.pid for child in server.children()})
+
+
 @pytest.mark.parametrize("command", [GUNICORN, SERVE], ids=["gunicorn", "serve"])
 def test_sigterm_lets_the_running_answer_finish(launch: Launch, command: list[str]) -> None:
     server = launch(command)
@@ -59,12 +77,27 @@ def test_a_dead_web_worker_comes_back_without_loading_the_model_again(launch: La
     server = launch(GUNICORN)
     server.until_ready()
     engine = server.engine().pid
-    (worker,) = [child for child in server.children() if "service.engine.worker" not in child.cmdline()]
-    worker.kill()
-    server.wait(lambda: worker.pid not in {child.pid for child in server.children()})
+    kill_web_worker(server)
     server.until_ready()
     assert server.engine().pid == engine
     assert server.ask("Hi", max_new_tokens=4).status_code == 200
+
+
+def test_the_memory_of_a_living_engine_keeps_no_new_web_worker_waiting(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a GPU of which the engine holds nearly all, as far as the driver tells; the engine itself is on the CPU."""
+    free = tmp_path / "free"
+    free.write_text(str(23 * GIB))
+    (tmp_path / "pynvml.py").write_text(FAKE_PYNVML.format(free=str(free)))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    server = launch(GUNICORN)
+    server.until_ready()
+    engine = server.engine().pid
+    free.write_text(str(2 * GIB))
+    kill_web_worker(server)
+    server.until_ready()
+    assert server.engine().pid == engine
 
 
 def test_a_dead_engine_ends_its_answers_with_a_reason_and_comes_back(launch: Launch) -> None:
