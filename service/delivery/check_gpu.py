@@ -5,13 +5,12 @@ from pathlib import Path
 
 from service.delivery.failures import DeliveryFailed
 from service.delivery.finding import Finding, State, fail, ok, skip, warn
-from service.delivery.fit import BLOCK_TOKENS, GIB, Demand, FitOf, fit_of
+from service.delivery.fit import GIB, Demand, Fit, FitOf, fit_of
 from service.delivery.gpu import LEAST_CAPABILITY, Gpu, NoGpu, read_gpu, torch_cuda
 from service.delivery.remedies import remedies
 from service.delivery.symptoms import failure_of
 from service.settings import Settings
 
-SEVERITY = (State.OK, State.WARN, State.FAIL)
 NAMES = ("NVIDIA driver", "CUDA", "compute capability", "GPU memory")
 NUMBER_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -68,30 +67,36 @@ def _memory(gpu: Gpu, settings: Settings, model_dir: Path | None) -> Finding:
         fit = fit_of(model_dir)
     except (DeliveryFailed, OSError) as error:
         return skip(NAMES[3], failure_of(error, f"reading {model_dir}").what)
-    now, alone = (judge_fit(settings, fit, free, gpu.total) for free in (gpu.free, gpu.total))
-    if SEVERITY.index(now.state) > SEVERITY.index(alone.state):
-        return replace(now, transient=True, remedy="free the GPU: another process holds its memory")
-    return now if now.state is State.OK else alone  # what helps an empty GPU helps one that has been freed
+    return judge_fit(settings, fit, gpu.free, gpu.total)
 
 
 def judge_fit(settings: Settings, fit_of_model: FitOf, free: int, total: int) -> Finding:
-    """A context that was asked for must fit; the default is "at most" and may shrink."""
+    """What the engine will make of the model on a GPU of which so many bytes are free.
+
+    A context that was asked for must fit; the default is "at most" and may shrink, as may any to the cache that was
+    asked for, or to what other processes leave.
+    """
     demand = Demand.on_gpu(settings, NUMBER_BYTES[settings.dtype])
-    fit = fit_of_model(demand, free, total)
-    if fit.tokens < BLOCK_TOKENS:
-        found = f"{fit.summary}: {fit.missing / GIB:.1f} GiB short"
-        ways_out = remedies(demand, lambda other: fit_of_model(other, free, total), total)
-        return fail(NAMES[3], found, ways_out, "INTERNLM_GPU_MEMORY_FRACTION")
-    if settings.kv_cache_tokens > fit.tokens:
-        remedy = f"set INTERNLM_KV_CACHE_TOKENS={fit.tokens} or 0 (all there is room for)"
-        found = f"INTERNLM_KV_CACHE_TOKENS={settings.kv_cache_tokens:,}, room for {fit.tokens:,}"
-        return fail(NAMES[3], found, remedy, "INTERNLM_KV_CACHE_TOKENS")
-    if fit.shortfall:
-        remedy = f"set INTERNLM_MAX_CONTEXT={fit.tokens}"
-        asked = "max_context" in settings.model_fields_set
-        state = State.FAIL if asked else State.WARN
-        return Finding(NAMES[3], state, f"{fit.summary}: does not fit", remedy, "INTERNLM_MAX_CONTEXT")
-    return ok(NAMES[3], f"{fit.summary}; {fit.capacity}")
+    now, alone = (fit_of_model(demand, bytes_, total) for bytes_ in (free, total))
+    if not alone.is_enough:
+        found = f"{alone.summary}: {alone.missing / GIB:.1f} GiB short"
+        ways_out = remedies(demand, lambda other: fit_of_model(other, total, total), total)
+        setting = "INTERNLM_KV_CACHE_TOKENS" if settings.kv_cache_tokens else "INTERNLM_GPU_MEMORY_FRACTION"
+        return fail(NAMES[3], found, ways_out, setting)
+    if not alone.is_whole and "max_context" in settings.model_fields_set:
+        return replace(_shrunk(alone, f"set INTERNLM_MAX_CONTEXT={alone.tokens}"), state=State.FAIL)
+    if now.grade < alone.grade:
+        remedy = "free the GPU: another process holds its memory"
+        held = _shrunk(now, remedy) if now.is_enough else fail(NAMES[3], f"{now.summary}: too little is free", remedy)
+        return replace(held, transient=True)
+    if not now.is_whole:
+        return _shrunk(now, f"set INTERNLM_MAX_CONTEXT={now.tokens}")
+    return ok(NAMES[3], f"{now.summary}; {now.capacity}")
+
+
+def _shrunk(fit: Fit, remedy: str) -> Finding:
+    found = f"{fit.summary}: room for {fit.longest:,} tokens"
+    return Finding(NAMES[3], State.WARN, found, remedy, "INTERNLM_MAX_CONTEXT")
 
 
 def _yes(value: bool) -> str:

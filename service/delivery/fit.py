@@ -108,9 +108,38 @@ class Fit:
     kv_cache_tokens: int = 0  # that were asked for
 
     @property
+    def wanted_tokens(self) -> int:
+        """Tokens of the cache that was asked for, or of one request."""
+        return self.kv_cache_tokens or self.context
+
+    @property
     def least_tokens(self) -> int:
         """Tokens the KV cache must hold: those that were asked for, in whole blocks, or a single block."""
-        return max(1, -(-self.kv_cache_tokens // BLOCK_TOKENS)) * BLOCK_TOKENS
+        return _whole_blocks(self.kv_cache_tokens or BLOCK_TOKENS)
+
+    @property
+    def room(self) -> int:
+        return self.usable - self.weights - self.working
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the KV cache has room for."""
+        return max(0, self.room) // self.kv_per_token // BLOCK_TOKENS * BLOCK_TOKENS
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens the KV cache will hold: all there is room for, unless some number was asked for."""
+        return self.least_tokens if self.kv_cache_tokens else self.tokens
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request: those of the context, which shrinks to what the cache will hold."""
+        return min(self.context, self.cache_tokens)
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are missing to be whole; negative where there is room to spare."""
+        return _whole_blocks(self.wanted_tokens) * self.kv_per_token - self.room
 
     @property
     def is_enough(self) -> bool:
@@ -128,30 +157,6 @@ class Fit:
         return self.is_enough, self.is_whole
 
     @property
-    def missing(self) -> int:
-        """Bytes that are missing to be whole; negative where there is room to spare."""
-        return max(self.wanted_tokens, self.least_tokens) * self.kv_per_token - self.room
-
-    @property
-    def wanted_tokens(self) -> int:
-        """Tokens of the cache that was asked for, or of one request."""
-        return self.kv_cache_tokens or self.context
-
-    @property
-    def room(self) -> int:
-        return self.usable - self.weights - self.working
-
-    @property
-    def tokens(self) -> int:
-        """Tokens the KV cache can hold."""
-        return max(0, self.room) // self.kv_per_token // BLOCK_TOKENS * BLOCK_TOKENS
-
-    @property
-    def shortfall(self) -> int:
-        """Bytes that are missing for one request of the whole context; 0 if it fits."""
-        return max(0, self.context * self.kv_per_token - self.room)
-
-    @property
     def summary(self) -> str:
         """`16.4 GiB weights + 2.9 GiB working memory + 1.5 GiB KV (one request of 32,768 tokens) of 21.6 GiB`."""
         kv = _gib(self.wanted_tokens * self.kv_per_token)
@@ -163,11 +168,12 @@ class Fit:
 
     @property
     def capacity(self) -> str:
-        """How the cache divides among requests."""
-        return (
-            f"KV cache of {self.tokens:,} tokens: {self.tokens // self.context:,} requests of {self.context:,} tokens, "
-            f"or {self.running:,} of {self.tokens // self.running:,}"
-        )
+        """`KV cache of 1,148,672 tokens: 35 requests of 32,768 tokens at once, or 256 of 4,480`, in whole blocks."""
+        blocks, blocks_of_longest = self.cache_tokens // BLOCK_TOKENS, _whole_blocks(self.longest) // BLOCK_TOKENS
+        few, many = (min(self.running, count) for count in (blocks // blocks_of_longest, blocks))
+        longest = f"{few:,} request{'s' * (few != 1)} of {self.longest:,} tokens at once"
+        shorter = f", or {many:,} of {blocks // many * BLOCK_TOKENS:,}" if many > few else ""
+        return f"KV cache of {self.cache_tokens:,} tokens: {longest}{shorter}"
 
 
 def compute_fit(shape: ModelShape, elements: int, demand: Demand, free: int, total: int) -> Fit:
@@ -225,6 +231,10 @@ def _positive(config: Mapping[str, Any], name: str, default: int | None = None) 
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise DeliveryFailed(Cause.INTEGRITY, f"config.json has {name}={value!r}")
     return value
+
+
+def _whole_blocks(tokens: int) -> int:
+    return -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
 
 
 def _gib(count: int) -> str:

@@ -1,5 +1,6 @@
 """Whether the model fits the GPU, known before its weights are read; a predecessor's memory is waited for."""
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from service.delivery.remedies import remedies
 from service.engine.base import EngineConfig
 from service.engine.predecessor import once_free
 from service.errors import ConfigurationError, EngineFailed
+
+logger = logging.getLogger(__name__)
 
 OWN_CONTEXT_BYTES = 512 << 20
 """What this process's CUDA context holds already; the fit counts it as still to come."""
@@ -38,6 +41,8 @@ def require_room(
 
     now, alone, total = once_free(look, _in_the_way, clock, sleep)
     if now.is_enough:
+        if not now.is_whole:
+            logger.warning("requests may have %s tokens at most: %s", now.longest, now.summary)
         return now
     if alone.is_enough:
         raise EngineFailed(f"another process holds the GPU's memory: {now.summary}")

@@ -1,6 +1,7 @@
 """The memory arithmetic against known figures, and what the doctor makes of it."""
 
 import json
+import re
 from dataclasses import astuple
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from service.delivery.gpu import Gpu
 from service.delivery.safetensors_header import read_header
 from service.engine.attention import PagedCache
 from service.engine.base import EngineConfig
-from service.engine.capacity import shape_of
+from service.engine.capacity import plan_capacity, shape_of
 from service.engine.config import read_config
 from service.settings import Settings
 from tests.support.model_files import SHARDS, make_repository
@@ -77,7 +78,9 @@ def test_a_gpu_smaller_than_the_weights_is_refused_with_the_shortfall() -> None:
 
 
 def test_memory_that_another_process_holds_counts() -> None:
-    assert internlm3(80, free_gib=12)[0] is State.FAIL
+    remedy = "free the GPU: another process holds its memory"
+    assert internlm3(80, free_gib=12)[::2] == (State.FAIL, remedy)
+    assert internlm3(80, free_gib=8.01 + 20.5)[::2] == (State.WARN, remedy), "the context shrinks to what is left"
 
 
 def test_a_context_that_was_asked_for_must_fit_and_the_setting_that_fits_is_named() -> None:
@@ -94,15 +97,56 @@ def test_a_cache_that_was_asked_for_comes_before_a_context_that_may_shrink() -> 
     assert remedy.startswith("set INTERNLM_KV_CACHE_TOKENS=")
 
 
-def test_the_default_context_shrinks_with_a_warning() -> None:
-    assert internlm3(22.4)[0] is State.WARN
+def test_the_default_context_shrinks_with_a_warning_that_says_to_what() -> None:
+    state, found, remedy = internlm3(22.4)
+    assert state is State.WARN
+    assert f"room for {int(remedy.removeprefix('set INTERNLM_MAX_CONTEXT=')):,} tokens" in found
+
+
+@pytest.mark.parametrize("gib", [22.8, 80])
+@pytest.mark.parametrize("context", [{}, {"max_context": 32768}])
+def test_a_cache_that_was_asked_for_is_all_there_will_be_and_the_context_shrinks_to_it(
+    gib: float, context: dict[str, int]
+) -> None:
+    state, found, _ = internlm3(gib, kv_cache_tokens=4096, **context)
+    assert state is State.OK
+    assert found.endswith("; KV cache of 4,096 tokens: 1 request of 4,096 tokens at once, or 64 of 64")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "35 requests of 32,768 tokens at once, or 256 of 4,480"),
+        ({"max_context": 1000}, "256 requests of 1,000 tokens at once"),
+        ({"max_running": 2}, "2 requests of 32,768 tokens at once"),
+    ],
+)
+def test_no_more_requests_are_promised_at_once_than_run_at_once(settings: dict[str, int], told: str) -> None:
+    assert internlm3(80, **settings)[1].endswith(told)
+
+
+@pytest.mark.parametrize("cache", [0, 1, 4096, 20_000])
+@pytest.mark.parametrize("context", [100, 32768])
+def test_the_engine_allocates_what_was_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: int, context: int
+) -> None:
+    config = EngineConfig(kind="native", model_dir="", max_context=context, kv_cache_tokens=cache)
+    total = int(22.6 * GIB)
+    fit = internlm3_fit(Demand.on_gpu(config, 2), total, total)
+    left = total - fit.weights - fit.working
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (left, total))
+    make_repository(tmp_path)
+    write_config(tmp_path, INTERNLM3_8B)
+    planned = plan_capacity(config, read_config(tmp_path), torch.device("cuda"), torch.bfloat16)
+    assert (planned.num_blocks - 1) * BLOCK_TOKENS == fit.cache_tokens
+    assert planned.max_context == fit.longest
 
 
 def test_a_cache_larger_than_the_room_is_refused_with_the_size_that_fits() -> None:
     state, found, remedy = internlm3(24, kv_cache_tokens=10_000_000)
     assert state is State.FAIL
     assert "10,000,000" in found
-    tokens = int(remedy.split("INTERNLM_KV_CACHE_TOKENS=")[1].split()[0])
+    tokens = int(re.findall(r"INTERNLM_KV_CACHE_TOKENS=(\d+)", remedy)[0])
     assert internlm3(24, kv_cache_tokens=tokens)[0] is State.OK
 
 
