@@ -5,11 +5,11 @@ gunicorn -c python:service.gunicorn_conf 'service.server:app()'
 
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 from service.environment import load_settings
+from service.log import is_console
 from service.settings import PREFIX, private_run_dir
 
 _settings = load_settings()
@@ -24,9 +24,7 @@ worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 control_socket_disable = True  # it would need a writable place for nothing
 proc_name = "internlm-chat"
 
-_formatter = "json"
-if _settings.log_format == "console" or (_settings.log_format == "auto" and sys.stderr.isatty()):
-    _formatter = "console"
+_formatter = "console" if is_console(_settings.log_format) else "json"
 logconfig_dict: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,

@@ -51,11 +51,15 @@ def _one_line(value: object) -> str:
     return text if text.isprintable() else repr(text)
 
 
+def is_console(log_format: str) -> bool:
+    """Whether `log_format` (auto, json or console) means readable lines; auto does on a terminal."""
+    return log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+
+
 def configure(level: str, log_format: str) -> None:
-    """Send everything to standard error. `log_format` is auto, json or console; auto: is it a terminal?."""
-    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    """Send everything to standard error, in the form that `log_format` means (see `is_console`)."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(ConsoleFormatter() if console else JsonFormatter())
+    handler.setFormatter(ConsoleFormatter() if is_console(log_format) else JsonFormatter())
     logging.root.handlers = [handler]
     logging.root.setLevel(level.upper())
     for name in NOISY_AT_INFO:

@@ -26,3 +26,10 @@ def test_gunicorn_waits_for_longer_than_a_drain_takes(monkeypatch: pytest.Monkey
     monkeypatch.setenv("INTERNLM_REQUEST_TIMEOUT", "40")
     monkeypatch.setenv("INTERNLM_DRAIN_DELAY", "3")
     assert configured()["graceful_timeout"] > 43  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("console", [True, False])
+def test_gunicorns_own_lines_look_like_the_services(monkeypatch: pytest.MonkeyPatch, console: bool) -> None:
+    monkeypatch.setattr("service.log.is_console", lambda log_format: console and log_format == "auto")
+    handlers = configured()["logconfig_dict"]["handlers"]  # type: ignore[index]
+    assert handlers["stderr"]["formatter"] == ("console" if console else "json")

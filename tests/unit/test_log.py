@@ -57,6 +57,17 @@ def test_a_field_cannot_write_a_console_line_of_its_own(record: logging.LogRecor
     assert line.endswith("prompt='你好\\n12:00:00 error    forged\\x1b[2J' seconds=0.5")
 
 
+@pytest.mark.parametrize(
+    ("log_format", "terminal", "console"),
+    [("auto", True, True), ("auto", False, False), ("json", True, False), ("console", False, True)],
+)
+def test_readable_lines_are_for_terminals_unless_set(
+    monkeypatch: pytest.MonkeyPatch, log_format: str, terminal: bool, console: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert log.is_console(log_format) is console
+
+
 def test_configuring_sets_level_and_format(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.root, "handlers", [])
     monkeypatch.setattr(logging.root, "level", logging.root.level)
