@@ -8,7 +8,7 @@ from functools import partial
 
 from service.api.health import Identity
 from service.api.schema import DEFAULT_NEW_TOKENS
-from service.chat.generation import Chat, Generation, Limits
+from service.chat.generation import AnswerLimits, Chat, Generation
 from service.chat.loading import load_tokenizer
 from service.chat.templates import ChatTemplate, Message
 from service.chat.tokenizer import Tokenizer
@@ -120,7 +120,7 @@ class Readiness:
     def _built(self, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate) -> Generation:
         info = engine.status.info
         assert info is not None, "a started engine knows what it loaded"
-        limits = Limits(info.max_context, DEFAULT_NEW_TOKENS, self._settings.request_timeout)
+        limits = AnswerLimits(info.max_context, DEFAULT_NEW_TOKENS, self._settings.request_timeout)
         return Generation(engine, tokenizer, template, limits, self._lifecycle, self.metrics)
 
     async def _probe(self) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from service.chat.checkpoint import AddedToken
+from service.chat.tokenizer_settings import AddedToken
 
 SPACE = "▁"  # how SentencePiece writes a space
 

@@ -59,7 +59,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Limits:
+class AnswerLimits:
     """What bounds an answer: tokens of prompt and answer together, tokens by default, seconds in all."""
 
     max_context: int
@@ -75,7 +75,7 @@ class Generation:
         engine: Engine,
         tokenizer: Tokenizer,
         template: ChatTemplate,
-        limits: Limits,
+        limits: AnswerLimits,
         lifecycle: Lifecycle,
         metrics: Metrics,
     ) -> None:
@@ -212,7 +212,7 @@ class _Stopwatch:
             self._metrics.output_token_seconds.observe((self._last - self._first) / (self.tokens - 1))
 
 
-def _reason(finish: Finish | None, limits: Limits) -> str:
+def _reason(finish: Finish | None, limits: AnswerLimits) -> str:
     """The answer's finish_reason, or the error that the engine's ending means."""
     if finish is None:
         raise EngineFailed("the engine ended the answer without a reason")
@@ -221,7 +221,7 @@ def _reason(finish: Finish | None, limits: Limits) -> str:
     raise _error(finish, limits)
 
 
-def _error(finish: Finish, limits: Limits) -> ServiceError:
+def _error(finish: Finish, limits: AnswerLimits) -> ServiceError:
     if finish.reason is FinishReason.DEADLINE:
         return _too_late(limits)
     if finish.reason is FinishReason.REJECTED and finish.retry_after:
@@ -231,7 +231,7 @@ def _error(finish: Finish, limits: Limits) -> ServiceError:
     return EngineFailed(finish.message or "the engine failed", retry_after=finish.retry_after or 5)
 
 
-def _too_late(limits: Limits) -> DeadlineExceeded:
+def _too_late(limits: AnswerLimits) -> DeadlineExceeded:
     return DeadlineExceeded(
         f"the answer was not done after {limits.request_timeout:g} s, the most a request may take. "
         "Ask for fewer tokens (max_new_tokens), or stream the answer."

@@ -6,9 +6,9 @@ from typing import Any
 
 import tokenizers
 
-from service.chat.checkpoint import AddedToken, Checkpoint
 from service.chat.codec import SPACE, overlay
 from service.chat.detokenizer import REPLACE_EACH_BYTE
+from service.chat.tokenizer_settings import AddedToken, TokenizerSettings
 from service.errors import ConfigurationError
 
 
@@ -19,10 +19,10 @@ class JsonCodec:
     stands after a special token: the runs of a prompt are encoded one by one.
     """
 
-    def __init__(self, file: Path, checkpoint: Checkpoint) -> None:
+    def __init__(self, file: Path, settings: TokenizerSettings) -> None:
         self.file = file
-        self._library = _load_library(file, checkpoint)
-        self.added = {token.content: token for token in _added_tokens(self._library, checkpoint)}
+        self._library = _load_library(file, settings)
+        self.added = {token.content: token for token in _added_tokens(self._library, settings)}
         self._refuse_dependence_on_position()
         self._library.encode_special_tokens = True  # from here on their text is plain text
         self._vocabulary: dict[str, int] = self._library.get_vocab(with_added_tokens=False)
@@ -67,7 +67,7 @@ class JsonCodec:
             )
 
 
-def _load_library(file: Path, checkpoint: Checkpoint) -> tokenizers.Tokenizer:
+def _load_library(file: Path, settings: TokenizerSettings) -> tokenizers.Tokenizer:
     try:
         library = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
@@ -76,12 +76,12 @@ def _load_library(file: Path, checkpoint: Checkpoint) -> tokenizers.Tokenizer:
     library.no_truncation()
     library.no_padding()
     # What the settings name as special is special, whatever the file says of it.
-    names = [name for name in checkpoint.special if library.token_to_id(name) is not None]
+    names = [name for name in settings.special if library.token_to_id(name) is not None]
     library.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in names])
     return library
 
 
-def _added_tokens(library: tokenizers.Tokenizer, checkpoint: Checkpoint) -> list[AddedToken]:
+def _added_tokens(library: tokenizers.Tokenizer, settings: TokenizerSettings) -> list[AddedToken]:
     """Those of tokenizer.json; the settings' own list must agree with it."""
     listed = {
         token.content: AddedToken(
@@ -89,12 +89,12 @@ def _added_tokens(library: tokenizers.Tokenizer, checkpoint: Checkpoint) -> list
         )
         for token_id, token in library.get_added_tokens_decoder().items()
     }
-    for token in checkpoint.added:
+    for token in settings.added:
         found = library.token_to_id(token.content)
         if found != token.id:
             raise ConfigurationError(
                 f"{token.content} is id {token.id} in tokenizer_config.json but {found} in tokenizer.json "
-                f"({checkpoint.directory}); the two files belong to different models"
+                f"({settings.directory}); the two files belong to different models"
             )
     return list(listed.values())
 

@@ -5,12 +5,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.chat.checkpoint import Checkpoint, read_checkpoint
 from service.chat.codec import Codec
 from service.chat.json_codec import JsonCodec
 from service.chat.self_check import self_check
 from service.chat.sentencepiece_codec import SentencePieceCodec
 from service.chat.tokenizer import Tokenizer
+from service.chat.tokenizer_settings import TokenizerSettings, read_tokenizer_settings
 from service.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -22,19 +22,19 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
     Raises ConfigurationError if files are missing or broken, or the tokenizer does not do what it must (`self_check`).
     """
     start = time.perf_counter()
-    checkpoint = read_checkpoint(model_dir)
-    codecs = list(_codecs(model_dir, checkpoint))
+    settings = read_tokenizer_settings(model_dir)
+    codecs = list(_codecs(model_dir, settings))
     if not codecs:
         raise ConfigurationError(f"{model_dir} has neither tokenizer.model nor tokenizer.json")
-    tokenizer = Tokenizer(codecs[0], checkpoint)
+    tokenizer = Tokenizer(codecs[0], settings)
     self_check(tokenizer, *codecs[1:])
     logger.info("tokenizer %s loaded and checked in %.2f s", codecs[0].file.name, time.perf_counter() - start)
     return tokenizer
 
 
-def _codecs(model_dir: Path, checkpoint: Checkpoint) -> Iterator[Codec]:
+def _codecs(model_dir: Path, settings: TokenizerSettings) -> Iterator[Codec]:
     """The sentencepiece one first: it is the original, a tokenizer.json beside it a translation."""
     if (file := model_dir / "tokenizer.model").is_file():
-        yield SentencePieceCodec(file, checkpoint)
+        yield SentencePieceCodec(file, settings)
     if (file := model_dir / "tokenizer.json").is_file():
-        yield JsonCodec(file, checkpoint)
+        yield JsonCodec(file, settings)

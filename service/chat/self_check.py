@@ -47,7 +47,7 @@ def self_check(tokenizer: Tokenizer, *translations: Codec) -> None:
 
 
 def _check_stop_ids(tokenizer: Tokenizer) -> None:
-    directory = tokenizer.checkpoint.directory
+    directory = tokenizer.settings.directory
     for stop_id in tokenizer.stop_ids:
         if not 0 <= stop_id < tokenizer.vocab_size:
             raise ConfigurationError(f"eos_token_id {stop_id} is no token of the tokenizer in {directory}")
@@ -60,7 +60,7 @@ def _check_stop_ids(tokenizer: Tokenizer) -> None:
 
 
 def _check_special_text_stays_text(tokenizer: Tokenizer) -> None:
-    unknown = tokenizer.token_id(tokenizer.checkpoint.named.get("unk_token", ""))
+    unknown = tokenizer.token_id(tokenizer.settings.named.get("unk_token", ""))
     for name, token in tokenizer.special_tokens.items():
         if token == unknown:
             continue
@@ -83,7 +83,7 @@ def _check_round_trip(tokenizer: Tokenizer, sample: str) -> None:
 
 
 def _check_agreement(tokenizer: Tokenizer, other: Codec) -> None:
-    files = f"{tokenizer.codec.file.name} and {other.file.name} in {tokenizer.checkpoint.directory}"
+    files = f"{tokenizer.codec.file.name} and {other.file.name} in {tokenizer.settings.directory}"
     for name, token in tokenizer.special_tokens.items():
         found = other.added.get(name)
         if found is None or found.id != token:

@@ -6,9 +6,9 @@ from typing import Any
 
 import sentencepiece
 
-from service.chat.checkpoint import AddedToken, Checkpoint
 from service.chat.codec import SPACE, alternatives, overlay
 from service.chat.detokenizer import REPLACE_EACH_BYTE
+from service.chat.tokenizer_settings import AddedToken, TokenizerSettings
 from service.errors import ConfigurationError
 
 
@@ -17,14 +17,14 @@ class SentencePieceCodec:
 
     decode_errors = REPLACE_EACH_BYTE
 
-    def __init__(self, file: Path, checkpoint: Checkpoint) -> None:
+    def __init__(self, file: Path, settings: TokenizerSettings) -> None:
         self.file = file
         self._model = _load_sentencepiece(file)
         # A model that removes extra white space reads any number of spaces at the start as none.
         self.trims_start = self._model.decode([self._model.piece_to_id(SPACE)] * 2) == ""
         self.dummy_prefix = self.trims_start or self._model.encode("a", out_type=str)[0].startswith(SPACE)
         self.byte_ids = frozenset(i for i in range(len(self._model)) if self._model.is_byte(i))
-        self.added = {token.content: token for token in self._added_tokens(checkpoint)}
+        self.added = {token.content: token for token in self._added_tokens(settings)}
         self._plain = {token.content: token.id for token in self.added.values() if not token.special}
         self._plain_pattern = alternatives(self._plain)
         self.table = self._table()
@@ -53,11 +53,11 @@ class SentencePieceCodec:
     def _spell_bytes(self, character: str) -> list[int]:
         return [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
 
-    def _added_tokens(self, checkpoint: Checkpoint) -> Iterator[AddedToken]:
+    def _added_tokens(self, settings: TokenizerSettings) -> Iterator[AddedToken]:
         """Those the settings list by id, and special ones that are only named but stand in the model."""
-        yield from checkpoint.added
-        listed = {token.content for token in checkpoint.added}
-        for content in checkpoint.special:
+        yield from settings.added
+        listed = {token.content for token in settings.added}
+        for content in settings.special:
             token_id = self._model.piece_to_id(content)
             known = self._model.id_to_piece(token_id) == content
             if content not in listed and known:

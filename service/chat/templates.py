@@ -63,7 +63,7 @@ class ChatTemplate:
     @classmethod
     def load(cls, model_dir: Path, tokenizer: Tokenizer) -> "ChatTemplate":
         """The template of a model directory, ChatML if it has none. Raises ConfigurationError as the constructor."""
-        source = tokenizer.checkpoint.chat_template
+        source = tokenizer.settings.chat_template
         if source is None:
             logger.info("%s has no chat template: using ChatML, InternLM3's", model_dir)
         return cls(tokenizer, CHATML if source is None else source)
@@ -94,7 +94,7 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message]) -> str:
         plain = [message._asdict() for message in messages]
-        named = self._tokenizer.checkpoint.named
+        named = self._tokenizer.settings.named
         try:
             return self._template.render(
                 messages=plain, add_generation_prompt=True, tools=None, documents=None, **named
@@ -139,18 +139,18 @@ class ChatTemplate:
         """Template text must not hold what was meant as a special token, nor tokens that a message could write too."""
         unresolved = [
             *_MARKUP.findall(run),
-            *(name for name in self._tokenizer.checkpoint.named.values() if name in run),
+            *(name for name in self._tokenizer.settings.named.values() if name in run),
         ]
         plain = [name for name in self._tokenizer.plain_tokens if name in run and name.strip()]
         for name in (*unresolved, *plain):
             raise ConfigurationError(f"the chat template writes {name}, which is no special token of the tokenizer")
 
     def _check_bos(self) -> None:
-        bos = self._tokenizer.token_id(self._tokenizer.checkpoint.named.get("bos_token", ""))
+        bos = self._tokenizer.token_id(self._tokenizer.settings.named.get("bos_token", ""))
         ids = self.encode(_SAMPLE)
         if ids[:2] == [bos, bos]:
             raise ConfigurationError("the chat template begins with two bos tokens")
-        if self._tokenizer.checkpoint.add_bos and ids[0] != bos:
+        if self._tokenizer.settings.add_bos and ids[0] != bos:
             logger.warning("the chat template begins without the bos token, though the tokenizer's settings ask for it")
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from service.chat.checkpoint import Checkpoint
 from service.chat.codec import Codec, alternatives
 from service.chat.detokenizer import Detokenizer
+from service.chat.tokenizer_settings import TokenizerSettings
 
 
 class Tokenizer:
@@ -13,10 +13,10 @@ class Tokenizer:
     Safe to use from several threads at once.
     """
 
-    def __init__(self, codec: Codec, checkpoint: Checkpoint) -> None:
+    def __init__(self, codec: Codec, settings: TokenizerSettings) -> None:
         self.codec = codec
-        self.checkpoint = checkpoint
-        self.stop_ids: list[int] = list(checkpoint.eos_ids)
+        self.settings = settings
+        self.stop_ids: list[int] = list(settings.eos_ids)
         special = {token.content: token.id for token in codec.added.values() if token.special}
         self.special_ids = frozenset(special.values())
         self.special_tokens = special
@@ -24,7 +24,7 @@ class Tokenizer:
         self.trimming_ids = frozenset(token.id for token in codec.added.values() if token.trims)
         self._special_pattern = alternatives(special)
         # The unknown token is special, but any text may need it.
-        self._control_ids = self.special_ids - {special.get(checkpoint.named.get("unk_token", ""))}
+        self._control_ids = self.special_ids - {special.get(settings.named.get("unk_token", ""))}
         self._ids = {token.content: token.id for token in codec.added.values()}
 
     @property

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.chat.generation import Chat, Generation, Limits
+from service.chat.generation import AnswerLimits, Chat, Generation
 from service.chat.loading import load_tokenizer
 from service.chat.templates import ChatTemplate, Message
 from service.engine.base import SamplingParams
@@ -20,7 +20,7 @@ LONG = "the quick brown fox 你好世界 " * 10_000
 def generation(model_dir: Path, request_timeout: float) -> Generation:
     write_byte_level_dir(model_dir)
     tokenizer, engine = load_tokenizer(model_dir), FakeEngine()
-    limits = Limits(max_context=64, default_new_tokens=8, request_timeout=request_timeout)
+    limits = AnswerLimits(max_context=64, default_new_tokens=8, request_timeout=request_timeout)
     template = ChatTemplate.load(model_dir, tokenizer)
     return Generation(engine, tokenizer, template, limits, Lifecycle(), Metrics(lambda: engine.status, lambda: True))
 

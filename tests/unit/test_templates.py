@@ -247,7 +247,7 @@ def test_a_template_may_only_write_tokens_that_messages_cannot(
     tmp_path: Path, flags: dict[str, bool], sentence: str
 ) -> None:
     directory = write_sentencepiece_dir(tmp_path, chat_template=CHATML.replace("<|im_start|>", "<turn>"))
-    tokens = {str(token.id): added_token(token.content) for token in load_tokenizer(directory).checkpoint.added}
+    tokens = {str(token.id): added_token(token.content) for token in load_tokenizer(directory).settings.added}
     last = str(1 + max(map(int, tokens)))
     update_json(
         directory / "tokenizer_config.json", added_tokens_decoder=tokens | {last: added_token("<turn>", **flags)}
@@ -259,7 +259,7 @@ def test_a_template_may_only_write_tokens_that_messages_cannot(
 
 def test_special_tokens_that_do_not_resolve_stop_the_start(tmp_path: Path) -> None:
     directory = write_sentencepiece_dir(tmp_path)
-    few = {str(token.id): added_token(token.content) for token in load_tokenizer(directory).checkpoint.added}
+    few = {str(token.id): added_token(token.content) for token in load_tokenizer(directory).settings.added}
     few = {token: entry for token, entry in few.items() if entry["content"] != "<|im_start|>"}
     update_json(directory / "tokenizer_config.json", added_tokens_decoder=few)
     tokenizer = load_tokenizer(directory)

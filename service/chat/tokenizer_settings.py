@@ -25,7 +25,7 @@ class AddedToken:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class TokenizerSettings:
     """The tokenizer's settings of one model directory.
 
     `named`: text of bos_token, eos_token and so on, as chat templates see them. `special`: every special token's text;
@@ -42,14 +42,14 @@ class Checkpoint:
     chat_template: str | None
 
 
-def read_checkpoint(directory: Path) -> Checkpoint:
+def read_tokenizer_settings(directory: Path) -> TokenizerSettings:
     """Read the settings of `directory`. Raises ConfigurationError for a file that is missing or makes no sense."""
     # tokenizer_config.json is the newer of the two and wins where both speak.
     config = _read(directory / "special_tokens_map.json") | _read(directory / "tokenizer_config.json")
     named = {name: text for name in _NAMED if (text := _text(config.get(name))) is not None}
     listed = config.get("additional_special_tokens") or []
     special = (*named.values(), *(text for item in listed if (text := _text(item)) is not None))
-    return Checkpoint(
+    return TokenizerSettings(
         directory=directory,
         added=tuple(_added_tokens(directory, config, frozenset(special))),
         named=named,
