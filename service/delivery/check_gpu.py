@@ -63,11 +63,13 @@ def _capability(gpu: Gpu, settings: Settings) -> Finding:
 def _memory(gpu: Gpu, settings: Settings, model_dir: Path | None) -> Finding:
     if model_dir is None:
         return skip(NAMES[3], "no model directory")
+    if gpu.memory is None:
+        return skip(NAMES[3], "the driver does not tell it to this process; the engine judges it when it starts")
     try:
         fit = fit_of(model_dir)
     except (DeliveryFailed, OSError) as error:
         return skip(NAMES[3], failure_of(error, f"reading {model_dir}").what)
-    return judge_fit(settings, fit, gpu.free, gpu.total)
+    return judge_fit(settings, fit, gpu.memory.free, gpu.memory.total)
 
 
 def judge_fit(settings: Settings, fit_of_model: FitOf, free: int, total: int) -> Finding:

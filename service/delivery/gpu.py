@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -19,15 +20,22 @@ class NoGpu(Exception):
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Bytes of a GPU, or of the slice of it that is ours."""
+
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
 class Gpu:
-    """One GPU. Memory is in bytes; `cuda` is the newest CUDA the driver speaks."""
+    """One GPU. `cuda` is the newest CUDA the driver speaks; `memory` is None if it does not tell this process."""
 
     name: str
     driver: str
     cuda: tuple[int, int]
     capability: tuple[int, int]
-    total: int
-    free: int
+    memory: Memory | None
 
     @property
     def has_bfloat16(self) -> bool:
@@ -39,7 +47,8 @@ class Gpu:
 
 
 def read_gpu() -> Gpu:
-    """The GPU the engine would use: the first that CUDA_VISIBLE_DEVICES lets through. Raises NoGpu."""
+    """The GPU the engine would use: the first that CUDA_VISIBLE_DEVICES lets through, the first slice of it where it is
+    divided (MIG). Raises NoGpu."""
     try:
         import pynvml as nvml
     except ImportError:
@@ -49,7 +58,7 @@ def read_gpu() -> Gpu:
     except nvml.NVMLError as error:
         raise NoGpu(f"no NVIDIA driver: {error}") from None
     try:
-        return _read(nvml, _handle(nvml))
+        return _read(nvml, *_chosen(nvml))
     except nvml.NVMLError as error:
         raise NoGpu(f"the NVIDIA driver finds no usable GPU: {error}") from None
     finally:
@@ -66,27 +75,52 @@ def torch_cuda() -> tuple[int, int] | None:
     return next(((int(match[1]), int(match[2])) for match in found if match), None)
 
 
-def _handle(nvml: Any) -> Any:
+def _chosen(nvml: Any) -> tuple[Any, Any]:
+    """The card, and the part of it that is ours: a slice where it is divided (None: it shows none), else all of it."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return nvml.nvmlDeviceGetHandleByIndex(0)
-    first = visible.split(",")[0].strip()
-    if first.startswith(("GPU-", "MIG-")):
-        return nvml.nvmlDeviceGetHandleByUUID(first.encode())
-    if not first.isdigit():
+    first = "0" if visible is None else visible.split(",")[0].strip()
+    if first.startswith("MIG-"):
+        part = nvml.nvmlDeviceGetHandleByUUID(first.encode())
+        return nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part), part
+    if first.startswith("GPU-"):
+        card = nvml.nvmlDeviceGetHandleByUUID(first.encode())
+    elif first.isdigit():
+        card = nvml.nvmlDeviceGetHandleByIndex(int(first))
+    else:
         raise NoGpu(f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU")
-    return nvml.nvmlDeviceGetHandleByIndex(int(first))
+    return card, _first_slice(nvml, card) if _is_divided(nvml, card) else card
 
 
-def _read(nvml: Any, handle: Any) -> Gpu:
+def _is_divided(nvml: Any, card: Any) -> bool:
+    try:
+        return bool(nvml.nvmlDeviceGetMigMode(card)[0] == nvml.NVML_DEVICE_MIG_ENABLE)
+    except nvml.NVMLError:  # most generations cannot be divided, and older drivers do not know of it
+        return False
+
+
+def _first_slice(nvml: Any, card: Any) -> Any:
+    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(card)):
+        with suppress(nvml.NVMLError):  # not there, or another container's
+            return nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, index)
+    return None
+
+
+def _read(nvml: Any, card: Any, part: Any) -> Gpu:
     cuda = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(card)
     return Gpu(
-        name=str(nvml.nvmlDeviceGetName(handle)),
+        name=str(nvml.nvmlDeviceGetName(card)),
         driver=str(nvml.nvmlSystemGetDriverVersion()),
         cuda=(cuda // 1000, cuda % 1000 // 10),
         capability=(int(major), int(minor)),
-        total=int(memory.total),
-        free=int(memory.free),
+        memory=None if part is None else _memory(nvml, part),
     )
+
+
+def _memory(nvml: Any, part: Any) -> Memory | None:
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(part)
+    except (nvml.NVMLError_NoPermission, nvml.NVMLError_NotSupported):
+        # A divided card's is not a container's to see that holds a slice; a chip that shares the host's has none.
+        return None
+    return Memory(int(memory.total), int(memory.free))

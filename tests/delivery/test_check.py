@@ -15,8 +15,8 @@ from service.delivery import check_gpu
 from service.delivery import manifest as manifests
 from service.delivery.check import before_loading, check_all
 from service.delivery.check_hub import check_hub
-from service.delivery.finding import Finding, State
-from service.delivery.gpu import Gpu, NoGpu, read_gpu
+from service.delivery.finding import Finding, State, skip
+from service.delivery.gpu import Gpu, Memory, NoGpu, read_gpu
 from service.delivery.local import find_model
 from service.download_settings import DownloadSettings
 from service.errors import ConfigurationError
@@ -27,7 +27,7 @@ from tests.support.model_files import SHARDS, make_repository
 from tests.support.nvml import Nvml
 
 GIB = 1 << 30
-H100 = Gpu("NVIDIA H100 80GB HBM3", "580.65.06", (13, 0), (9, 0), 80 * GIB, 79 * GIB)
+H100 = Gpu("NVIDIA H100 80GB HBM3", "580.65.06", (13, 0), (9, 0), Memory(80 * GIB, 79 * GIB))
 
 
 def findings(model_dir: Path | None, hub: FakeHub | None = None, **settings: object) -> dict[str, Finding]:
@@ -124,7 +124,7 @@ def test_a_gpu_that_fits_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ({"cuda": (12, 4)}, {}, "CUDA", "CUDA 13"),
         ({"capability": (7, 0)}, {}, "compute capability", "Turing"),
         ({"capability": (7, 5)}, {"dtype": "bfloat16"}, "compute capability", "INTERNLM_DTYPE=float16"),
-        ({"total": GIB, "free": GIB // 2}, {}, "GPU memory", "use a GPU of 2 GiB"),
+        ({"memory": Memory(GIB, GIB // 2)}, {}, "GPU memory", "use a GPU of 2 GiB"),
     ],
 )
 def test_what_a_gpu_lacks_is_named_with_what_helps(
@@ -149,7 +149,7 @@ def test_memory_that_another_process_holds_is_told_and_left_to_the_engine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It may be the engine of this very server, which a new web worker is about to find again."""
-    with_gpu(monkeypatch, replace(H100, free=8 * GIB))
+    with_gpu(monkeypatch, replace(H100, memory=Memory(80 * GIB, 8 * GIB)))
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waited in vain"))
     model_dir = make_repository(tmp_path / "model")
     told = findings(model_dir)["GPU memory"]
@@ -204,8 +204,34 @@ def test_the_gpu_that_is_read_is_the_one_the_engine_sees(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert read_gpu() == Gpu("NVIDIA L4", "570.1", (12, 8), (8, 9), 24 * GIB, 23 * GIB)
+    assert read_gpu() == Gpu("NVIDIA L4", "570.1", (12, 8), (8, 9), Memory(24 * GIB, 23 * GIB))
     assert nvml.asked == asked
+
+
+@pytest.mark.parametrize("visible", [None, "0", "MIG-77", "GPU-6d2f"])
+def test_of_a_divided_gpu_the_memory_is_the_first_slices_and_the_name_the_cards(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None
+) -> None:
+    slices = (20, 0) if visible == "MIG-77" else (0, 20, 10)
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(slices=slices))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert read_gpu() == Gpu("NVIDIA L4", "570.1", (12, 8), (8, 9), Memory(20 * GIB, 20 * GIB))
+
+
+@pytest.mark.parametrize("failing", ["", "nvmlDeviceGetMigMode"])
+def test_memory_that_the_driver_does_not_tell_is_left_to_the_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failing: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(failing, slices=(0, 0)))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    model_dir = make_repository(tmp_path / "model")
+    found = findings(model_dir, device="cuda")
+    assert found["NVIDIA driver"].state is State.OK
+    assert found["GPU memory"] == skip(
+        "GPU memory", "the driver does not tell it to this process; the engine judges it when it starts"
+    )
 
 
 @pytest.mark.parametrize("failing", ["nvmlInit", "nvmlDeviceGetHandleByIndex"])

@@ -21,7 +21,6 @@ from service.delivery.fit import (
     fit_of,
     read_shape,
 )
-from service.delivery.gpu import Gpu
 from service.delivery.safetensors_header import read_header
 from service.engine.attention import PagedCache
 from service.engine.base import EngineConfig
@@ -35,11 +34,6 @@ INTERNLM3_8B = ModelShape(48, 4096, 10240, 32, 2, 128, 128512, 32768)
 ELEMENTS = 8_804_241_408
 
 
-def gpu(total_gib: float, free_gib: float | None = None) -> Gpu:
-    free = total_gib if free_gib is None else free_gib
-    return Gpu("test", "580.1", (13, 0), (9, 0), int(total_gib * GIB), int(free * GIB))
-
-
 def internlm3_fit(demand: Demand, free: int, total: int) -> Fit:
     return compute_fit(INTERNLM3_8B, ELEMENTS, demand, free, total)
 
@@ -47,8 +41,8 @@ def internlm3_fit(demand: Demand, free: int, total: int) -> Fit:
 def internlm3(total_gib: float, free_gib: float | None = None, **settings: object) -> tuple[State, str, str]:
     """The finding for InternLM3-8B-Instruct on a GPU of that size."""
     asked = Settings(**settings)  # type: ignore[arg-type]
-    device = gpu(total_gib, free_gib)
-    finding = judge_fit(asked, internlm3_fit, device.free, device.total)
+    free = total_gib if free_gib is None else free_gib
+    finding = judge_fit(asked, internlm3_fit, int(free * GIB), int(total_gib * GIB))
     return finding.state, finding.found, finding.remedy
 
 
