@@ -18,7 +18,7 @@ from service.engine.config import ModelConfig, read_config
 from service.engine.core import NativeCore
 from service.engine.cuda_graphs import CudaRecorder
 from service.engine.device import GpuGauge, available_memory, choose_device, choose_dtype, usable_cores
-from service.engine.kernels.checks import ServedShapes
+from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.trials import Trials
 from service.engine.model import Model
 from service.engine.pace import PrefillPace

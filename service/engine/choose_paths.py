@@ -14,8 +14,9 @@ from service.engine.cuda_graphs import CudaRecorder
 from service.engine.device_errors import is_out_of_memory
 from service.engine.flash import FLASH_PAGE, FlashDecode, FlashPrefillAttention, Varlen, flash_kernel
 from service.engine.graphs import buckets_for
-from service.engine.kernels import checks
-from service.engine.kernels.checks import Candidate, ServedShapes
+from service.engine.kernels.candidate import Candidate, ServedShapes
+from service.engine.kernels.checks import check_locate
+from service.engine.kernels.decode_check import check_decode_attention
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.prefill_check import check_prefill
 from service.engine.kernels.race import race
@@ -116,7 +117,7 @@ def _with_flash_decode(ops: Ops, shapes: ServedShapes, flash: Sequence[Varlen]) 
     for varlen in flash:
         decode = FlashDecode(shapes.config.max_positions, varlen)
         fields = {"plan_decode": decode.plan, "decode_attention": decode.attend}
-        candidate = Candidate("flash_decode", fields, checks.check_decode_attention)
+        candidate = Candidate("flash_decode", fields, check_decode_attention)
         proof = prove_candidates([candidate], shapes, ops)
         if not proof.degraded:
             return proof.ops, []
@@ -128,7 +129,7 @@ def _proved_for_blocks(ops: Ops, shapes: ServedShapes) -> tuple[Ops, list[str]]:
     """`ops` without what does not prove right for these blocks, too: it is compiled for them anew."""
     plain, wanted = Ops(), []
     if ops.locate is not plain.locate:
-        wanted.append(Candidate("locate", {"locate": ops.locate}, checks.check_locate))
+        wanted.append(Candidate("locate", {"locate": ops.locate}, check_locate))
     if ops.chunk_attention is not None:
         check = partial(_check, "chunk_attention", ops.chunk_attention)
         wanted.append(Candidate("chunk_attention", {"chunk_attention": ops.chunk_attention}, check))

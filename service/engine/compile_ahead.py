@@ -24,9 +24,9 @@ from service.engine.base import EngineConfig, GenerationRequest
 from service.engine.config import INTERNLM3_8B, ModelConfig
 from service.engine.device import BFLOAT16_CAPABILITY
 from service.engine.kernels.candidates import candidates
-from service.engine.kernels.checks import matrices
 from service.engine.kernels.few_rows import FewRowsLinear
 from service.engine.kernels.gemv import OneRowLinear
+from service.engine.kernels.linear_check import matrices
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.tuning import Tuning, tuning_for
 from service.engine.model import Model

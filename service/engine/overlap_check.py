@@ -14,7 +14,7 @@ import torch
 from service.engine.attention import PagedCache
 from service.engine.base import GenerationRequest, SamplingParams
 from service.engine.graphs import Recorder
-from service.engine.kernels.checks import Disagreement, ServedShapes
+from service.engine.kernels.candidate import Disagreement, ServedShapes
 from service.engine.kernels.ops import Ops
 from service.engine.model import Model
 from service.engine.paths import Paths

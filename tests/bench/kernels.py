@@ -18,8 +18,11 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from service.engine.config import INTERNLM3_8B
-from service.engine.kernels.checks import SAMPLED, ServedShapes, decode_problem, matrices, sampling_slots
+from service.engine.kernels.candidate import ServedShapes
+from service.engine.kernels.decode_check import decode_problem
+from service.engine.kernels.linear_check import matrices
 from service.engine.kernels.ops import Ops
+from service.engine.kernels.sample_check import SAMPLED, sampling_slots
 from service.engine.kernels.selfcheck import prove
 from service.engine.kernels.stopwatch import Work, seconds, sets_needed
 from service.engine.kernels.tuning import AttentionTuning, LinearTuning, Tuning, tuning_for

@@ -15,7 +15,7 @@ from service.engine.capacity import plan_capacity, shape_of, step_limit
 from service.engine.choose_paths import Choice, choose_paths
 from service.engine.config import read_config
 from service.engine.device import available_memory, choose_device, choose_dtype, usable_cores
-from service.engine.kernels.checks import ServedShapes
+from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.trials import Trials
 from service.errors import ConfigurationError
 from tests.support.checkpoints import Shape, tensors_of, write_checkpoint

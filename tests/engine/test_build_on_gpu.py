@@ -16,7 +16,7 @@ from service.engine.build_runner import build_runner
 from service.engine.choose_paths import Choice, assemble
 from service.engine.core import NativeCore
 from service.engine.flash import FLASH_PAGE
-from service.engine.kernels.checks import ServedShapes
+from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import Proof
 from service.engine.pace import DecodeTimes, PrefillPace

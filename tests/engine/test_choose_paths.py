@@ -15,7 +15,7 @@ from service.engine.choose_paths import assemble, choose_paths, proved_together
 from service.engine.flash import FLASH_PAGE, FlashPrefillAttention, Varlen
 from service.engine.kernels import selfcheck, torch_ops
 from service.engine.kernels.batch import DecodeInputs
-from service.engine.kernels.checks import Candidate, Disagreement, ServedShapes
+from service.engine.kernels.candidate import Candidate, Disagreement, ServedShapes
 from service.engine.kernels.ops import Ops, Product
 from service.engine.kernels.prefill_check import check_prefill
 from service.engine.kernels.selfcheck import Proof

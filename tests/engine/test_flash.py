@@ -10,7 +10,7 @@ import torch
 from service.engine import flash
 from service.engine.attention import ChunkSpan, PagedCache
 from service.engine.flash import CAUSAL, FLASH_PAGE, FlashDecode, FlashPrefillAttention, flash_kernel
-from service.engine.kernels.checks import ServedShapes
+from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.prefill_check import check_prefill
 from tests.engine.kernels.test_selfcheck import CONFIG
 from tests.support.varlen import plain_varlen

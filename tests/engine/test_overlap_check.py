@@ -9,7 +9,7 @@ import torch
 
 from service.engine import overlap_check
 from service.engine.kernels import torch_ops
-from service.engine.kernels.checks import Disagreement
+from service.engine.kernels.candidate import Disagreement
 from service.engine.kernels.ops import Ops
 from service.engine.overlap_check import BATCHES, STEPS, check_overlap, paused
 from tests.engine.kernels.test_selfcheck import CPU

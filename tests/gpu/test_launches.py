@@ -7,7 +7,8 @@ import torch
 
 from service.engine.choose_paths import OVERLAP, proved_together
 from service.engine.config import INTERNLM3_8B
-from service.engine.kernels.checks import Candidate, ServedShapes, matrices
+from service.engine.kernels.candidate import Candidate, ServedShapes
+from service.engine.kernels.linear_check import matrices
 from service.engine.kernels.ops import Ops, Product
 from service.engine.kernels.race import race
 from service.engine.kernels.selfcheck import Proof, prove, prove_candidates

@@ -14,7 +14,7 @@ import torch
 from service.engine.choose_paths import choose_paths
 from service.engine.config import INTERNLM3_8B
 from service.engine.kernels import shipped
-from service.engine.kernels.checks import ServedShapes
+from service.engine.kernels.candidate import ServedShapes
 
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 shipped.FOLDER = Path(sys.argv[1])

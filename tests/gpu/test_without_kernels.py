@@ -8,7 +8,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from service.engine import choose_paths
 from service.engine.flash import FLASH_PAGE
-from service.engine.kernels.checks import ServedShapes
+from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import Proof
 from service.engine.model import Model

@@ -2,17 +2,20 @@
 
 from functools import partial
 
-from service.engine.kernels import checks
-from service.engine.kernels.checks import Candidate, ServedShapes
+from service.engine.kernels.candidate import Candidate, ServedShapes
+from service.engine.kernels.checks import check_add_rms_norm, check_locate, check_rotate_and_cache, check_silu_mul
 from service.engine.kernels.chunk_attention import PagedChunkAttention
 from service.engine.kernels.decode_attention import PagedDecodeAttention
+from service.engine.kernels.decode_check import check_decode_attention
 from service.engine.kernels.few_rows import FewRowsLinear
 from service.engine.kernels.gemv import OneRowLinear
+from service.engine.kernels.linear_check import check_linear, check_norm_linear
 from service.engine.kernels.locate import locate
 from service.engine.kernels.norm import add_rms_norm
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.prefill_check import check_prefill
 from service.engine.kernels.rope import rotate_and_cache
+from service.engine.kernels.sample_check import check_sample
 from service.engine.kernels.sampling import sample
 from service.engine.kernels.silu import silu_mul
 from service.engine.kernels.tuning import Tuning
@@ -28,20 +31,20 @@ def candidates(tuning: Tuning, multiprocessors: int) -> list[Candidate]:
     rows = range(2, max(tuning.few_rows) + 1)
     norm, rotate = partial(add_rms_norm, overlaps=overlaps), partial(rotate_and_cache, overlaps=overlaps)
     return [
-        Candidate("add_rms_norm", {"add_rms_norm": norm}, checks.check_add_rms_norm),
-        Candidate("rotate_and_cache", {"rotate_and_cache": rotate}, checks.check_rotate_and_cache),
-        Candidate("locate", {"locate": partial(locate, overlaps=overlaps)}, checks.check_locate),
+        Candidate("add_rms_norm", {"add_rms_norm": norm}, check_add_rms_norm),
+        Candidate("rotate_and_cache", {"rotate_and_cache": rotate}, check_rotate_and_cache),
+        Candidate("locate", {"locate": partial(locate, overlaps=overlaps)}, check_locate),
         Candidate(
             "decode_attention",
             {"plan_decode": attention.plan, "decode_attention": attention.attend},
-            checks.check_decode_attention,
+            check_decode_attention,
         ),
         Candidate("chunk_attention", {"chunk_attention": chunks}, _check_chunks),
-        Candidate("silu_mul", {"silu_mul": partial(silu_mul, overlaps=overlaps)}, checks.check_silu_mul),
-        Candidate("one_row_linear", {"one_row_linear": one_row.linear}, partial(checks.check_linear, rows=(1,))),
-        Candidate("few_rows_linear", {"few_rows_linear": few_rows.linear}, partial(checks.check_linear, rows=rows)),
-        Candidate("one_row_norm_linear", {"one_row_norm_linear": one_row.norm_linear}, checks.check_norm_linear),
-        Candidate("sample", {"sample": partial(sample, overlaps=overlaps)}, checks.check_sample),
+        Candidate("silu_mul", {"silu_mul": partial(silu_mul, overlaps=overlaps)}, check_silu_mul),
+        Candidate("one_row_linear", {"one_row_linear": one_row.linear}, partial(check_linear, rows=(1,))),
+        Candidate("few_rows_linear", {"few_rows_linear": few_rows.linear}, partial(check_linear, rows=rows)),
+        Candidate("one_row_norm_linear", {"one_row_norm_linear": one_row.norm_linear}, check_norm_linear),
+        Candidate("sample", {"sample": partial(sample, overlaps=overlaps)}, check_sample),
     ]
 
 

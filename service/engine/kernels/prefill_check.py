@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 
 from service.engine.attention import ChunkSpan, PagedCache, PrefillAttention, PrefillFactory
-from service.engine.kernels.checks import LONG, ServedShapes, require_close
+from service.engine.kernels.candidate import ServedShapes, require_close
+from service.engine.kernels.decode_check import LONG
 
 
 def check_prefill(name: str, factory: PrefillFactory, shapes: ServedShapes) -> None:

@@ -12,7 +12,9 @@ from functools import partial
 
 import torch
 
-from service.engine.kernels.checks import EPS, ServedShapes, matrices
+from service.engine.kernels.candidate import ServedShapes
+from service.engine.kernels.checks import EPS
+from service.engine.kernels.linear_check import matrices
 from service.engine.kernels.ops import Ops, Product
 from service.engine.kernels.stopwatch import Stopwatch, Work, seconds, sets_needed
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from service.engine.device_errors import require_usable
-from service.engine.kernels.checks import Candidate, Disagreement, ServedShapes
+from service.engine.kernels.candidate import Candidate, Disagreement, ServedShapes
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.tuning import tuning_for
 from service.errors import first_line

@@ -7,7 +7,7 @@ those that then serve, and what had to be compiled for both although FOLDER hold
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from triton import knobs
 
 from service.engine.compile_ahead import LAYERS, Compiled, compile_kernels, kernels_of, unlaunched
 from service.engine.config import INTERNLM3_8B
-from service.engine.kernels import shipped
+from service.engine.kernels import checks, decode_check, linear_check, prefill_check, shipped
+from service.engine.kernels.candidate import Disagreement, ServedShapes
 from service.engine.kernels.candidates import candidates
-from service.engine.kernels.checks import Disagreement, ServedShapes
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.tuning import tuning_for
 
@@ -31,10 +31,9 @@ SHAPES = ServedShapes(replace(INTERNLM3_8B, num_layers=LAYERS), 64, torch.bfloat
 @contextmanager
 def unjudged() -> Iterator[None]:
     """Whatever a kernel that was not launched left in its result is as good as another."""
-    with (
-        patch("service.engine.kernels.checks.require_close"),
-        patch("service.engine.kernels.prefill_check.require_close"),
-    ):
+    with ExitStack() as patches:
+        for module in (checks, decode_check, linear_check, prefill_check):
+            patches.enter_context(patch.object(module, "require_close"))
         yield
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from service.engine.kernels.checks import MOST_WEIGHT_ROWS
+from service.engine.kernels.linear_check import MOST_WEIGHT_ROWS
 from service.engine.kernels.ops import Ops, Product
 from service.engine.kernels.race import race
 from service.engine.kernels.stopwatch import Work, seconds, sets_needed

@@ -8,8 +8,8 @@ import torch
 from service.engine import sampling
 from service.engine.base import SamplingParams
 from service.engine.kernels import torch_ops
-from service.engine.kernels.checks import sampling_slots
 from service.engine.kernels.ops import Ops
+from service.engine.kernels.sample_check import sampling_slots
 from tests.engine.kernels import exact_sampling
 from tests.engine.kernels.conftest import ROWS, Subject
 

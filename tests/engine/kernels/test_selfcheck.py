@@ -11,9 +11,9 @@ import torch
 
 from service.engine import sampling
 from service.engine.config import ModelConfig
-from service.engine.kernels import checks, torch_ops
+from service.engine.kernels import checks, decode_check, linear_check, sample_check, torch_ops
 from service.engine.kernels.batch import DecodeBatch, DecodeInputs
-from service.engine.kernels.checks import Candidate, Disagreement, ServedShapes, require_close
+from service.engine.kernels.candidate import Candidate, Disagreement, ServedShapes, require_close
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import REASON_LENGTH, prove, prove_candidates
 from service.engine.slots import Slots
@@ -239,11 +239,11 @@ def norm_linear_that_keeps_the_old_residual(x: torch.Tensor, *arguments: Any) ->
 
 
 def check_one_row(ops: Ops, shapes: ServedShapes) -> None:
-    checks.check_linear(ops, shapes, (1,))
+    linear_check.check_linear(ops, shapes, (1,))
 
 
 def check_few_rows(ops: Ops, shapes: ServedShapes) -> None:
-    checks.check_linear(ops, shapes, range(2, 17))
+    linear_check.check_linear(ops, shapes, range(2, 17))
 
 
 def locates_the_place_before(slots: Slots, numbers: torch.Tensor, block_size: int) -> DecodeInputs:
@@ -323,35 +323,35 @@ LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("locate", misplaces_the_padding, checks.check_locate),
     ("locate", takes_rows_for_slots, checks.check_locate),
     ("locate", finds_first_blocks_alone, checks.check_locate),
-    ("decode_attention", takes_the_newest_token_for_granted, checks.check_decode_attention),
-    ("decode_attention", ignores_the_block_table, checks.check_decode_attention),
+    ("decode_attention", takes_the_newest_token_for_granted, decode_check.check_decode_attention),
+    ("decode_attention", ignores_the_block_table, decode_check.check_decode_attention),
     ("silu_mul", forgets_rows_from_64_on, checks.check_silu_mul),
     ("add_rms_norm", norms_64_rows, checks.check_add_rms_norm),
     ("add_rms_norm", norms_without_eps, checks.check_add_rms_norm),
     ("rotate_and_cache", rotates_512_positions, checks.check_rotate_and_cache),
     ("rotate_and_cache", rotates_the_other_way, checks.check_rotate_and_cache),
     ("rotate_and_cache", writes_a_stray_key, checks.check_rotate_and_cache),
-    ("decode_attention", attends_to_1600_tokens, checks.check_decode_attention),
-    ("decode_attention", attends_for_8_rows, checks.check_decode_attention),
-    ("decode_attention", reads_behind_the_end, checks.check_decode_attention),
+    ("decode_attention", attends_to_1600_tokens, decode_check.check_decode_attention),
+    ("decode_attention", attends_for_8_rows, decode_check.check_decode_attention),
+    ("decode_attention", reads_behind_the_end, decode_check.check_decode_attention),
     ("one_row_linear", forgets_the_bias, check_one_row),
     ("one_row_linear", gates_with_the_wrong_half, check_one_row),
     ("few_rows_linear", forgets_the_bias, check_few_rows),
     ("few_rows_linear", gates_with_the_wrong_half, check_few_rows),
     ("few_rows_linear", multiplies_2_3_and_16_rows, check_few_rows),
-    ("one_row_norm_linear", norm_linear_without_bias, checks.check_norm_linear),
-    ("one_row_norm_linear", norm_linear_without_eps, checks.check_norm_linear),
-    ("one_row_norm_linear", norm_linear_without_its_weight, checks.check_norm_linear),
-    ("one_row_norm_linear", norm_linear_that_keeps_the_old_residual, checks.check_norm_linear),
-    ("sample", draws_the_best, checks.check_sample),
-    ("sample", ignores_top_p, checks.check_sample),
-    ("sample", ignores_top_k, checks.check_sample),
-    ("sample", does_not_renormalise_after_top_k, checks.check_sample),
-    ("sample", ignores_the_penalty, checks.check_sample),
-    ("sample", samples_by_rows_for_slots, checks.check_sample),
-    ("sample", does_not_advance, checks.check_sample),
-    ("sample", advances_the_padding, checks.check_sample),
-    ("sample", forgets_what_was_seen, checks.check_sample),
+    ("one_row_norm_linear", norm_linear_without_bias, linear_check.check_norm_linear),
+    ("one_row_norm_linear", norm_linear_without_eps, linear_check.check_norm_linear),
+    ("one_row_norm_linear", norm_linear_without_its_weight, linear_check.check_norm_linear),
+    ("one_row_norm_linear", norm_linear_that_keeps_the_old_residual, linear_check.check_norm_linear),
+    ("sample", draws_the_best, sample_check.check_sample),
+    ("sample", ignores_top_p, sample_check.check_sample),
+    ("sample", ignores_top_k, sample_check.check_sample),
+    ("sample", does_not_renormalise_after_top_k, sample_check.check_sample),
+    ("sample", ignores_the_penalty, sample_check.check_sample),
+    ("sample", samples_by_rows_for_slots, sample_check.check_sample),
+    ("sample", does_not_advance, sample_check.check_sample),
+    ("sample", advances_the_padding, sample_check.check_sample),
+    ("sample", forgets_what_was_seen, sample_check.check_sample),
 ]
 
 
@@ -379,7 +379,7 @@ def test_what_is_right_passes_every_check(check: Callable[[Ops, ServedShapes], N
 
 def test_one_liar_does_not_cost_the_others_their_place() -> None:
     honest = Candidate("honest", {"silu_mul": lambda x: torch_ops.silu_mul(x)}, checks.check_silu_mul)
-    liar = Candidate("liar", {"sample": draws_the_best}, checks.check_sample)
+    liar = Candidate("liar", {"sample": draws_the_best}, sample_check.check_sample)
     proof = prove_candidates([liar, honest], CPU, Ops())
     assert proof.ops.silu_mul is honest.fields["silu_mul"]
     assert proof.ops.sample is Ops().sample
@@ -392,7 +392,7 @@ def test_one_liar_does_not_cost_the_others_their_place() -> None:
 @pytest.mark.skipif(not INTERPRETS, reason="the compiled ones are proved below")
 def test_every_kernel_of_ours_proves_itself(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    monkeypatch.setattr(checks, "DRAWS", 1)  # an interpreted draw takes a tenth of a second
+    monkeypatch.setattr(sample_check, "DRAWS", 1)  # an interpreted draw takes a tenth of a second
     from service.engine.kernels.candidates import candidates
 
     one_tile = replace(INTERPRETED, few_rows={16: INTERPRETED.few_rows[16]})  # the others have tests of their own
@@ -518,6 +518,6 @@ def test_kernels_are_checked_with_the_types_they_serve(dtype: torch.dtype) -> No
 
         return noted
 
-    for name, check in (("rotate_and_cache", checks.check_rotate_and_cache), ("sample", checks.check_sample)):
+    for name, check in (("rotate_and_cache", checks.check_rotate_and_cache), ("sample", sample_check.check_sample)):
         check(replace(Ops(), **{name: noting(name, getattr(Ops(), name))}), replace(CPU, dtype=dtype))
     assert met == {"rotate_and_cache": {dtype}, "sample": {dtype}}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.engine.kernels.checks import Candidate, Disagreement, ServedShapes
+from service.engine.kernels.candidate import Candidate, Disagreement, ServedShapes
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import REASON_LENGTH, prove_candidates
 from service.engine.kernels.trials import Trials
@@ -102,7 +102,7 @@ PROCESS = """
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from service.engine.kernels.checks import Candidate
+from service.engine.kernels.candidate import Candidate
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import prove_candidates
 from service.engine.kernels.trials import Trials

@@ -1,0 +1,71 @@
+"""Products of the model's matrices against torch in fp32, and those that a norm is fused with."""
+
+from collections.abc import Sequence
+
+import torch
+
+from service.engine.config import ModelConfig
+from service.engine.kernels import torch_ops
+from service.engine.kernels.candidate import ServedShapes, require_close
+from service.engine.kernels.checks import EPS, QUIET
+from service.engine.kernels.ops import Ops
+
+MOST_WEIGHT_ROWS = 32_768
+"""The vocabulary's matrix is checked on its first rows: the others are handled alike and cost memory."""
+
+
+def check_linear(ops: Ops, shapes: ServedShapes, rows: Sequence[int]) -> None:
+    """Every matrix of the model, gated where the model gates, and with a bias if any of them has one."""
+    for width, depth, gated in matrices(shapes.config):
+        weight = shapes.random(width, depth, spread=depth**-0.5)
+        x = shapes.random(max(rows), depth)
+        for bias in _biases(shapes, width):
+            expected = _linear(x.float(), weight, bias, gated)
+            for count in rows:
+                name = f"a {width} x {depth} product of {count} rows"
+                require_close(name, ops.linear(x[:count], weight, bias, gated), expected[:count], shapes.dtype)
+
+
+def check_norm_linear(ops: Ops, shapes: ServedShapes) -> None:
+    """One row of the matrices that a norm precedes: QKV also without a residual, as in the first layer, and quiet; with
+    biases as in `check_linear`."""
+    qkv, _, gate_up, *_ = matrices(shapes.config)
+    for (width, depth, gated), has_residual in ((qkv, False), (qkv, True), (gate_up, True)):
+        weight = shapes.random(width, depth, spread=depth**-0.5)
+        for bias in _biases(shapes, width):
+            _check_norm_linear(ops, shapes, weight, bias, gated=gated, has_residual=has_residual)
+
+
+def _check_norm_linear(
+    ops: Ops, shapes: ServedShapes, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool, has_residual: bool
+) -> None:
+    hidden = shapes.config.hidden_size
+    norm_weight = shapes.random(hidden) + 1
+    residual = shapes.random(2, hidden)[1:] if has_residual else None
+    x = shapes.random(1, hidden, spread=1.0 if has_residual else QUIET)
+    result, total = ops.norm_linear(x, residual, norm_weight, EPS, weight, bias, gated)
+    wide = None if residual is None else residual.float()
+    normed, expected_total = torch_ops.add_rms_norm(x.float(), wide, norm_weight.float(), EPS)
+    require_close("norm_linear", result, _linear(normed, weight, bias, gated), shapes.dtype)
+    require_close("norm_linear's residual", total, expected_total, shapes.dtype)
+
+
+def _biases(shapes: ServedShapes, width: int) -> list[torch.Tensor | None]:
+    c = shapes.config
+    return [None, shapes.random(width)] if c.qkv_bias or c.o_bias or c.mlp_bias else [None]
+
+
+def matrices(c: ModelConfig, most_rows: int = MOST_WEIGHT_ROWS) -> list[tuple[int, int, bool]]:
+    """(rows, columns, gated) of each weight matrix: QKV, output, gate and up, down, and the head's first rows."""
+    return [
+        (c.query_size + 2 * c.kv_size, c.hidden_size, False),
+        (c.hidden_size, c.query_size, False),
+        (2 * c.intermediate_size, c.hidden_size, True),
+        (c.hidden_size, c.intermediate_size, False),
+        (min(c.vocab_size, most_rows), c.hidden_size, False),
+    ]
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool) -> torch.Tensor:
+    product = torch.nn.functional.linear(x, weight.float(), None if bias is None else bias.float())
+    return torch_ops.silu_mul(product) if gated else product

@@ -1,0 +1,60 @@
+"""The sampler against torch: the very tokens, and the slots as torch leaves them."""
+
+from collections.abc import Sequence
+
+import torch
+
+from service.engine.base import SamplingParams
+from service.engine.kernels import torch_ops
+from service.engine.kernels.candidate import Disagreement, ServedShapes
+from service.engine.kernels.ops import Ops
+from service.engine.slots import Slots
+
+SAMPLED = (
+    SamplingParams(temperature=0.0, repetition_penalty=2.0),
+    SamplingParams(seed=1),
+    SamplingParams(top_k=3, top_p=1.0, temperature=2.0, seed=2),
+    SamplingParams(top_k=40, top_p=0.5, seed=3),
+    SamplingParams(top_k=0, top_p=0.3, seed=4),
+    SamplingParams(top_k=0, top_p=0.9, temperature=0.5, seed=5),
+    SamplingParams(top_k=0, top_p=1.0, repetition_penalty=1.5, seed=6),
+    SamplingParams(top_k=100, top_p=1.0, temperature=10.0, seed=7),
+    SamplingParams(top_k=100, top_p=0.5, temperature=3.0, repetition_penalty=0.8, seed=8),
+    SamplingParams(top_k=0, top_p=0.5, temperature=20.0, seed=-9),
+)
+"""Every method and both ways through the kernel that filters. Bounds bite: many likely tokens lie beyond each."""
+DRAWS = 10
+"""Rows for each of them, all of other logits: a wrong bound changes every third draw or so."""
+
+
+def check_sample(ops: Ops, shapes: ServedShapes) -> None:
+    """The very tokens that torch draws, of logits of the served type, about half of them with the best near zero; slots
+    in another order than rows, which advance as torch has them advance; and two rows of padding."""
+    vocab, params, device = shapes.config.vocab_size, SAMPLED * DRAWS, shapes.device
+    count = len(params)
+    logits = shapes.random(count + 2, vocab, spread=3.0)
+    logits[count // 2 :] -= logits.max()
+    seen = torch.arange(vocab, device=device) % 3 == 0
+    mine, torchs = (sampling_slots(params, seen.repeat(count, 1), torch.arange(count) + 99) for _ in range(2))
+    numbers = shapes.whole([*reversed(range(count)), mine.spare, mine.spare])
+    methods = mine.methods(list(range(count)))
+    drawn = ops.sample(logits, mine, numbers, methods)
+    # A few rows at a time: torch sorts them, which takes ten times the memory of their logits.
+    parts = zip(*(torch.split(whole, len(SAMPLED)) for whole in (logits, numbers)), strict=True)
+    expected = torch.cat([torch_ops.sample(part, torchs, rows, methods) for part, rows in parts])
+    wrong = (drawn != expected)[:count].nonzero().flatten().tolist()
+    if wrong:
+        raise Disagreement(f"sample drew other tokens than torch in {len(wrong)} of {count} rows, first {wrong[0]}")
+    states = ((s.tokens[:count], s.positions, s.parameters.seen[:count]) for s in (mine, torchs))
+    if not all(torch.equal(one, other) for one, other in zip(*states, strict=True)):
+        raise Disagreement("sample left the slots otherwise than torch")
+
+
+def sampling_slots(params: Sequence[SamplingParams], seen: torch.Tensor, positions: torch.Tensor) -> Slots:
+    """A slot for each of `params`, with the tokens that were `seen` [N, vocab] and the last one's place [N]."""
+    slots = Slots(len(params), 1, seen.shape[1], seen.device)
+    for number, each in enumerate(params):
+        slots.set_parameters(number, each)
+    slots.positions[: len(params)] = positions.to(seen.device)
+    slots.parameters.seen[: len(params)] = seen
+    return slots
