@@ -46,7 +46,9 @@ class DownloadSettings(BaseSettings):
         description="The manifest digest the model must have, whatever hub or revision it comes from; unset: any.",
     )
     hub_endpoint: str | None = Field(
-        None, pattern="^https?://", description="Address of a private hub or a mirror; unset: the public hub."
+        None,
+        pattern="^https?://",
+        description="Address of a private hub or mirror; unset: HF_ENDPOINT or MODELSCOPE_ENDPOINT, or the public one.",
     )
     hub_token_file: Path | None = Field(None, description="File with the access token of the hub; unset: none is sent.")
 

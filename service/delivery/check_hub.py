@@ -8,10 +8,10 @@ import urllib.request
 
 from service.delivery.failures import TREATMENTS, Cause
 from service.delivery.finding import Finding, fail, ok, skip
+from service.delivery.sources import endpoint
 from service.delivery.symptoms import failure_of
 from service.download_settings import DownloadSettings
 
-PUBLIC_ENDPOINTS = {"modelscope": "https://www.modelscope.cn", "huggingface": "https://huggingface.co"}
 PATIENCE_SECONDS = 10.0
 
 
@@ -21,17 +21,17 @@ def check_hub(settings: DownloadSettings, complete: bool) -> Finding:
         return skip("hub", "INTERNLM_SOURCE=dir")
     if complete:
         return skip("hub", "not needed: the model is complete")
-    endpoint = settings.hub_endpoint or PUBLIC_ENDPOINTS[settings.source]
+    address = endpoint(settings)
     try:
         # The download's HTTP client takes a private CA from REQUESTS_CA_BUNDLE, so this must, too.
         trust = ssl.create_default_context(cafile=os.environ.get("REQUESTS_CA_BUNDLE"))
-        with urllib.request.urlopen(endpoint, timeout=PATIENCE_SECONDS, context=trust) as answer:  # noqa: S310
-            return ok("hub", f"{endpoint} answers {answer.status}")
+        with urllib.request.urlopen(address, timeout=PATIENCE_SECONDS, context=trust) as answer:  # noqa: S310
+            return ok("hub", f"{address} answers {answer.status}")
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 407:
-            return fail("hub", f"{endpoint}: the proxy wants a password", TREATMENTS[Cause.PROXY].remedy)
-        return ok("hub", f"{endpoint} answers {error.code}")
+            return fail("hub", f"{address}: the proxy wants a password", TREATMENTS[Cause.PROXY].remedy)
+        return ok("hub", f"{address} answers {error.code}")
     except (OSError, http.client.HTTPException) as error:
-        failure = failure_of(error, endpoint)
+        failure = failure_of(error, address)
         return fail("hub", failure.what, TREATMENTS[failure.cause].remedy, "INTERNLM_HUB_ENDPOINT")

@@ -4,7 +4,6 @@ Plain HTTPS with the HTTP client that ModelScope's brings along: listing, Range,
 add nine packages to the downloader's image, a compiled transfer protocol that mirrors do not speak among them.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import requests
 from service.delivery.catalog import MAX_ENTRIES, PARTIAL_SUFFIX
 from service.delivery.worker import Hub, Listing, ListingTooLong, Request, main
 
-PUBLIC_ENDPOINT = "https://huggingface.co"
 CONNECT_SECONDS = 10
 BLOCK_BYTES = 1 << 20
 MAX_PAGES = 50
@@ -30,7 +28,7 @@ class HuggingFace:
     """One repository; the revision is resolved to a commit once and everything is asked of that commit."""
 
     def __init__(self, request: Request) -> None:
-        self._base = (request.endpoint or os.environ.get("HF_ENDPOINT") or PUBLIC_ENDPOINT).rstrip("/")
+        self._base = request.endpoint
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "internlm-chat"}
         if request.token:
             self._headers["Authorization"] = f"Bearer {request.token}"

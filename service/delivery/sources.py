@@ -1,5 +1,6 @@
 """Where a model can come from, by the value of `INTERNLM_SOURCE`."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +13,36 @@ from service.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class HubKind:
-    """A kind of hub: the child's program, and whether files can be asked for by commit."""
+    """A kind of hub: the child's program, whether files can be asked for by commit, the public hub's address and the
+    variables that name another to the hub's own tools."""
 
     module: str
     by_commit: bool
+    public: str
+    variables: tuple[str, ...]
 
 
 HUBS: dict[str, HubKind] = {
     # ModelScope names a file's last commit, not the tree's, so files are asked for by the revision and the listing
     # is compared again at the end.
-    "modelscope": HubKind("service.delivery.modelscope", by_commit=False),
-    "huggingface": HubKind("service.delivery.huggingface", by_commit=True),
+    "modelscope": HubKind(
+        "service.delivery.modelscope",
+        by_commit=False,
+        public="https://modelscope.cn",
+        variables=("MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN"),
+    ),
+    "huggingface": HubKind(
+        "service.delivery.huggingface", by_commit=True, public="https://huggingface.co", variables=("HF_ENDPOINT",)
+    ),
 }
+
+
+def endpoint(settings: DownloadSettings) -> str:
+    """Where the hub is asked: at the address that is set, or else where its own tools would ask, without a slash."""
+    hub = HUBS[settings.source]
+    named = next(filter(None, (os.environ.get(name, "").strip() for name in hub.variables)), hub.public)
+    address = settings.hub_endpoint or named
+    return (address if "://" in address else f"https://{address}").rstrip("/")
 
 
 def hub_client(settings: DownloadSettings, model_dir: Path, scratch: Path, lock: int) -> HubClient:
@@ -32,7 +51,7 @@ def hub_client(settings: DownloadSettings, model_dir: Path, scratch: Path, lock:
         operation="list",
         repo=settings.repo,
         revision=settings.wanted_revision,
-        endpoint=settings.hub_endpoint,
+        endpoint=endpoint(settings),
         token=read_token(settings.hub_token_file),
         directory=str(model_dir),
         scratch=str(scratch),

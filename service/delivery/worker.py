@@ -37,7 +37,7 @@ class Request:
     operation: str
     repo: str
     revision: str
-    endpoint: str | None
+    endpoint: str
     token: str | None
     directory: str
     scratch: str

@@ -18,7 +18,8 @@ from service.delivery.check_hub import check_hub
 from service.delivery.finding import Finding, State, skip
 from service.delivery.gpu import Gpu, Memory, NoGpu, read_gpu
 from service.delivery.local import find_model
-from service.download_settings import DownloadSettings
+from service.delivery.sources import endpoint
+from service.download_settings import DownloadSettings, Source
 from service.errors import ConfigurationError
 from service.settings import Settings
 from tests.support.download_process import download
@@ -70,6 +71,23 @@ def test_a_hub_is_asked_when_something_is_missing(hub: FakeHub, model_dir: Path)
     assert found["hub"].state is State.OK
     assert findings(model_dir)["hub"].state is State.FAIL
     assert "INTERNLM_HUB_ENDPOINT" in findings(model_dir)["hub"].remedy
+
+
+@pytest.mark.parametrize(
+    ("source", "variable"),
+    [("huggingface", "HF_ENDPOINT"), ("modelscope", "MODELSCOPE_ENDPOINT"), ("modelscope", "MODELSCOPE_DOMAIN")],
+)
+def test_the_hub_that_is_asked_is_the_one_the_download_would_ask(
+    hub: FakeHub, model_dir: Path, monkeypatch: pytest.MonkeyPatch, source: Source, variable: str
+) -> None:
+    monkeypatch.setenv(variable, f"{hub.endpoint}/")
+    found = check_hub(DownloadSettings(model_dir=model_dir, source=source), complete=False)
+    assert found.found == f"{hub.endpoint} answers 200"
+
+
+def test_a_hub_that_is_named_without_a_scheme_is_asked_by_https(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELSCOPE_DOMAIN", "hub.example")
+    assert endpoint(DownloadSettings()) == "https://hub.example"
 
 
 def test_what_answers_without_being_a_hub_is_named(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

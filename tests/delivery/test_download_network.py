@@ -121,8 +121,11 @@ def test_no_proxy_is_honoured(hub: FakeHub, model_dir: Path, source: str) -> Non
     assert download(model_dir, hub, INTERNLM_SOURCE=source, **environment).code == 0
 
 
-def test_a_hugging_face_mirror_is_taken_from_its_usual_variable(hub: FakeHub, model_dir: Path) -> None:
-    environment = {"INTERNLM_SOURCE": "huggingface", "INTERNLM_HUB_ENDPOINT": None, "HF_ENDPOINT": hub.endpoint}
+@pytest.mark.parametrize(
+    ("source", "variable"), [("huggingface", "HF_ENDPOINT"), ("modelscope", "MODELSCOPE_ENDPOINT")]
+)
+def test_a_mirror_is_taken_from_its_usual_variable(hub: FakeHub, model_dir: Path, source: str, variable: str) -> None:
+    environment = {"INTERNLM_SOURCE": source, "INTERNLM_HUB_ENDPOINT": None, variable: f"{hub.endpoint}/"}
     assert download(model_dir, hub, **environment).code == 0
     assert_complete(model_dir, hub.directory)
 
