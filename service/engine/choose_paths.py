@@ -112,17 +112,12 @@ def assemble(
 
 
 def _with_flash_decode(ops: Ops, shapes: ServedShapes, flash: Sequence[Varlen]) -> tuple[Ops, list[str]]:
-    """`ops` with the first of `flash` that is right; as they were, with the reasons, when none is."""
-    reasons: list[str] = []
-    for varlen in flash:
-        decode = FlashDecode(shapes.config.max_positions, varlen)
-        fields = {"plan_decode": decode.plan, "decode_attention": decode.attend}
-        candidate = Candidate("flash_decode", fields, check_decode_attention)
-        proof = prove_candidates([candidate], shapes, ops)
-        if not proof.degraded:
-            return proof.ops, []
-        reasons += proof.degraded
-    return ops, reasons
+    """`ops` with the first of `flash` that is right; as they were, with the reason, when none is."""
+    decodes = (FlashDecode(shapes.config.max_positions, varlen) for varlen in flash)
+    fields = ({"plan_decode": decode.plan, "decode_attention": decode.attend} for decode in decodes)
+    ways = [Candidate("", each, check_decode_attention) for each in fields]
+    right, reasons = _first_right("flash_decode", ways, shapes, ops)
+    return (ops if right is None else replace(ops, **ways[right].fields)), reasons
 
 
 def _proved_for_blocks(ops: Ops, shapes: ServedShapes) -> tuple[Ops, list[str]]:
@@ -138,16 +133,23 @@ def _proved_for_blocks(ops: Ops, shapes: ServedShapes) -> tuple[Ops, list[str]]:
 
 
 def _flash_prefill(shapes: ServedShapes, flash: Sequence[Varlen]) -> tuple[PrefillFactory, list[str]]:
-    """The first of `flash` that is right, or plain attention with the reasons."""
-    reasons: list[str] = []
-    for varlen in flash:
-        factory = partial(FlashPrefillAttention, varlen=varlen)
-        candidate = Candidate("flash_prefill", {}, partial(_check, "flash_prefill", factory))
-        failed = prove_candidates([candidate], shapes, Ops()).degraded
+    """The first of `flash` that is right, or plain attention with the reason."""
+    factories = [partial(FlashPrefillAttention, varlen=varlen) for varlen in flash]
+    ways = [Candidate("", {}, partial(_check, "flash_prefill", factory)) for factory in factories]
+    right, reasons = _first_right("flash_prefill", ways, shapes, Ops())
+    return (PrefillAttention if right is None else factories[right]), reasons
+
+
+def _first_right(name: str, ways: Sequence[Candidate], shapes: ServedShapes, ops: Ops) -> tuple[int | None, list[str]]:
+    """Which of some ways to the same is the first that proves right; None, and what is wrong with the first, when none
+    does. Each is on trial for itself: one that ends the process leaves the next one to serve."""
+    reasons = []
+    for number, way in enumerate(ways):
+        failed = prove_candidates([replace(way, name=f"{name}.{number}")], shapes, ops).degraded
         if not failed:
-            return factory, []
-        reasons += failed
-    return PrefillAttention, reasons
+            return number, []
+        reasons.append(f"{name}: {failed[0].partition(': ')[2]}")
+    return None, reasons[:1]
 
 
 def _check(name: str, factory: PrefillFactory, _: Ops, shapes: ServedShapes) -> None:

@@ -102,6 +102,30 @@ def test_a_flash_kernel_that_lies_or_is_missing_leaves_prefill_to_plain_attentio
     assert choice.paths.plans_decode, "decode is not concerned"
 
 
+def test_a_way_to_the_flash_kernel_that_is_wrong_is_no_loss_where_another_is_right() -> None:
+    choice = assemble(WITHOUT_DECODE, SHAPES, 5, [is_not_there, plain_varlen])
+    assert choice.degraded == WITHOUT_DECODE.degraded
+    assert choice.paths.plans_decode
+    assert choice.paths.prefill is not PrefillAttention
+
+
+def test_what_all_ways_fail_at_is_named_once() -> None:
+    choice = assemble(WITHOUT_DECODE, SHAPES, 5, [is_not_there, ignores_the_mask])
+    why = "RuntimeError: FlashAttention only supports Ampere GPUs or newer."
+    assert choice.degraded == [*WITHOUT_DECODE.degraded, f"flash_decode: {why}", f"flash_prefill: {why}"]
+
+
+def test_a_way_that_ended_the_process_leaves_the_other_to_serve(tmp_path: Path) -> None:
+    def ends_the_process(*args: Any, **options: Any) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    shapes = replace(SHAPES, trials=Trials(tmp_path / "trial"))
+    (tmp_path / "trial").write_text("flash_prefill.0")
+    choice = assemble(PROVED, shapes, 5, [ends_the_process, plain_varlen])
+    assert choice.degraded == []
+    assert choice.paths.prefill is not PrefillAttention
+
+
 def test_without_our_decode_kernel_the_flash_kernel_takes_over_with_larger_blocks() -> None:
     choice = assemble(WITHOUT_DECODE, SHAPES, 5, [plain_varlen])
     assert choice.degraded == WITHOUT_DECODE.degraded
