@@ -143,7 +143,7 @@ class DrainingServer(uvicorn.Server):
     async def _drain(self, delay: float) -> None:
         # Proxies and kube-proxy go on sending here for a moment after the pod is told to end.
         await asyncio.sleep(delay)
-        if not await self._lifecycle.wait_idle(self._settings.drain_timeout):
+        if not await self._lifecycle.wait_idle(self._settings.drain_timeout - delay):
             logger.error("answers still running at the end of the drain are cut")
         self.should_exit = True
 

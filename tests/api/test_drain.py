@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 
 import httpx
 import pytest
@@ -80,6 +81,15 @@ async def test_a_drain_that_takes_too_long_cuts_what_still_runs(start: Start) ->
     answer = await terminate_while_streaming(service)
     await until(lambda: service.running.server.should_exit)
     await asyncio.gather(answer, return_exceptions=True)
+
+
+async def test_a_drain_takes_no_longer_than_delay_and_longest_request_together(start: Start) -> None:
+    service = await start(drain_delay=1.0, request_timeout=0.25)
+    with service.running.lifecycle.serving():  # an answer without an end
+        os.kill(os.getpid(), signal.SIGTERM)
+        begun = time.monotonic()
+        await until(lambda: service.running.server.should_exit)
+        assert time.monotonic() - begun < 2
 
 
 def test_a_signal_before_the_listener_is_there_is_a_clean_end_too() -> None:
