@@ -26,13 +26,14 @@ class Settings(BaseSettings):
     port: int = Field(6006, ge=0, le=65535, description="Port of the API.")
     metrics_port: int = Field(6007, ge=0, le=65535, description="Port of /metrics; 0 switches it off.")
 
-    model_id: str = Field("", description="Name under which the model is served; unset: its directory's.")
+    model_id: str = Field(
+        "",
+        description="Name under which the model is served; unset: the repository's it came from, or its directory's.",
+    )
     model_dir: Path | None = Field(
         None, description="Directory with config.json, safetensors, tokenizer. Unset, no GPU: the small real model."
     )
-    cache_dir: Path = Field(
-        Path("~/.cache/internlm-chat"), description="Where the small real model and other derived files are kept."
-    )
+    cache_dir: Path = Field(Path("~/.cache/internlm-chat"), description="Where the small real model is kept.")
 
     engine: Literal["native", "reference", "fake"] = Field(
         "native", description="native: continuous batching. reference: transformers, one at a time. fake: an echo."
@@ -75,7 +76,7 @@ class Settings(BaseSettings):
 
     @property
     def drain_timeout(self) -> float:
-        """Seconds after SIGTERM in which running answers may finish: the longest a request can take."""
+        """Seconds after SIGTERM in which running answers may finish: the delay, and the longest a request can take."""
         return self.request_timeout + self.drain_delay
 
     @property
