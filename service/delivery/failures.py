@@ -49,7 +49,9 @@ TREATMENTS: dict[Cause, Treatment] = {
     Cause.READ_ONLY: Treatment("mount the volume writable for the download, or use INTERNLM_SOURCE=dir"),
     Cause.NOT_PERMITTED: Treatment("let this user write there (fsGroup, or the owner of the volume)"),
     Cause.DISK: Treatment("look at the node's and the storage's logs", 3),
-    Cause.UNAUTHORIZED: Treatment("set INTERNLM_HUB_TOKEN_FILE to a file with a valid access token"),
+    Cause.UNAUTHORIZED: Treatment(
+        "set INTERNLM_HUB_TOKEN_FILE (in the chart: model.tokenSecret) to a file with a valid access token"
+    ),
     Cause.FORBIDDEN: Treatment("give the token's account access to the repository, or accept its terms on the hub"),
     Cause.NOT_FOUND: Treatment("check INTERNLM_MODEL_REPO, INTERNLM_REVISION and INTERNLM_HUB_ENDPOINT", 2),
     Cause.PROXY: Treatment("check HTTPS_PROXY and HTTP_PROXY, or list the hub in NO_PROXY", 5),
