@@ -110,7 +110,7 @@ def test_a_way_to_the_flash_kernel_that_is_wrong_is_no_loss_where_another_is_rig
 
 
 def test_what_all_ways_fail_at_is_named_once() -> None:
-    choice = assemble(WITHOUT_DECODE, SHAPES, 5, [is_not_there, ignores_the_mask])
+    choice = assemble(WITHOUT_DECODE, SHAPES, 5, [is_not_there, aligns_with_the_start])
     why = "RuntimeError: FlashAttention only supports Ampere GPUs or newer."
     assert choice.degraded == [*WITHOUT_DECODE.degraded, f"flash_decode: {why}", f"flash_prefill: {why}"]
 
