@@ -127,8 +127,7 @@ class Readiness:
         """Ask the model a question; ready when it has answered."""
         self._lifecycle.move(State.LOADING, "waiting for the model's first answer")
         try:
-            async for _ in self.generation().answer(PROBE):
-                pass
+            await self.generation().probe(PROBE)
         except DeadlineExceeded:
             seconds = self._settings.request_timeout
             raise EngineFailed(

@@ -1,4 +1,4 @@
-"""The use case: a conversation goes in, text comes out piece by piece, and every outcome is counted.
+"""The use case: a conversation goes in, text comes out piece by piece, and how each request ended is counted.
 
 Knows the engine only by its interface. Prompts are tokenized off the event loop when they are long.
 """
@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 from service.chat.detokenizer import Detokenizer
 from service.chat.stops import StopMatcher
+from service.chat.stopwatch import Stopwatch
 from service.chat.templates import ChatTemplate, Message
 from service.chat.tokenizer import Tokenizer
-from service.engine.base import Engine, Finish, FinishReason, GenerationRequest, SamplingParams, Token
+from service.engine.base import Engine, Finish, FinishReason, GenerationRequest, SamplingParams
 from service.errors import ContextTooLong, DeadlineExceeded, EngineFailed, InvalidRequest, QueueFull, ServiceError
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
@@ -90,19 +91,23 @@ class Generation:
     async def stream(self, chat: Chat) -> AsyncGenerator[TextDelta | Done]:
         """Text deltas, then one Done. Closing it early stops the work within one engine step.
 
-        Raises NotReady, ContextTooLong, QueueFull, DeadlineExceeded or EngineFailed.
+        Raises NotReady, InvalidRequest, QueueFull, DeadlineExceeded or EngineFailed. All but NotReady are counted.
         """
         with self._lifecycle.serving():
-            async with aclosing(self.answer(chat)) as pieces:
+            async with aclosing(self._answer(chat, Stopwatch(self._metrics))) as pieces:
                 async for piece in pieces:
                     yield piece
 
-    async def answer(self, chat: Chat) -> AsyncGenerator[TextDelta | Done]:
-        """As `stream`, whatever the lifecycle says: the readiness probe asks before the service is ready."""
-        watch = _Stopwatch(self._metrics)
-        request = await self._request(chat)
-        answer = _Answer(Detokenizer(self._tokenizer), StopMatcher(chat.stop))
-        try:
+    async def probe(self, chat: Chat) -> None:
+        """Have `chat` answered, ready or not. It is no client's request and counted nowhere. Raises as `stream`."""
+        async for _ in self._answer(chat, Stopwatch(metrics=None)):
+            pass
+
+    async def _answer(self, chat: Chat, watch: Stopwatch) -> AsyncGenerator[TextDelta | Done]:
+        with watch:
+            request = await self._request(chat)
+            watch.prompt_tokens = len(request.prompt_ids)
+            answer = _Answer(Detokenizer(self._tokenizer), StopMatcher(chat.stop))
             async with aclosing(self._engine.submit(request)) as events:
                 async for event in events:
                     if isinstance(event, Finish):
@@ -117,9 +122,7 @@ class Generation:
             reason = _reason(watch.finish, self._limits)
             if text := answer.flush():
                 yield TextDelta(text)
-            yield Done(reason, len(request.prompt_ids), watch.tokens, watch.cached_tokens)
-        finally:
-            watch.close(len(request.prompt_ids))
+            yield Done(reason, watch.prompt_tokens, watch.tokens, watch.cached_tokens)
 
     async def _request(self, chat: Chat) -> GenerationRequest:
         deadline = time.monotonic() + self._limits.request_timeout
@@ -178,38 +181,6 @@ class _Answer:
         if self.stopped:
             return ""
         return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-
-
-class _Stopwatch:
-    """Times one request and hands its figures to the metrics once, however it ends."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._start = time.perf_counter()
-        self._first = self._last = 0.0
-        self.tokens = 0
-        self.cached_tokens = 0
-        self.finish: Finish | None = None
-
-    def token(self, event: Token) -> None:
-        self._last = time.perf_counter()
-        self.tokens += 1
-        if self.tokens == 1:
-            self._first = self._last
-            self.cached_tokens = event.cached_tokens
-            self._metrics.first_token_seconds.observe(self._first - self._start)
-            self._metrics.queue_seconds.observe(event.queue_time)
-
-    def close(self, prompt_tokens: int) -> None:
-        reason = self.finish.reason if self.finish else FinishReason.CANCELLED
-        self._metrics.requests.labels(reason.value).inc()
-        if reason is FinishReason.REJECTED:
-            return  # its few milliseconds would make an overloaded service look fast
-        self._metrics.prompt_tokens.observe(prompt_tokens)
-        self._metrics.generation_tokens.observe(self.tokens)
-        self._metrics.request_seconds.observe(time.perf_counter() - self._start)
-        if self.tokens > 1:
-            self._metrics.output_token_seconds.observe((self._last - self._first) / (self.tokens - 1))
 
 
 def _reason(finish: Finish | None, limits: AnswerLimits) -> str:

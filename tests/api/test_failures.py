@@ -11,6 +11,7 @@ from service.log import request_id
 from tests.api.conftest import Service, Start
 from tests.support.server import PATIENCE, until
 
+REQUEST_SERIES = ("internlm_request", "internlm_time_to_first_token", "internlm_time_per_output_token")
 LONG = {"prompt": "hello " * 500, "max_new_tokens": 1000}
 
 
@@ -34,6 +35,12 @@ async def test_a_full_queue_is_429_with_the_time_to_wait(start: Start) -> None:
     assert int(response.headers["retry-after"]) >= 1
     assert response.json()["code"] == "queue_full"
     await abandon(tasks)
+
+
+async def test_the_readiness_probe_is_no_request(service: Service) -> None:
+    of_requests = {key: value for key, value in samples(service).items() if key[0].startswith(REQUEST_SERIES)}
+    assert len(of_requests) > 10
+    assert set(of_requests.values()) == {0}
 
 
 async def test_a_refused_request_does_not_make_the_service_look_fast(start: Start) -> None:
@@ -85,9 +92,9 @@ async def test_outcomes_and_latencies_are_counted(start: Start) -> None:
     assert (await service.ask(temperature=-1)).status_code == 400
     found = samples(service)
     assert found["internlm_requests_total", "stop"] == 1
-    assert found["internlm_requests_total", "length"] == 2  # one of them is the readiness probe's
-    assert found["internlm_time_to_first_token_seconds_count", ""] == 3
-    assert found["internlm_request_queue_time_seconds_count", ""] == 3
+    assert found["internlm_requests_total", "length"] == 1
+    assert found["internlm_time_to_first_token_seconds_count", ""] == 2
+    assert found["internlm_request_queue_time_seconds_count", ""] == 2
     assert found["internlm_time_per_output_token_seconds_count", ""] == 2
     assert found["internlm_request_prompt_tokens_sum", ""] > 10
     assert found["internlm_http_requests_total", "/v1/chat 400"] == 1

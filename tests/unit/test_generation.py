@@ -1,38 +1,185 @@
-"""The use case without a server: how long a prompt may take before the engine has even seen it."""
+"""The use case without a server: how a request ends, and that each end is counted once, with what is known of it."""
 
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from service.chat.generation import AnswerLimits, Chat, Generation
+from service.chat.generation import AnswerLimits, Chat, Done, Generation
 from service.chat.loading import load_tokenizer
 from service.chat.templates import ChatTemplate, Message
-from service.engine.base import SamplingParams
-from service.errors import ContextTooLong, DeadlineExceeded, ServiceError
-from service.lifecycle import Lifecycle
+from service.engine.base import (
+    EngineState,
+    EngineStatus,
+    Event,
+    Finish,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    Token,
+)
+from service.errors import ContextTooLong, DeadlineExceeded, EngineFailed, InvalidRequest, NotReady, QueueFull
+from service.lifecycle import Lifecycle, State
 from service.metrics import Metrics
-from tests.support.local_engine import FakeEngine
+from tests.support.server import PATIENCE
 from tests.support.tokenizers import write_byte_level_dir
 
-LONG = "the quick brown fox 你好世界 " * 10_000
+SHORT = Chat([Message("user", "hi")], SamplingParams())
+LONG = Chat([Message("user", "the quick brown fox 你好世界 " * 10_000)], SamplingParams())
+"""Longer than the context, which is known only once it is tokenized."""
+NO_ROOM = Chat([Message("user", "hi")], SamplingParams(), max_new_tokens=64)
+TOKENS = [Token("", 40), Token("", 41)]
+IN_TIME, TOO_LATE = 300.0, 0.001
 
 
-def generation(model_dir: Path, request_timeout: float) -> Generation:
-    write_byte_level_dir(model_dir)
-    tokenizer, engine = load_tokenizer(model_dir), FakeEngine()
-    limits = AnswerLimits(max_context=64, default_new_tokens=8, request_timeout=request_timeout)
-    template = ChatTemplate.load(model_dir, tokenizer)
-    return Generation(engine, tokenizer, template, limits, Lifecycle(), Metrics(lambda: engine.status, lambda: True))
+class ScriptedEngine:
+    """Gives every request the same events; after those it raises `error`, or waits for ever if `hangs`."""
+
+    def __init__(self, *events: Event, error: Exception | None = None, hangs: bool = False) -> None:
+        self._events = events
+        self._error = error
+        self._hangs = hangs
+        self.status = EngineStatus(state=EngineState.READY)
+
+    async def submit(self, request: GenerationRequest) -> AsyncGenerator[Event]:
+        for event in self._events:
+            yield event
+        if self._error:
+            raise self._error
+        if self._hangs:
+            await asyncio.Event().wait()
 
 
-@pytest.mark.parametrize(
-    ("request_timeout", "problem"), [(0.001, DeadlineExceeded), (300, ContextTooLong)], ids=["too late", "in time"]
-)
-async def test_tokenizing_counts_among_the_seconds_of_a_request(
-    tmp_path: Path, request_timeout: float, problem: type[ServiceError]
-) -> None:
-    """That the prompt is too long for the context is known only once it is tokenized."""
-    chat = Chat([Message("user", LONG)], SamplingParams())
-    with pytest.raises(problem):
-        async for _ in generation(tmp_path, request_timeout).answer(chat):
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(lambda: EngineStatus(state=EngineState.READY), lambda: True)
+
+
+class Make:
+    """Makes the use case around an engine; the tokenizer is loaded once."""
+
+    def __init__(self, model_dir: Path, metrics: Metrics) -> None:
+        self._tokenizer = load_tokenizer(write_byte_level_dir(model_dir))
+        self._template = ChatTemplate.load(model_dir, self._tokenizer)
+        self._metrics = metrics
+
+    def __call__(self, engine: Any, request_timeout: float = IN_TIME, state: State = State.READY) -> Generation:
+        limits = AnswerLimits(max_context=64, default_new_tokens=8, request_timeout=request_timeout)
+        lifecycle = Lifecycle()
+        lifecycle.move(state)
+        return Generation(engine, self._tokenizer, self._template, limits, lifecycle, self._metrics)
+
+
+@pytest.fixture
+def make(tmp_path: Path, metrics: Metrics) -> Make:
+    return Make(tmp_path, metrics)
+
+
+def counted(metrics: Metrics) -> dict[str, float]:
+    """What a scrape would find of requests, without what is zero: outcomes, and how often each figure was noted."""
+    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
+    found = {s.labels["outcome"]: s.value for s in samples if s.name == "internlm_requests_total"}
+    found |= {s.name: s.value for s in samples if s.name.endswith("_count")}
+    return {name.removeprefix("internlm_").removesuffix("_count"): value for name, value in found.items() if value}
+
+
+async def take(generation: Generation, chat: Chat) -> None:
+    async with asyncio.timeout(PATIENCE), aclosing(generation.stream(chat)) as pieces:
+        async for _ in pieces:
             pass
+
+
+LATENCIES = {"time_to_first_token_seconds": 1, "time_per_output_token_seconds": 1, "request_queue_time_seconds": 1}
+TAKEN_IN = {"request_duration_seconds": 1, "request_prompt_tokens": 1, "request_generation_tokens": 1}
+
+
+@pytest.mark.parametrize("reason", [FinishReason.STOP, FinishReason.LENGTH])
+async def test_a_whole_answer_is_counted_with_all_its_figures(
+    make: Make, metrics: Metrics, reason: FinishReason
+) -> None:
+    await take(make(ScriptedEngine(*TOKENS, Finish("", reason))), SHORT)
+    assert counted(metrics) == {reason.value: 1} | TAKEN_IN | LATENCIES
+
+
+ENGINE_ENDINGS = {
+    "deadline": (ScriptedEngine(Finish("", FinishReason.DEADLINE)), DeadlineExceeded, {"deadline": 1} | TAKEN_IN),
+    "full": (ScriptedEngine(Finish("", FinishReason.REJECTED, retry_after=3)), QueueFull, {"rejected": 1}),
+    "never fits": (ScriptedEngine(Finish("", FinishReason.REJECTED, "too long")), InvalidRequest, {"rejected": 1}),
+    "failed": (ScriptedEngine(Finish("", FinishReason.ERROR)), EngineFailed, {"error": 1} | TAKEN_IN),
+    "no end": (ScriptedEngine(), EngineFailed, {"error": 1} | TAKEN_IN),
+    "a bug": (ScriptedEngine(error=ZeroDivisionError()), ZeroDivisionError, {"error": 1} | TAKEN_IN),
+}
+
+
+@pytest.mark.parametrize(("engine", "problem", "found"), ENGINE_ENDINGS.values(), ids=ENGINE_ENDINGS)
+async def test_an_answer_the_engine_does_not_give_is_counted_as_what_it_says(
+    make: Make, metrics: Metrics, engine: ScriptedEngine, problem: type[Exception], found: dict[str, float]
+) -> None:
+    with pytest.raises(problem):
+        await take(make(engine), SHORT)
+    assert counted(metrics) == found
+
+
+NEVER_SUBMITTED = {
+    "too late": (
+        LONG,
+        TOO_LATE,
+        DeadlineExceeded,
+        ["deadline", "request_duration_seconds", "request_generation_tokens"],
+    ),
+    "too long": (LONG, IN_TIME, ContextTooLong, ["rejected"]),
+    "no room": (NO_ROOM, IN_TIME, ContextTooLong, ["rejected"]),
+    "no such role": (Chat([Message("tool", "hi")], SamplingParams()), IN_TIME, InvalidRequest, ["rejected"]),
+}
+
+
+@pytest.mark.parametrize(("chat", "seconds", "problem", "found"), NEVER_SUBMITTED.values(), ids=NEVER_SUBMITTED)
+async def test_what_never_reaches_the_engine_is_counted_too_with_what_is_known_of_it(
+    make: Make, metrics: Metrics, chat: Chat, seconds: float, problem: type[Exception], found: list[str]
+) -> None:
+    """The seconds that tokenizing takes are among those of the request."""
+    with pytest.raises(problem):
+        await take(make(ScriptedEngine(), seconds), chat)
+    assert counted(metrics) == dict.fromkeys(found, 1)
+
+
+async def test_a_client_that_leaves_in_its_answer_is_counted_as_cancelled(make: Make, metrics: Metrics) -> None:
+    async with aclosing(make(ScriptedEngine(*TOKENS, hangs=True)).stream(SHORT)) as pieces:
+        await anext(pieces)
+    assert counted(metrics).keys() == {"cancelled"} | TAKEN_IN.keys() | LATENCIES.keys() - {
+        "time_per_output_token_seconds"
+    }
+
+
+async def test_a_client_that_leaves_while_its_prompt_is_tokenized_is_counted_as_cancelled(
+    make: Make, metrics: Metrics
+) -> None:
+    asking = asyncio.create_task(take(make(ScriptedEngine()), LONG))
+    await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert counted(metrics).keys() == {"cancelled", "request_duration_seconds", "request_generation_tokens"}
+
+
+async def test_who_takes_no_more_than_the_whole_answer_has_not_left(make: Make, metrics: Metrics) -> None:
+    async with aclosing(make(ScriptedEngine(*TOKENS, Finish("", FinishReason.STOP))).stream(SHORT)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Done):
+                break
+    assert counted(metrics)["stop"] == 1
+
+
+async def test_a_request_that_is_not_let_in_is_none(make: Make, metrics: Metrics) -> None:
+    with pytest.raises(NotReady):
+        await take(make(ScriptedEngine(), state=State.DRAINING), SHORT)
+    assert counted(metrics) == {}
+
+
+async def test_the_probe_is_counted_nowhere_however_it_ends(make: Make, metrics: Metrics) -> None:
+    await make(ScriptedEngine(*TOKENS, Finish("", FinishReason.LENGTH)), state=State.LOADING).probe(SHORT)
+    with pytest.raises(DeadlineExceeded):
+        await make(ScriptedEngine(*TOKENS, Finish("", FinishReason.DEADLINE)), state=State.LOADING).probe(SHORT)
+    assert counted(metrics) == {}
