@@ -5,6 +5,7 @@ capabilities would, with tensors that hold nothing and kernels that are compiled
 compiled in FOLDER. Prints a JSON line for each of them. `kernels/shipped.py` is where it is found again.
 """
 
+import argparse
 import itertools
 import json
 import sys
@@ -19,10 +20,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from service.delivery.gpu import BFLOAT16_CAPABILITY
 from service.engine.attention import PagedCache, PrefillAttention
 from service.engine.base import EngineConfig, GenerationRequest
 from service.engine.config import INTERNLM3_8B, ModelConfig
-from service.engine.device import BFLOAT16_CAPABILITY
 from service.engine.kernels.candidates import candidates
 from service.engine.kernels.few_rows import FewRowsLinear
 from service.engine.kernels.gemv import OneRowLinear
@@ -140,11 +141,14 @@ def compute_products(model: ModelConfig, tuning: Tuning, dtype: torch.dtype) -> 
 
 
 def main() -> None:
-    folder, *capabilities = sys.argv[1:]
-    knobs.cache.dir = folder
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="where compiled kernels are left")
+    parser.add_argument("capability", type=int, nargs="+", help="of the GPUs to compile for: 90 for 9.0")
+    options = parser.parse_args()
+    knobs.cache.dir = options.folder
     # Of what Triton keeps of a kernel, only this is loaded.
     knobs.compilation.store_binary_only = True
-    for capability in map(int, capabilities):
+    for capability in options.capability:
         compiled = compile_kernels(INTERNLM3_8B, capability)
         sys.stdout.write(json.dumps({"capability": capability, "kernels": len(compiled)}) + "\n")
 

@@ -8,6 +8,7 @@ from typing import Any
 import pynvml
 import torch
 
+from service.delivery.gpu import BFLOAT16_CAPABILITY
 from service.engine.base import GpuMemory
 from service.errors import ConfigurationError
 
@@ -15,8 +16,6 @@ logger = logging.getLogger(__name__)
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where a container sees its own limits (cgroup v2)."""
-BFLOAT16_CAPABILITY = (8, 0)
-"""Ampere: the first generation that computes bfloat16 at full rate."""
 
 
 def choose_device(name: str) -> torch.device:
