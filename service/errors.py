@@ -3,6 +3,7 @@
 ServiceError                  500  what all have in common: status, code, field, limit
 ├── InvalidRequest            400  a field's value cannot be served
 │   ├── ContextTooLong        400  prompt and answer do not fit the context
+│   ├── MessageRefused        400  the model's chat template takes no such message, or no such order of them
 │   ├── BodyTooLarge          413  more bytes than a request may have
 │   ├── BodyTimeout           408  the body did not arrive in time
 │   └── UnsupportedMediaType  415  not application/json
@@ -39,6 +40,19 @@ class ContextTooLong(InvalidRequest):
     """Prompt and answer do not fit the context."""
 
     code = "context_too_long"
+
+
+class MessageRefused(InvalidRequest):
+    """The model's chat template takes no such message, or no such order of them.
+
+    `index`: which message of the conversation, from 0; None: all together.
+    """
+
+    code = "message_refused"
+
+    def __init__(self, message: str, index: int | None) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 class BodyTooLarge(InvalidRequest):

@@ -18,7 +18,7 @@ from service.chat.generation import Chat, Done, Generation, TextDelta
 from service.chat.templates import Message
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from service.engine.base import SamplingParams
-from service.errors import InvalidRequest, ServiceError
+from service.errors import InvalidRequest, MessageRefused, ServiceError
 from service.log import request_id
 from service.settings import Settings
 
@@ -42,10 +42,14 @@ def router(generation: Callable[[], Generation], settings: Settings) -> APIRoute
     async def chat(request: Request, body: Annotated[ChatRequest, Depends(parse)]) -> Response:
         pieces = generation().stream(to_chat(body))
         transcript = Transcript(body.prompt if settings.log_prompts else None)
-        if body.stream:
-            first = await until_disconnect(request.receive, first_of(pieces))
-            return sse.EventStream(events(first, pieces, transcript))
-        return JSONResponse(await until_disconnect(request.receive, collect(pieces, transcript)))
+        try:
+            if body.stream:
+                first = await until_disconnect(request.receive, first_of(pieces))
+                return sse.EventStream(events(first, pieces, transcript))
+            return JSONResponse(await until_disconnect(request.receive, collect(pieces, transcript)))
+        except MessageRefused as refusal:
+            refusal.field = field_of(refusal.index, body)
+            raise
 
     return routes
 
@@ -54,11 +58,8 @@ def to_chat(body: ChatRequest) -> Chat:
     """The wire's fields as the use case has them. Raises InvalidRequest for fields that exclude each other."""
     if body.thinking and body.system is not None:
         raise InvalidRequest("thinking is a system prompt of its own; send either thinking or system", field="thinking")
-    system = THINKING_SYSTEM_PROMPT if body.thinking else DEFAULT_SYSTEM if body.system is None else body.system
-    messages = [Message("system", system)] if system else []
-    messages += [Message(turn.role, turn.content) for turn in body.history]
     return Chat(
-        messages=[*messages, Message("user", body.prompt)],
+        messages=[message for _, message in conversation(body)],
         sampling=SamplingParams(
             temperature=body.temperature,
             top_k=body.top_k,
@@ -69,6 +70,21 @@ def to_chat(body: ChatRequest) -> Chat:
         max_new_tokens=body.max_new_tokens,
         stop=body.stop,
     )
+
+
+def conversation(body: ChatRequest) -> list[tuple[str, Message]]:
+    """Its messages, each with the field of the body that it comes from, named as in `body.json_body`'s problems."""
+    system = THINKING_SYSTEM_PROMPT if body.thinking else DEFAULT_SYSTEM if body.system is None else body.system
+    named = [("thinking" if body.thinking else "system", Message("system", system))] if system else []
+    named += [(f"history.{at}", Message(turn.role, turn.content)) for at, turn in enumerate(body.history)]
+    return [*named, ("prompt", Message("user", body.prompt))]
+
+
+def field_of(index: int | None, body: ChatRequest) -> str:
+    """The field that a message of the conversation comes from; for all of them (None), where the client can mend it."""
+    if index is None:
+        return "history" if body.history else "prompt"
+    return conversation(body)[index][0]
 
 
 class Transcript:

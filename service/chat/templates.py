@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 
 from service.chat.jinja_environment import compile_template
 from service.chat.tokenizer import Tokenizer
-from service.errors import ConfigurationError, InvalidRequest
+from service.errors import ConfigurationError, MessageRefused
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +69,11 @@ class ChatTemplate:
         return cls(tokenizer, CHATML if source is None else source)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt for the next assistant message. Raises InvalidRequest for messages the template refuses."""
+        """The prompt for the next assistant message. Raises MessageRefused for what the template does not take."""
         try:
             rendered = self._render_placeholders(messages)
         except TemplateError as error:
-            raise InvalidRequest(
-                f"the model's chat template refuses these messages: {error}", field="messages"
-            ) from error
+            raise MessageRefused(f"the model's chat template refuses these messages: {error}", index=None) from error
         self._require_all(messages, rendered)
         ids: list[int] = []
         for part in self._tokenizer.split(rendered):
@@ -87,9 +85,9 @@ class ChatTemplate:
         return self._tokenizer.encode_text(self._placeholder.fill(run, messages))
 
     def _render_placeholders(self, messages: Sequence[Message]) -> str:
-        for message in messages:
+        for at, message in enumerate(messages):
             if message.role not in ROLES:  # it is written between the special tokens
-                raise InvalidRequest(f"a role must be one of {', '.join(ROLES)}, not {message.role!r}", field="role")
+                raise MessageRefused(f"a role must be one of {', '.join(ROLES)}, not {message.role!r}", at)
         return self._render([self._placeholder.stand_in(at, message) for at, message in enumerate(messages)])
 
     def _render(self, messages: Sequence[Message]) -> str:
@@ -105,9 +103,7 @@ class ChatTemplate:
     def _require_all(self, messages: Sequence[Message], rendered: str) -> None:
         for at, message in enumerate(messages):
             if message.content.strip() and self._placeholder.mark(at) not in rendered:
-                raise InvalidRequest(
-                    f"the model's chat template leaves out message {at + 1} (role {message.role})", field="messages"
-                )
+                raise MessageRefused(f"the model's chat template leaves out this message (role {message.role})", at)
 
     def _check(self) -> None:
         try:

@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.api.chat import field_of
+from service.api.schema import ChatRequest
 from tests.api.conftest import Service, Start
+from tests.support.tokenizers import write_byte_level_dir
 
 JSON = {"Content-Type": "application/json"}
 CONTEXT = 2048
@@ -151,6 +155,43 @@ async def test_a_charset_in_the_content_type_is_fine(small: Service) -> None:
 async def test_a_body_over_the_limit_is_refused(small: Service) -> None:
     response = await small.http.post("/v1/chat", content=b'"' + b"x" * 2_100_000 + b'"', headers=JSON)
     check(response, "body", 413)
+
+
+def turns(*roles: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": "b"} for role in roles]
+
+
+# Of conversations of two, five or six messages it leaves one out, and it takes no two answers in a row.
+PICKY_TEMPLATE = (
+    "{% set gone = {2: 1, 5: 0, 6: 2}.get(messages | length, -1) %}{{ bos_token }}"
+    "{% for m in messages %}{% if m.role == 'assistant' and loop.previtem.role == 'assistant' %}"
+    "{{ raise_exception('two answers in a row') }}{% endif %}"
+    "{% if loop.index0 != gone %}{{ m.role + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+)
+THREE, FOUR = turns("user", "assistant", "user"), turns("user", "assistant", "user", "assistant")
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({}, "prompt"),
+    ({"history": THREE}, "system"),
+    ({"history": THREE, "system": "Be brief."}, "system"),
+    ({"history": THREE, "thinking": True}, "thinking"),
+    ({"history": FOUR}, "history.1"),
+    ({"history": FOUR, "system": ""}, "history.0"),
+    ({"history": turns("assistant", "assistant")}, "history"),
+]
+
+
+async def test_what_the_models_template_refuses_is_named_as_the_field_it_came_in(start: Start, tmp_path: Path) -> None:
+    model_dir = write_byte_level_dir(tmp_path, chat_template=PICKY_TEMPLATE)
+    (model_dir / "config.json").write_text("{}")
+    service = await start(model_dir=model_dir)
+    for body, field in REFUSED:
+        for stream in (False, True):
+            check(await service.ask(stream=stream, **body), field)
+    assert (await service.ask(system="")).status_code == 200
+
+
+def test_a_refusal_of_the_conversation_names_the_prompt_where_there_is_no_more() -> None:
+    assert field_of(None, ChatRequest(prompt="a")) == "prompt"
 
 
 CHUNKED = b"POST /v1/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -14,7 +14,7 @@ from service.chat.loading import load_tokenizer
 from service.chat.templates import CHATML, ROLES, ChatTemplate, Message
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from service.chat.tokenizer import Tokenizer
-from service.errors import ConfigurationError, InvalidRequest
+from service.errors import ConfigurationError, MessageRefused
 from tests.support.reference_tokenizer import apply_chat_template
 from tests.support.tokenizers import (
     INTERNLM3_SPECIAL,
@@ -184,9 +184,9 @@ def test_a_known_placeholder_in_a_message_is_not_filled(internlm3: Path) -> None
 @pytest.mark.parametrize("role", ["tool", "", "user\n", "system<|im_end|>", "<|im_start|>"])
 def test_only_the_three_roles_are_taken(internlm3: Path, role: str) -> None:
     _, chat_template = load(internlm3)
-    with pytest.raises(InvalidRequest, match="a role must be one of system, user, assistant") as caught:
-        chat_template.encode([Message(role, "x")])
-    assert caught.value.field == "role"
+    with pytest.raises(MessageRefused, match="a role must be one of system, user, assistant") as caught:
+        chat_template.encode([User("x"), Message(role, "x")])
+    assert caught.value.index == 1
 
 
 def test_messages_that_the_template_refuses_are_bad_input(tmp_path: Path) -> None:
@@ -195,14 +195,16 @@ def test_messages_that_the_template_refuses_are_bad_input(tmp_path: Path) -> Non
         "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + CHATML
     )
     _, chat_template = load(write_sentencepiece_dir(tmp_path, chat_template=alternating))
-    with pytest.raises(InvalidRequest, match="refuses these messages: roles must alternate"):
+    with pytest.raises(MessageRefused, match="refuses these messages: roles must alternate") as caught:
         chat_template.encode([System("s"), User("a"), User("b")])
+    assert caught.value.index is None
 
 
 def test_a_message_that_the_template_would_leave_out_is_bad_input(tmp_path: Path) -> None:
     _, chat_template = load(write_sentencepiece_dir(tmp_path, chat_template=TRICKY))
-    with pytest.raises(InvalidRequest, match=r"leaves out message 2 \(role system\)"):
+    with pytest.raises(MessageRefused, match=r"leaves out this message \(role system\)") as caught:
         chat_template.encode([User("a"), System("late"), User("b")])
+    assert caught.value.index == 1
 
 
 @pytest.mark.parametrize(
