@@ -9,6 +9,7 @@ from service.delivery.fit import GIB, Demand, Fit, FitOf, fit_of
 from service.delivery.gpu import LEAST_CAPABILITY, Gpu, NoGpu, read_gpu, torch_cuda
 from service.delivery.remedies import remedies
 from service.delivery.symptoms import failure_of
+from service.errors import ConfigurationError
 from service.settings import Settings
 
 NAMES = ("NVIDIA driver", "CUDA", "compute capability", "GPU memory")
@@ -67,7 +68,7 @@ def _memory(gpu: Gpu, settings: Settings, model_dir: Path | None) -> Finding:
         return skip(NAMES[3], "the driver does not tell it to this process; the engine judges it when it starts")
     try:
         fit = fit_of(model_dir)
-    except (DeliveryFailed, OSError) as error:
+    except (ConfigurationError, DeliveryFailed, OSError) as error:
         return skip(NAMES[3], failure_of(error, f"reading {model_dir}").what)
     return judge_fit(settings, fit, gpu.memory.free, gpu.memory.total)
 

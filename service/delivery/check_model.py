@@ -10,6 +10,8 @@ from service.delivery.finding import Finding, fail, ok, skip, warn
 from service.delivery.inspection import inspect
 from service.delivery.symptoms import failure_of
 from service.download_settings import DownloadSettings
+from service.engine.config import read_config
+from service.errors import ConfigurationError
 
 INTERNLM3_BYTES = 17_700_000_000
 """InternLM3-8B-Instruct in bfloat16 with tokenizer; the exact figure comes with the hub's listing."""
@@ -19,20 +21,23 @@ DOWNLOAD = "run `internlm-chat download`, or set INTERNLM_MODEL_DIR to a directo
 
 
 def check_files(model_dir: Path) -> Finding:
-    """Everything a server needs of the directory, without hashing the weights."""
+    """Everything a server needs of the directory, and a model it knows; without hashing the weights."""
     if not model_dir.is_dir():
         return fail("model files", f"there is no directory {model_dir}", DOWNLOAD, SETTING)
     try:
         manifest = manifests.read(model_dir)
         if manifest is None:
             check_consistent(model_dir, [path.name for path in model_dir.iterdir()])
-            return warn("model files", f"{model_dir} has no manifest, but seems whole", DOWNLOAD)
-        damages = inspect(model_dir, manifest).damages
+        elif damages := inspect(model_dir, manifest).damages:
+            return fail("model files", "; ".join(map(str, damages)), DOWNLOAD, SETTING)
+        read_config(model_dir)
+    except ConfigurationError as error:
+        return fail("model files", error.message, DOWNLOAD, SETTING)
     except (DeliveryFailed, OSError) as error:
         failure = failure_of(error, f"reading {model_dir}")
         return fail("model files", failure.what, DOWNLOAD, SETTING)
-    if damages:
-        return fail("model files", "; ".join(map(str, damages)), DOWNLOAD, SETTING)
+    if manifest is None:
+        return warn("model files", f"{model_dir} has no manifest, but seems whole", DOWNLOAD)
     return ok("model files", f"{len(manifest.files)} files, {manifest.total_bytes:,} bytes in {model_dir}")
 
 

@@ -3,14 +3,15 @@
 From config.json and the safetensors headers alone, so that it is known before 17.6 GB are read.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from service.delivery.directory import load_json, shard_names
+from service.delivery.directory import shard_names
 from service.delivery.failures import Cause, DeliveryFailed
 from service.delivery.safetensors_header import BadHeader, read_header
+from service.engine.config import ModelConfig, read_config
 
 CUDA_BYTES = 1 << 30
 """CUDA context, library workspaces and the decode graphs of all batch sizes: an estimate, on the safe side."""
@@ -23,37 +24,6 @@ reach 681 TFLOP/s from 512 rows on only where a matrix is wide, and its narrow o
 
 BLOCK_TOKENS = 64
 GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What of config.json decides about memory."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    positions: int
-
-    def kv_bytes_per_token(self, number_bytes: int) -> int:
-        """Key and value of every layer: 48 KiB for InternLM3-8B in bfloat16."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * number_bytes
-
-    def working_bytes(self, number_bytes: int, step_tokens: int, running: int, context: int) -> int:
-        """What a step needs beside weights and cache: a chunk's activations, a batch's logits, a context's queries.
-
-        The sampler's temporaries count as six fp32 copies of the logits: scores, their sort (values and indices are
-        twelve bytes a token), probabilities and sums.
-        """
-        projection = (self.heads + 2 * self.kv_heads) * self.head_dim
-        widest = max(2 * self.intermediate, projection) + 4 * self.hidden
-        activations = 2 * step_tokens * widest * number_bytes
-        logits = 6 * 4 * running * self.vocabulary
-        queries = 4 * context * self.heads * self.head_dim * number_bytes
-        return activations + logits + queries
 
 
 class Asked(Protocol):
@@ -93,6 +63,25 @@ class Demand:
             number_bytes=number_bytes,
             kv_cache_tokens=asked.kv_cache_tokens,
         )
+
+
+def kv_bytes_per_token(model: ModelConfig, number_bytes: int) -> int:
+    """Key and value of every layer: 48 KiB for InternLM3-8B in bfloat16."""
+    return 2 * model.num_layers * model.kv_size * number_bytes
+
+
+def working_bytes(model: ModelConfig, demand: Demand) -> int:
+    """What a step needs beside weights and cache: a chunk's activations, a batch's logits, a context's queries.
+
+    The sampler's temporaries count as six fp32 copies of the logits: scores, their sort (values and indices are
+    twelve bytes a token), probabilities and sums.
+    """
+    projection = model.query_size + 2 * model.kv_size
+    widest = max(2 * model.intermediate_size, projection) + 4 * model.hidden_size
+    activations = 2 * demand.step_tokens * widest * demand.number_bytes
+    logits = 6 * 4 * demand.running * model.vocab_size
+    queries = 4 * demand.max_context * model.query_size * demand.number_bytes
+    return activations + logits + queries
 
 
 @dataclass(frozen=True)
@@ -176,16 +165,14 @@ class Fit:
         return f"KV cache of {self.cache_tokens:,} tokens: {longest}{shorter}"
 
 
-def compute_fit(shape: ModelShape, elements: int, demand: Demand, free: int, total: int) -> Fit:
+def compute_fit(model: ModelConfig, elements: int, demand: Demand, free: int, total: int) -> Fit:
     """The fit of a model of `elements` numbers on a GPU with `free` of `total` bytes."""
-    context = min(demand.max_context, shape.positions)
-    working = shape.working_bytes(demand.number_bytes, demand.step_tokens, demand.running, demand.max_context)
     return Fit(
         weights=elements * demand.number_bytes,
-        working=working + CUDA_BYTES,
-        kv_per_token=shape.kv_bytes_per_token(demand.number_bytes),
+        working=working_bytes(model, demand) + CUDA_BYTES,
+        kv_per_token=kv_bytes_per_token(model, demand.number_bytes),
         usable=int(free - total * (1 - demand.memory_fraction)),
-        context=context,
+        context=min(demand.max_context, model.max_positions),
         running=demand.running,
         kv_cache_tokens=demand.kv_cache_tokens,
     )
@@ -196,25 +183,9 @@ FitOf = Callable[[Demand, int, int], Fit]
 
 
 def fit_of(model_dir: Path) -> FitOf:
-    """That of a directory's model, whose headers are read once. Raises DeliveryFailed, OSError."""
-    shape, elements = read_shape(model_dir), count_elements(model_dir)
-    return lambda demand, free, total: compute_fit(shape, elements, demand, free, total)
-
-
-def read_shape(model_dir: Path) -> ModelShape:
-    """The shape in config.json; raises DeliveryFailed naming what is missing, OSError."""
-    config = load_json(model_dir / "config.json")
-    heads, hidden = _positive(config, "num_attention_heads"), _positive(config, "hidden_size")
-    return ModelShape(
-        layers=_positive(config, "num_hidden_layers"),
-        hidden=hidden,
-        intermediate=_positive(config, "intermediate_size"),
-        heads=heads,
-        kv_heads=_positive(config, "num_key_value_heads", heads),
-        head_dim=_positive(config, "head_dim", hidden // heads),
-        vocabulary=_positive(config, "vocab_size"),
-        positions=_positive(config, "max_position_embeddings"),
-    )
+    """That of a directory's model, read once. Raises ConfigurationError, DeliveryFailed, OSError."""
+    model, elements = read_config(model_dir), count_elements(model_dir)
+    return lambda demand, free, total: compute_fit(model, elements, demand, free, total)
 
 
 def count_elements(model_dir: Path) -> int:
@@ -224,13 +195,6 @@ def count_elements(model_dir: Path) -> int:
         return sum(read_header(model_dir / shard).elements for shard in shards)
     except BadHeader as error:
         raise DeliveryFailed(Cause.INTEGRITY, f"the weights in {model_dir}: {error}") from None
-
-
-def _positive(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise DeliveryFailed(Cause.INTEGRITY, f"config.json has {name}={value!r}")
-    return value
 
 
 def _whole_blocks(tokens: int) -> int:

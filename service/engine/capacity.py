@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from service.delivery.fit import RUNNING_ON_GPU, STEP_TOKENS_ON_GPU, ModelShape
+from service.delivery.fit import RUNNING_ON_GPU, STEP_TOKENS_ON_GPU, kv_bytes_per_token
 from service.engine.base import EngineConfig
 from service.engine.config import ModelConfig
 from service.engine.device import available_memory
@@ -45,7 +45,7 @@ def plan_capacity(
     """
     max_running = running_limit(config, device)
     max_context = min(config.max_context, model.max_positions)
-    per_token = shape_of(model).kv_bytes_per_token(dtype.itemsize)
+    per_token = kv_bytes_per_token(model, dtype.itemsize)
     room = _room(config, device, step_bytes) // per_token
     # More than every running request at its longest is of use only to the prefix cache, which a GPU has room for.
     wanted = room if device.type == "cuda" else min(room, max_running * max_context)
@@ -62,20 +62,6 @@ def _room(config: EngineConfig, device: torch.device, step_bytes: int) -> int:
         return int(available_memory() * share)
     free, total = torch.cuda.mem_get_info(device)
     return int(free - total * (1 - config.gpu_memory_fraction)) - step_bytes
-
-
-def shape_of(model: ModelConfig) -> ModelShape:
-    """What of the model decides about memory: reckoned as the doctor does, who must promise no more."""
-    return ModelShape(
-        layers=model.num_layers,
-        hidden=model.hidden_size,
-        intermediate=model.intermediate_size,
-        heads=model.num_heads,
-        kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
-        vocabulary=model.vocab_size,
-        positions=model.max_positions,
-    )
 
 
 def _too_small(config: EngineConfig, room: int, per_token: int, wanted: int) -> str:

@@ -78,7 +78,7 @@ def read_config(model_dir: Path) -> ModelConfig:
         raise ConfigurationError(f"{path}: no readable model configuration ({error})") from error
     if not isinstance(raw, dict):
         raise ConfigurationError(f"{path}: a JSON object is expected")
-    problems = [*_missing(raw), *_unsupported(raw)]
+    problems = [*_wrong_numbers(raw), *_unsupported(raw)]
     if problems:
         raise ConfigurationError(f"{path}: {'; '.join(problems)}")
     config = _parse(raw)
@@ -86,22 +86,28 @@ def read_config(model_dir: Path) -> ModelConfig:
     return config
 
 
-REQUIRED = (
+COUNTS = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
     "num_attention_heads",
     "max_position_embeddings",
-    "rms_norm_eps",
 )
+OPTIONAL_COUNTS = ("num_key_value_heads", "head_dim")
+"""Left out or null, they follow from the others."""
 
 
-def _missing(raw: dict[str, Any]) -> list[str]:
-    wrong = [key for key in REQUIRED if isinstance(raw.get(key), bool) or not isinstance(raw.get(key), int | float)]
-    return [f"a positive number is needed for {key}, not {raw.get(key)!r}" for key in wrong] + [
-        f"{key} must be positive, not {raw[key]!r}" for key in REQUIRED if key not in wrong and raw[key] <= 0
-    ]
+def _wrong_numbers(raw: dict[str, Any]) -> list[str]:
+    given = [key for key in OPTIONAL_COUNTS if raw.get(key) is not None]
+    wrong = [key for key in (*COUNTS, *given) if not _is_positive(raw.get(key), int)]
+    if not _is_positive(raw.get("rms_norm_eps"), int, float):
+        wrong.append("rms_norm_eps")
+    return [f"a positive number is needed for {key}, not {raw.get(key)!r}" for key in wrong]
+
+
+def _is_positive(value: Any, *kinds: type) -> bool:
+    return type(value) in kinds and bool(value > 0)  # by its very type: to isinstance, true is the number 1
 
 
 def _unsupported(raw: dict[str, Any]) -> list[str]:

@@ -201,6 +201,22 @@ def test_loading_is_refused_for_files_that_are_not_right(hub: FakeHub, model_dir
     assert raised.value.field == "INTERNLM_MODEL_DIR"
 
 
+def test_a_null_in_the_configuration_is_to_the_doctor_what_it_is_to_the_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_gpu(monkeypatch, H100)
+    model_dir = make_repository(tmp_path / "model", head_dim=None, num_key_value_heads=None)
+    assert findings(model_dir)["GPU memory"].state is State.OK
+
+
+def test_a_model_that_the_engine_does_not_know_is_no_model(tmp_path: Path) -> None:
+    model_dir = make_repository(tmp_path / "model", model_type="qwen2")
+    assert findings(model_dir, device="cpu")["model files"].state is State.FAIL
+    with pytest.raises(ConfigurationError, match=r"model_type 'qwen2' .*internlm-chat download") as raised:
+        before_loading(Settings(model_dir=model_dir, device="cpu"), model_dir)
+    assert raised.value.field == "INTERNLM_MODEL_DIR"
+
+
 def test_a_directory_without_a_manifest_may_be_loaded_if_it_is_consistent(tmp_path: Path) -> None:
     model_dir = make_repository(tmp_path / "model")
     settings = Settings(model_dir=model_dir, device="cpu")

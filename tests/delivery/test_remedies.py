@@ -7,7 +7,8 @@ import pytest
 
 from service.delivery.fit import BLOCK_TOKENS, Demand, compute_fit
 from service.delivery.remedies import LOWERED, MOST_FRACTION, FitsHow, remedies
-from tests.delivery.test_fit import ELEMENTS, GIB, INTERNLM3_8B
+from service.engine.config import INTERNLM3_8B
+from tests.delivery.test_fit import ELEMENTS, GIB
 
 DEFAULT = Demand(32_768, 256, 2048, 0.9)
 FIELDS = {each.setting: each.field for each in LOWERED} | {"INTERNLM_GPU_MEMORY_FRACTION": "memory_fraction"}

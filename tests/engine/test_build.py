@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from service.delivery.fit import kv_bytes_per_token
 from service.engine.base import Core, EngineConfig, FinishReason
 from service.engine.build import build_core
 from service.engine.build_runner import build_runner
-from service.engine.capacity import plan_capacity, shape_of, step_limit
+from service.engine.capacity import plan_capacity, step_limit
 from service.engine.choose_paths import Choice, choose_paths
 from service.engine.config import read_config
 from service.engine.device import available_memory, choose_device, choose_dtype, usable_cores
@@ -166,7 +167,7 @@ def test_a_cache_size_that_is_asked_for_is_rounded_up_to_blocks(model_dir: Path,
 
 
 def test_a_cache_is_bounded_by_free_memory(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    per_token = shape_of(read_config(model_dir)).kv_bytes_per_token(4)
+    per_token = kv_bytes_per_token(read_config(model_dir), 4)
     assert per_token == 2 * SHAPE.layers * SHAPE.kv_heads * SHAPE.head_dim * 4
     monkeypatch.setattr("service.engine.capacity.available_memory", lambda: 4 * 1000 * per_token)
     assert capacity_blocks(model_dir, block_size=16) == 1000 // 16 + 1
@@ -175,7 +176,7 @@ def test_a_cache_is_bounded_by_free_memory(model_dir: Path, monkeypatch: pytest.
 def test_a_cache_that_does_not_fit_is_refused_with_the_numbers(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    per_token = shape_of(read_config(model_dir)).kv_bytes_per_token(4)
+    per_token = kv_bytes_per_token(read_config(model_dir), 4)
     monkeypatch.setattr("service.engine.capacity.available_memory", lambda: 500 * per_token)
     with pytest.raises(
         ConfigurationError,
@@ -185,14 +186,6 @@ def test_a_cache_that_does_not_fit_is_refused_with_the_numbers(
     monkeypatch.setattr("service.engine.capacity.available_memory", lambda: 0)
     with pytest.raises(ConfigurationError, match="room for 0"):
         capacity_blocks(model_dir)
-
-
-def test_working_memory_grows_with_what_a_step_computes(model_dir: Path) -> None:
-    shape = shape_of(read_config(model_dir))
-    small = shape.working_bytes(2, step_tokens=512, running=1, context=1024)
-    assert shape.working_bytes(2, step_tokens=512, running=64, context=1024) > small
-    assert shape.working_bytes(2, step_tokens=4096, running=1, context=1024) > small
-    assert shape.working_bytes(2, step_tokens=512, running=1, context=8192) > small
 
 
 @pytest.mark.parametrize(("asked", "on_gpu", "on_cpu"), [(0, 2048, 512), (64, 64, 64)])

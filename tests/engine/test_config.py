@@ -96,9 +96,10 @@ def test_rope_is_read_in_every_spelling(tmp_path: Path, rope: dict[str, Any]) ->
     assert read(tmp_path, INTERNLM3_8B | rope).rope_theta == 1e4
 
 
-def test_head_sizes_that_are_left_out_follow_from_the_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("null", [{}, {"head_dim": None, "num_key_value_heads": None}], ids=["absent", "null"])
+def test_head_sizes_that_are_left_out_follow_from_the_others(tmp_path: Path, null: dict[str, None]) -> None:
     raw = {key: value for key, value in INTERNLM3_8B.items() if key not in {"head_dim", "num_key_value_heads"}}
-    config = read(tmp_path, raw | {"model_type": "llama"})
+    config = read(tmp_path, raw | {"model_type": "llama"} | null)
     assert (config.head_dim, config.num_kv_heads) == (128, 32)
 
 
@@ -118,7 +119,12 @@ def test_head_sizes_that_are_left_out_follow_from_the_others(tmp_path: Path) -> 
         ({"hidden_size": None}, "hidden_size"),
         ({"vocab_size": "many"}, "vocab_size"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"num_hidden_layers": 1.5}, "num_hidden_layers"),
+        ({"num_key_value_heads": -1}, "num_key_value_heads"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads"),
+        ({"head_dim": "128"}, "head_dim"),
         ({"rms_norm_eps": True}, "rms_norm_eps"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps"),
     ],
 )
 def test_another_architecture_is_refused_by_name(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:

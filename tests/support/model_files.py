@@ -25,10 +25,12 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 UNWANTED = ("modeling_internlm3.py", "pytorch_model.bin", ".gitattributes", "figures/chart.png", "training.pkl")
 
 
-def make_repository(directory: Path, shard_bytes: tuple[int, int] = (300_000, 200_000), seed: int = 0) -> Path:
-    """Wanted and unwanted files; two shards with about `shard_bytes` of data."""
+def make_repository(
+    directory: Path, shard_bytes: tuple[int, int] = (300_000, 200_000), seed: int = 0, **config: object
+) -> Path:
+    """Wanted and unwanted files; two shards with about `shard_bytes` of data; `config` replaces keys of config.json."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(CONFIG))
+    (directory / "config.json").write_text(json.dumps(CONFIG | config))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 131], "pad_token_id": 2}))
     (directory / "tokenizer.model").write_bytes(random.Random(seed).randbytes(5000))
     (directory / "README.md").write_text("# 书生·浦语\n")
