@@ -5,6 +5,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import datetime
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -18,7 +19,7 @@ from service.chat.generation import Chat, Done, Generation, TextDelta
 from service.chat.templates import Message
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from service.engine.base import SamplingParams
-from service.errors import InvalidRequest, MessageRefused, ServiceError
+from service.errors import InvalidRequest, MessageRefused
 from service.log import request_id
 from service.settings import Settings
 
@@ -45,7 +46,7 @@ def router(generation: Callable[[], Generation], settings: Settings) -> APIRoute
         try:
             if body.stream:
                 first = await until_disconnect(request.receive, first_of(pieces))
-                return sse.EventStream(events(first, pieces, transcript))
+                return sse.EventStream(first, pieces, partial(encode, transcript))
             return JSONResponse(await until_disconnect(request.receive, collect(pieces, transcript)))
         except MessageRefused as refusal:
             refusal.field = field_of(refusal.index, body)
@@ -131,21 +132,7 @@ async def collect(pieces: Pieces, transcript: Transcript) -> dict[str, object]:
     raise AssertionError("an answer ends in Done or raises")
 
 
-async def events(first: TextDelta | Done, pieces: Pieces, transcript: Transcript) -> AsyncGenerator[bytes]:
-    """The answer as events, the first piece given."""
-    try:
-        yield encode(first, transcript)
-        async for piece in pieces:
-            yield encode(piece, transcript)
-    except ServiceError as problem:
-        logger.info("the stream ends early", extra={"fields": {"problem": problem.code}})
-        yield sse.error(problem)
-    finally:
-        await pieces.aclose()
-    yield sse.DONE
-
-
-def encode(piece: TextDelta | Done, transcript: Transcript) -> bytes:
+def encode(transcript: Transcript, piece: TextDelta | Done) -> bytes:
     if isinstance(piece, TextDelta):
         return sse.event(transcript.add(piece))
     return sse.event(FinalDelta(**transcript.finish(piece).model_dump()))

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 from starlette.responses import Response
@@ -13,6 +15,8 @@ from service.api.disconnect import ClientGoneError, until_disconnect
 from service.errors import ServiceError
 
 logger = logging.getLogger(__name__)
+
+Piece = TypeVar("Piece")
 
 DONE = b"data: [DONE]\n\n"
 SEND_TIMEOUT_SECONDS = 60
@@ -40,8 +44,8 @@ def error(problem: ServiceError) -> bytes:
     return b"event: error\n" + event(_Problem(**problems.document(problem)))
 
 
-class EventStream(Response):
-    """Sends events while it watches the connection.
+class EventStream(Response, Generic[Piece]):
+    """Sends the pieces of an answer as events while it watches the connection, and closes their source at the end.
 
     Not Starlette's StreamingResponse: under some ASGI versions that one notices a client's leaving only when it
     sends again, and an answer that is still being computed would go on costing GPU time.
@@ -49,24 +53,35 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes]) -> None:
+    def __init__(self, first: Piece, rest: AsyncGenerator[Piece], encode: Callable[[Piece], bytes]) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
-        self._events = events
+        self._first = first
+        self._rest = rest
+        self._encode = encode
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await until_disconnect(receive, self._send_all(send))
-        except (ClientGoneError, TimeoutError):
-            logger.info("the client left its stream")
-        finally:
-            await self._events.aclose()
+        async with aclosing(self._rest):  # by its owner: a generator around it would not close it before it has begun
+            try:
+                await until_disconnect(receive, self._send_all(send))
+            except (ClientGoneError, TimeoutError):
+                logger.info("the client left its stream")
 
     async def _send_all(self, send: Send) -> None:
         await _in_time(send({"type": "http.response.start", "status": 200, "headers": self.raw_headers}))
-        async for chunk in self._events:
-            await _in_time(send({"type": "http.response.body", "body": chunk, "more_body": True}))
-        await _in_time(send({"type": "http.response.body", "body": b"", "more_body": False}))
+        try:
+            await _send_body(send, self._encode(self._first))
+            async for piece in self._rest:
+                await _send_body(send, self._encode(piece))
+        except ServiceError as problem:
+            logger.info("the stream ends early", extra={"fields": {"problem": problem.code}})
+            await _send_body(send, error(problem))
+        await _send_body(send, DONE)
+        await _send_body(send, b"", more=False)
+
+
+async def _send_body(send: Send, chunk: bytes, *, more: bool = True) -> None:
+    await _in_time(send({"type": "http.response.body", "body": chunk, "more_body": more}))
 
 
 async def _in_time(sending: Awaitable[None]) -> None:

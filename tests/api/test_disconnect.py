@@ -4,10 +4,11 @@ import asyncio
 import json
 
 import pytest
+from starlette.types import Message, Scope
 
 from service.engine.fake import FakeScript
 from tests.api.conftest import Service, Start
-from tests.support.server import until
+from tests.support.server import PATIENCE, until
 
 PROMPT = "hello " * 2000
 
@@ -72,3 +73,30 @@ async def test_the_others_do_not_notice(endless: Service) -> None:
     answer = await asking
     assert answer.status_code == 200
     assert answer.json()["usage"]["completion_tokens"] <= 50
+
+
+async def test_a_client_that_leaves_between_the_first_piece_and_the_first_byte_ends_its_request(
+    endless: Service,
+) -> None:
+    """Called as by a server whose connection takes nothing: the head of the answer is what the client never gets."""
+    body = json.dumps({"prompt": PROMPT, "stream": True}).encode()
+    head_is_due, messages = asyncio.Event(), [{"type": "http.request", "body": body}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await head_is_due.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        head_is_due.set()
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(PATIENCE):
+        await endless.running.server.config.app(a_post("/v1/chat"), receive, send)
+    assert endless.running.lifecycle.active == 0
+
+
+def a_post(path: str) -> Scope:
+    headers = [(b"host", b"x"), (b"content-type", b"application/json")]
+    return {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}

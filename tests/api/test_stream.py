@@ -83,6 +83,10 @@ async def test_any_text_survives_the_event_format(service: Service, prompt: str)
     assert prompt in seen[-2]["response"]
 
 
+def stream_of(pieces: AsyncGenerator[str]) -> sse.EventStream[str]:
+    return sse.EventStream("first", pieces, str.encode)
+
+
 @pytest.mark.parametrize("taken", [0, 1], ids=["not even the head", "only the head"])
 async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
     monkeypatch.setattr(sse, "SEND_TIMEOUT_SECONDS", 0.01)
@@ -96,15 +100,15 @@ async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.Monke
             await receive()
         sent.append(message)
 
-    async def endless() -> AsyncGenerator[bytes]:
+    async def endless() -> AsyncGenerator[str]:
         while True:
-            yield sse.DONE
+            yield "more"
 
-    events = endless()
-    await sse.EventStream(events)({"type": "http"}, receive, send)
+    pieces = endless()
+    await stream_of(pieces)({"type": "http"}, receive, send)
     assert len(sent) == taken
     with pytest.raises(StopAsyncIteration):
-        await anext(events)
+        await anext(pieces)
 
 
 async def test_a_client_that_does_not_take_the_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,8 +121,8 @@ async def test_a_client_that_does_not_take_the_end_is_given_up(monkeypatch: pyte
         if message["type"] == "http.response.body" and not message["more_body"]:
             await never()
 
-    async def short() -> AsyncGenerator[bytes]:
-        yield sse.DONE
+    async def short() -> AsyncGenerator[str]:
+        yield "more"
 
     async with asyncio.timeout(PATIENCE):
-        await sse.EventStream(short())({"type": "http"}, never, send)
+        await stream_of(short())({"type": "http"}, never, send)
