@@ -20,7 +20,7 @@ from service.delivery.transfer_progress import VERIFYING
 
 log = logging.getLogger(__name__)
 
-INDEX = "model.safetensors.index.json"
+INDEX_FILE = "model.safetensors.index.json"
 
 
 def examine(model_dir: Path, progress: Progress) -> tuple[FileRecord, ...]:
@@ -49,15 +49,15 @@ def check_consistent(model_dir: Path, names: list[str]) -> None:
             load_json(model_dir / name)
     shards = shard_names(model_dir, names)
     if absent := sorted(set(shards) - set(names)):
-        raise DeliveryFailed(Cause.INCOMPLETE, f"{INDEX} names {', '.join(absent)}, which {model_dir} lacks")
+        raise DeliveryFailed(Cause.INCOMPLETE, f"{INDEX_FILE} names {', '.join(absent)}, which {model_dir} lacks")
     for shard in shards:
         _check_shard(model_dir / shard)
 
 
 def shard_names(model_dir: Path, names: list[str]) -> list[str]:
     """The files that hold the weights; raises DeliveryFailed if there are none."""
-    if INDEX in names:
-        weight_map = load_json(model_dir / INDEX).get("weight_map")
+    if INDEX_FILE in names:
+        weight_map = load_json(model_dir / INDEX_FILE).get("weight_map")
         shards = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
     else:
         shards = [name for name in names if name.endswith(".safetensors")]

@@ -9,6 +9,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MAX_HEADER_BYTES = 100 << 20
 """The limit of the reference implementation."""
@@ -19,13 +20,26 @@ class BadHeader(ValueError):
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A tensor's type, its shape and its bytes offset <= i < offset + size of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Header:
-    """`file_bytes` is how long the file must be; `elements` counts all numbers in it."""
+    """`file_bytes` is how long the file must be."""
 
     file_bytes: int
-    data_bytes: int
-    elements: int
-    tensors: int
+    tensors: dict[str, Entry]
+
+    @property
+    def elements(self) -> int:
+        """All numbers in the file."""
+        return sum(math.prod(entry.shape) for entry in self.tensors.values())
 
 
 def read_header(path: Path) -> Header:
@@ -45,8 +59,12 @@ def _parse(body: bytes, length: int) -> Header:
     try:
         tensors = json.loads(body)
         tensors.pop("__metadata__", None)
-        end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-        elements = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
-        return Header(8 + length + int(end), int(end), int(elements), len(tensors))
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        entries = {name: _entry(tensor, 8 + length) for name, tensor in tensors.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise BadHeader("its header is damaged") from None
+    return Header(max((e.offset + e.size for e in entries.values()), default=8 + length), entries)
+
+
+def _entry(tensor: dict[str, Any], data: int) -> Entry:
+    first, last = map(int, tensor["data_offsets"])
+    return Entry(str(tensor["dtype"]), tuple(map(int, tensor["shape"])), data + first, last - first)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from service.delivery.directory import INDEX_FILE
+from service.delivery.safetensors_header import BadHeader
 from service.engine.staging import Lanes
 from service.engine.tensor_file import Extent, read_extents
 from service.errors import ConfigurationError
 
-INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 READERS = 8
 """Threads that read: enough to keep a network volume or an NVMe disk busy, few enough for a small pod."""
@@ -132,7 +133,7 @@ def _read_staged(
 def _extents(path: Path) -> dict[str, Extent]:
     try:
         return read_extents(path)
-    except OSError as error:
+    except (OSError, BadHeader) as error:
         raise ConfigurationError(f"{path}: damaged or unreadable ({error})") from error
 
 

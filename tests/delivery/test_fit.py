@@ -163,4 +163,7 @@ def test_a_header_says_how_long_its_file_is(tmp_path: Path) -> None:
     make_repository(tmp_path, (3000, 1000))
     header = read_header(tmp_path / SHARDS[0])
     assert header.file_bytes == (tmp_path / SHARDS[0]).stat().st_size
-    assert (header.data_bytes, header.elements, header.tensors) == (3000, 1500, 1)
+    assert header.elements == 1500
+    entry = header.tensors["layer.0"]
+    assert (entry.dtype, entry.shape, entry.size) == ("BF16", (1500,), 3000)
+    assert entry.offset + entry.size == header.file_bytes
