@@ -19,13 +19,11 @@ class TransferMetrics:
         self._path = path
         self._clock = clock
         self._next = 0.0
-        self._registry = CollectorRegistry()
-        self._done = Gauge("internlm_delivery_bytes", "Bytes that are there.", ["phase"], registry=self._registry)
-        self._total = Gauge(
-            "internlm_delivery_expected_bytes", "Bytes there will be.", ["phase"], registry=self._registry
-        )
+        self.registry = registry = CollectorRegistry()
+        self._done = Gauge("internlm_delivery_bytes", "Bytes that are there.", ["phase"], registry=registry)
+        self._total = Gauge("internlm_delivery_expected_bytes", "Bytes there will be.", ["phase"], registry=registry)
         self._updated = Gauge(
-            "internlm_delivery_updated_timestamp_seconds", "When a phase last got further.", registry=self._registry
+            "internlm_delivery_updated_timestamp_seconds", "When a phase last got further.", registry=registry
         )
         self._last: tuple[str, int] = ("", -1)
 
@@ -42,6 +40,6 @@ class TransferMetrics:
         """Write the file now. A place that cannot be written is no reason to go without a model."""
         self._next = self._clock() + LOG_EVERY_SECONDS
         try:
-            write_to_textfile(str(self._path), self._registry)
+            write_to_textfile(str(self._path), self.registry)
         except OSError as error:
             log.warning("INTERNLM_DOWNLOAD_METRICS_FILE: %s", error)

@@ -3,10 +3,12 @@
 import re
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
 from pydantic_settings import BaseSettings
 
 from service.api.app import create_app
 from service.api.health import Identity
+from service.delivery.metrics import TransferMetrics
 from service.download_settings import DownloadSettings
 from service.engine.base import EngineState, EngineStats, EngineStatus
 from service.lifecycle import Lifecycle
@@ -29,10 +31,19 @@ def settings_table(*classes: type[BaseSettings]) -> str:
 
 
 def metrics_table() -> str:
-    """One row per series: name, type, help. Taken from a scrape of a GPU engine, so that each is really exposed."""
+    """The server's series. Taken from a scrape of a GPU engine, so that each is really exposed."""
     status = EngineStatus(state=EngineState.READY, info=INFO, stats=EngineStats(gpus=[GPU]))
-    families = Metrics(lambda: status, lambda: True).registry.collect()
-    rows = [f"| `{_exposed(f.name, f.type)}` | {f.type} | {f.documentation} |" for f in families]
+    return _series(Metrics(lambda: status, lambda: True).registry)
+
+
+def download_metrics_table() -> str:
+    """The download's series."""
+    return _series(TransferMetrics(Path("unwritten")).registry)
+
+
+def _series(registry: CollectorRegistry) -> str:
+    """One row per series: name, type, help."""
+    rows = [f"| `{_exposed(f.name, f.type)}` | {f.type} | {f.documentation} |" for f in registry.collect()]
     return "\n".join(["| Series | Type | |", "| --- | --- | --- |", *sorted(rows)])
 
 
@@ -47,7 +58,8 @@ def served_paths() -> set[str]:
 def rendered(text: str) -> str:
     """The README with its generated parts as they should be."""
     text = _replace(text, "settings", settings_table(Settings, DownloadSettings))
-    return _replace(text, "metrics", metrics_table())
+    text = _replace(text, "metrics", metrics_table())
+    return _replace(text, "download metrics", download_metrics_table())
 
 
 def _default(value: object) -> str:
