@@ -42,9 +42,10 @@ class Slots:
         table[: len(sequence.blocks)] = self.upload(sequence.blocks, torch.int32)
         self._seen[slot].zero_().index_fill_(0, self.upload(request.prompt_ids + sequence.output), True)
         # As if the prompt's last token had just been sampled: a finished prefill then advances like a decode.
-        self.positions[slot] = sequence.prompt_length - 1 + len(sequence.output)
+        # Filled: a number that is assigned would be uploaded from pageable memory, and waited for.
+        self.positions[slot].fill_(sequence.prompt_length - 1 + len(sequence.output))
         if sequence.output:
-            self.tokens[slot] = sequence.output[-1]
+            self.tokens[slot].fill_(sequence.output[-1])
 
     def set_parameters(self, slot: int, p: SamplingParams) -> None:
         """How the slot samples from now on."""

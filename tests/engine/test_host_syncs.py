@@ -52,11 +52,13 @@ class NoWait(TorchDispatchMode):
 
 
 class NoUpload(TorchFunctionMode):
-    """The same for the copy inside `torch.tensor(values, device=...)`, of which no dispatch mode is told."""
+    """The same for copies of which no dispatch mode is told: that inside `torch.tensor(values, device=...)`, and that of
+    a number assigned to a place on a GPU (ATen/TensorIndexing.h, copy_to), which is none on the meta device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         uploads = func in (torch.tensor, torch.as_tensor) and (kwargs or {}).get("device") not in (None, CPU)
-        assert not uploads, f"{func} waits for its upload"
+        assigns = func is torch.Tensor.__setitem__ and not isinstance(args[2], torch.Tensor) and args[0].device != CPU
+        assert not (uploads or assigns), f"{func} waits for its upload"
         return func(*args, **(kwargs or {}))
 
 
@@ -149,6 +151,7 @@ WAITS: dict[str, Callable[[torch.Tensor], object]] = {
     "a write through a mask": lambda t: t.index_put_((t > 0,), torch.ones(2, device=META)),
     "places": lambda t: t.nonzero(),
     "an upload of pageable memory": lambda t: torch.tensor([1.0, 2.0, 3.0], device=META) + t,
+    "a number assigned": lambda t: t.__setitem__(0, 1.0),
     "an upload of indices": lambda t: t[torch.tensor([0, 2])],
 }
 
