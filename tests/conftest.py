@@ -1,6 +1,8 @@
-"""What every test gets: an environment without our settings, and Triton's interpreter where there is no GPU."""
+"""What every test gets: an environment without our settings, children that Ctrl-C reaches, and Triton's interpreter
+where there is no GPU."""
 
 import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +15,13 @@ if not has_gpu_device():
 
 from service.settings import PREFIX
 from tests.support.smollm2 import smollm2_dir as smollm2_dir
+
+
+def pytest_configure() -> None:
+    """A shell that starts pytest in the background has it ignore Ctrl-C, which the children of tests would inherit and
+    then not end. A handler is not inherited: with one that does nothing, they start as on a terminal."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

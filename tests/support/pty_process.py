@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import psutil
+
 CTRL_C, CTRL_D = "\x03", "\x04"
 PATIENCE_SECONDS = 60
 """Only a failing test waits so long."""
@@ -44,6 +46,14 @@ class PtyProcess:
             assert self._read(left), f"the program ended before {text!r}; the terminal shows:\n{self.output}"
         before, _, self._unread = self._unread.partition(text)
         return before
+
+    def until_it_waits(self) -> None:
+        """Wait until the program does. A Ctrl-C while Python draws its prompt or takes in a key stays unnoticed until
+        the next key: what draws looks for signals only once it waits (readline_until_enter_or_signal of CPython)."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while psutil.Process(self._process.pid).status() != psutil.STATUS_SLEEPING:
+            assert time.monotonic() < deadline, f"the program never waits; the terminal shows:\n{self.output}"
+            time.sleep(0.001)
 
     def wait(self) -> int:
         """The exit status, once all output is read."""

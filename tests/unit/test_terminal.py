@@ -252,7 +252,10 @@ def test_ctrl_c_stops_the_answer_not_the_program_and_the_part_is_remembered(
 
 
 def test_ctrl_c_at_the_prompt_forgets_the_line_only(server: ChatServer, terminal: PtyProcess) -> None:
-    terminal.type(f"half a quest{CTRL_C}")
+    terminal.type("half a quest")
+    terminal.expect("half a quest")
+    terminal.until_it_waits()
+    terminal.type(CTRL_C)
     terminal.expect("> ")
     terminal.type("whole\r")
     terminal.expect("Hello there.")
