@@ -11,15 +11,14 @@ from service.delivery import manifest as manifests
 from service.delivery import volume
 from service.delivery.catalog import Catalog, RemoteFile
 from service.delivery.client import HubClient
-from service.delivery.durable import sync_directory, sync_file
+from service.delivery.durable import sync
 from service.delivery.failures import Cause, DeliveryFailed
 from service.delivery.hashing import Digests, hash_files
 from service.delivery.journal import Journal
 from service.delivery.manifest import FileRecord
-from service.delivery.progress import Progress
+from service.delivery.progress import DOWNLOADING, VERIFYING, Progress
 from service.delivery.sources import HUBS, fetch_revision
 from service.delivery.symptoms import failure_of
-from service.delivery.transfer_progress import DOWNLOADING, VERIFYING
 from service.download_settings import DownloadSettings
 
 log = logging.getLogger(__name__)
@@ -152,8 +151,8 @@ class Attempt:
 
     def _accept(self, file: RemoteFile, digests: Digests) -> FileRecord:
         path = self._dir / file.path
-        sync_file(path)
-        sync_directory(self._dir)
+        sync(path)
+        sync(self._dir)
         record = FileRecord(file.path, file.size, digests.sha256, path.stat().st_mtime_ns, file.checkable)
         self._journal.add(file, record)
         return record

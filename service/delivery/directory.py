@@ -13,10 +13,9 @@ from service.delivery.catalog import is_wanted
 from service.delivery.failures import Cause, DeliveryFailed
 from service.delivery.hashing import Digests, hash_files
 from service.delivery.manifest import FileRecord
-from service.delivery.progress import Progress
+from service.delivery.progress import VERIFYING, Progress
 from service.delivery.safetensors_header import BadHeader, read_header
 from service.delivery.symptoms import failure_of
-from service.delivery.transfer_progress import VERIFYING
 
 log = logging.getLogger(__name__)
 

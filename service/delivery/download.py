@@ -19,13 +19,13 @@ from service.delivery.inspection import Damage, inspect
 from service.delivery.journal import Journal
 from service.delivery.lock import volume_lock
 from service.delivery.manifest import FileRecord, Manifest
-from service.delivery.progress import Progress
+from service.delivery.progress import VERIFYING, Progress
 from service.delivery.retry import keep_trying
 from service.delivery.signals import Stopped, stopping
 from service.delivery.sources import hub_client
 from service.delivery.symptoms import failure_of
 from service.delivery.termination import leave_message
-from service.delivery.transfer_progress import VERIFYING, show_transfer
+from service.delivery.transfer_progress import show_transfer
 from service.delivery.worker import CLIENT_SCRATCH
 from service.download_settings import DownloadSettings
 from service.environment import load_download_settings

@@ -1,12 +1,12 @@
 """A Llama model in a GGUF file, written as the directory an InternLM3 checkpoint is: config, safetensors, tokenizer."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import gguf
 
+from service.delivery.durable import sync
 from service.delivery.gguf_tokenizer import END_OF_TURN, special_tokens, tokenizer_config, write_tokenizer
 from service.delivery.gguf_weights import write_weights
 from service.delivery.progress import Progress
@@ -29,7 +29,8 @@ def convert_gguf(file: Path, directory: Path, progress: Progress) -> None:
     _write_json(directory / "config.json", config)
     _write_json(directory / "generation_config.json", generation_config(metadata))
     _write_json(directory / "tokenizer_config.json", tokenizer_config(metadata))
-    _sync_all(directory)
+    for path in (*directory.iterdir(), directory):
+        sync(path)
 
 
 def model_config(metadata: Metadata, tied: bool) -> dict[str, Any]:
@@ -86,12 +87,3 @@ def _decimal(value: float) -> float:
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _sync_all(directory: Path) -> None:
-    for path in (*directory.iterdir(), directory):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

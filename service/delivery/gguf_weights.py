@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import TensorSpec, serialize_file
 
-from service.delivery.progress import Progress
+from service.delivery.progress import CONVERTING, Progress
 from service.errors import ConfigurationError
 
-PHASE = "converting"
 _MODEL = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -40,7 +39,7 @@ def write_weights(tensors: Sequence[gguf.ReaderTensor], config: dict[str, Any], 
         if permuted := heads.get(_part(tensor.name)):
             values = unpermute(values, permuted)
         converted[checkpoint_name(tensor.name)] = to_bfloat16(values)
-        progress(PHASE, number, len(tensors))
+        progress(CONVERTING, number, len(tensors))
     _write_safetensors(converted, file)
 
 

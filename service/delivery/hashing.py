@@ -42,11 +42,6 @@ def hash_files(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def hash_file(path: Path) -> str:
-    """The SHA-256 of one file; raises OSError."""
-    return _hash_file(path, False, threading.Event(), _Counter()).sha256
-
-
 class _Counter:
     """Bytes read by all threads."""
 

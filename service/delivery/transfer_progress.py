@@ -1,7 +1,5 @@
 """How far a transfer is: a bar on a terminal; in a pod a line every five seconds with bytes, rate and time to go."""
 
-import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -9,16 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bars
+from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from service.delivery.progress import LOG_EVERY_SECONDS, BarProgress, Progress
-
-log = logging.getLogger(__name__)
-
-DOWNLOADING = "downloading"
-VERIFYING = "verifying"
+from service.delivery.progress import Progress, shown
 
 WINDOW_SECONDS = 30.0
 
@@ -42,22 +33,19 @@ class Rate:
         return (done - first) / (now - start) if now > start else 0.0
 
 
-class LineProgress:
-    """One line of the log when a phase begins, every five seconds, and when it is over."""
+class TransferLine:
+    """What the log says of a transfer: bytes, rate and time to go. It must hear of every bit of progress."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._phase, self._next, self._over = "", 0.0, False
-        self._rate = Rate(clock)
+        self._phase, self._rate = "", Rate(clock)
 
-    def __call__(self, phase: str, done: int, total: int) -> None:
+    def __call__(self, phase: str, done: int, total: int) -> tuple[str, dict[str, object]]:
         if phase != self._phase:
-            self._phase, self._next, self._over = phase, 0.0, False
-            self._rate = Rate(self._clock)
-        rate, now, over = self._rate.update(done), self._clock(), done >= total
-        if now >= self._next or (over and not self._over):
-            self._next, self._over = now + LOG_EVERY_SECONDS, over
-            log.info("%s", describe(phase, done, total, rate), extra={"fields": _fields(phase, done, total, rate)})
+            self._phase, self._rate = phase, Rate(self._clock)
+        rate = self._rate.update(done)
+        fields = {"phase": phase, "bytes": done, "total_bytes": total, "bytes_per_second": round(rate)}
+        return describe(phase, done, total, rate), fields
 
 
 def describe(phase: str, done: int, total: int, rate: float) -> str:
@@ -72,14 +60,10 @@ def describe(phase: str, done: int, total: int, rate: float) -> str:
     return f"{line}, {f'{hours}:{minutes:02d}' if hours else minutes}:{seconds:02d} to go"
 
 
-def _fields(phase: str, done: int, total: int, rate: float) -> dict[str, object]:
-    return {"phase": phase, "bytes": done, "total_bytes": total, "bytes_per_second": round(rate)}
-
-
 @contextmanager
 def show_transfer(metrics_file: Path | None, stream: TextIO | None = None) -> Iterator[Progress]:
-    """What suits `stream` (default: standard error), and the metrics file if one is wanted."""
-    with _shown(sys.stderr if stream is None else stream) as progress:
+    """How far a transfer is, on `stream` (None: standard error), and in the metrics file if one is wanted."""
+    with shown((DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()), TransferLine(), stream) as progress:
         if metrics_file is None:
             yield progress
             return
@@ -95,13 +79,3 @@ def show_transfer(metrics_file: Path | None, stream: TextIO | None = None) -> It
             yield both
         finally:
             metrics.flush()
-
-
-@contextmanager
-def _shown(stream: TextIO) -> Iterator[Progress]:
-    if not stream.isatty():
-        yield LineProgress()
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Bars(*columns, TimeRemainingColumn(), console=Console(file=stream)) as bars:
-        yield BarProgress(bars)

@@ -12,7 +12,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.delivery.metrics import TransferMetrics
-from service.delivery.transfer_progress import LineProgress, describe, show_transfer
+from service.delivery.progress import LogProgress
+from service.delivery.transfer_progress import TransferLine, describe, show_transfer
 from tests.support.download_process import QUICK, download
 from tests.support.fake_hub import FakeHub
 
@@ -27,7 +28,7 @@ class Clock:
 
 def test_a_pod_logs_a_line_every_five_seconds(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    progress = LineProgress(clock)
+    progress = LogProgress(TransferLine(clock), clock)
     with caplog.at_level(logging.INFO):
         for second in range(101):
             clock.now = float(second)
@@ -40,7 +41,8 @@ def test_a_pod_logs_a_line_every_five_seconds(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_new_phase_and_an_end_are_logged_at_once_and_once(caplog: pytest.LogCaptureFixture) -> None:
-    progress = LineProgress(Clock())
+    clock = Clock()
+    progress = LogProgress(TransferLine(clock), clock)
     with caplog.at_level(logging.INFO):
         for phase in ("downloading", "verifying"):
             for done in (0, 5, 10, 10, 10):
@@ -50,7 +52,7 @@ def test_a_new_phase_and_an_end_are_logged_at_once_and_once(caplog: pytest.LogCa
 
 def test_a_rate_forgets_what_is_long_past(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    progress = LineProgress(clock)
+    progress = LogProgress(TransferLine(clock), clock)
     with caplog.at_level(logging.INFO):
         for second in range(200):
             clock.now = float(second)
