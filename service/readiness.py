@@ -93,7 +93,7 @@ class Readiness:
         return engine
 
     async def _find_model(self) -> LocalModel:
-        """It may have to wait for pip, another process or a GPU; a server that is told to end does not wait with it."""
+        """It may have to wait for pip or another process; a server that is told to end does not wait with it."""
         finding = in_daemon_thread(partial(self._look_for_model, asyncio.get_running_loop()), "find model")
         outcome = asyncio.gather(finding, return_exceptions=True)
         try:
