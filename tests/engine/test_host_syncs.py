@@ -52,13 +52,14 @@ class NoWait(TorchDispatchMode):
 
 
 class NoUpload(TorchFunctionMode):
-    """The same for copies of which no dispatch mode is told: that inside `torch.tensor(values, device=...)`, and that of
-    a number assigned to a place on a GPU (ATen/TensorIndexing.h, copy_to), which is none on the meta device."""
+    """The same for copies of which no dispatch mode is told: that inside `torch.tensor(values, device=...)`, and that
+    of a number assigned to a place on a GPU (ATen/TensorIndexing.h, copy_to), which is none on the meta device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         uploads = func in (torch.tensor, torch.as_tensor) and (kwargs or {}).get("device") not in (None, CPU)
         assigns = func is torch.Tensor.__setitem__ and not isinstance(args[2], torch.Tensor) and args[0].device != CPU
-        assert not (uploads or assigns), f"{func} waits for its upload"
+        assert not uploads, f"{func} waits for its upload"
+        assert not assigns, f"{func} waits for its number"
         return func(*args, **(kwargs or {}))
 
 

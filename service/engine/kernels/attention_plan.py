@@ -18,6 +18,26 @@ Work = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """item_row and item_start [rows + spare], first_item [rows + 1], tiles_per_item [1]; all int32."""
 
 
+@triton.jit
+def items_of(tiles, per_item, exists):  # type: ignore[no-untyped-def]
+    """How many items of so many tiles each row takes; one at least."""
+    return tl.where(exists, tl.maximum(tl.cdiv(tiles, per_item), 1), 0)
+
+
+@triton.jit
+def tiles_in_one_round(tiles, per_item, exists, most):  # type: ignore[no-untyped-def]
+    """The least tiles per item, from `per_item` to twice as many, with which `most` items do. As given where none is:
+    a second round then costs less than the longest item would."""
+    low, high = per_item, 2 * per_item
+    while low < high:
+        middle = (low + high) // 2
+        if tl.sum(items_of(tiles, middle, exists), 0) <= most:
+            high = middle
+        else:
+            low = middle + 1
+    return tl.where(tl.sum(items_of(tiles, low, exists), 0) <= most, low, per_item)
+
+
 @triton.jit(do_not_specialize=["rows", "spare"], do_not_specialize_on_alignment=["lengths"])
 def plan_kernel(
     lengths: tl.tensor,
@@ -28,6 +48,7 @@ def plan_kernel(
     rows: int,
     spare: int,
     OVERLAPS: tl.constexpr,
+    IN_ONE_ROUND: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_ITEMS: tl.constexpr,
@@ -36,10 +57,13 @@ def plan_kernel(
     wait_for_inputs(OVERLAPS)
     row = tl.program_id(0)
     everyone = tl.arange(0, BLOCK_ROWS)
-    tiles = tl.cdiv(tl.load(lengths + everyone, mask=everyone < rows, other=0), TILE)
+    exists = everyone < rows
+    tiles = tl.cdiv(tl.load(lengths + everyone, mask=exists, other=0), TILE)
     # Rounding up gives each row at most one item more than its share, hence rows + spare items always suffice.
     per_item = tl.maximum(tl.cdiv(tl.sum(tiles, 0), spare), 1)
-    counts = tl.where(everyone < rows, tl.maximum(tl.cdiv(tiles, per_item), 1), 0)
+    if IN_ONE_ROUND:
+        per_item = tiles_in_one_round(tiles, per_item, exists, tl.maximum(spare, rows))
+    counts = items_of(tiles, per_item, exists)
     first = tl.sum(tl.where(everyone < row, counts, 0), 0)
     count = tl.sum(tl.where(everyone == row, counts, 0), 0)
     item = tl.arange(0, BLOCK_ITEMS)
@@ -60,9 +84,14 @@ def plan_work(
     tuning: AttentionTuning,
     multiprocessors: int,
     *,
+    in_one_round: bool = False,
     overlaps: bool = False,
 ) -> Work:
-    """The division of `lengths` [rows] over so many multiprocessors, into items of whole tiles."""
+    """The division of `lengths` [rows] over so many multiprocessors, into items of whole tiles.
+
+    `in_one_round`: for programs so large that no more of them run at once than the tuning asks for. Rounding each row
+    up makes more items than that, and a few programs too many take the whole GPU as long again.
+    """
     rows, device = lengths.shape[0], lengths.device
     # There is a program for each item and KV head.
     spare = max(1, tuning.programs_per_multiprocessor * multiprocessors // k_cache.shape[2])
@@ -79,6 +108,7 @@ def plan_work(
         tiles_per_item,
         rows,
         spare,
+        IN_ONE_ROUND=in_one_round,
         TILE=tile_for(tuning, k_cache),
         BLOCK_ROWS=triton.next_power_of_2(most_rows),
         BLOCK_ITEMS=triton.next_power_of_2(most_rows + spare),

@@ -30,7 +30,15 @@ class PagedChunkAttention:
 
     def __call__(self, cache: PagedCache, places: torch.Tensor, spans: list[ChunkSpan]) -> Attention:
         rows = paged_rows(spans, places.device)
-        work = plan_work(rows.lengths, cache.keys[0], self._tuning, self._multiprocessors, overlaps=self._overlaps)
+        # 128 queries fill a multiprocessor's registers: a program has one to itself.
+        work = plan_work(
+            rows.lengths,
+            cache.keys[0],
+            self._tuning,
+            self._multiprocessors,
+            in_one_round=True,
+            overlaps=self._overlaps,
+        )
         return _ChunkAttention(cache, places, partial(self._attend, rows, work))
 
     def _attend(

@@ -2,7 +2,7 @@
 
 import torch
 
-from service.engine.kernels.attention_plan import plan_work
+from service.engine.kernels.attention_plan import Work, plan_work
 from service.engine.kernels.batch import DecodeBatch
 from service.engine.kernels.paged_attention import PagedRows, attend
 from service.engine.kernels.tuning import AttentionTuning
@@ -29,6 +29,6 @@ class PagedDecodeAttention:
         """See `ops.DecodeAttention`; q may be a view of the fused projection, the caches are contiguous."""
         assert batch.work is not None
         item_row, item_start, first_item, tiles_per_item = batch.work
-        work = item_row, item_start, first_item, tiles_per_item
+        work: Work = item_row, item_start, first_item, tiles_per_item
         rows = PagedRows(batch.block_tables, batch.slots, batch.lengths)
         return attend(q, k_cache, v_cache, rows, work, scale, self._tuning, overlaps=self._overlaps)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from service.engine.attention import Attention, ChunkSpan, PagedCache
+from service.engine.kernels.tuning import AttentionTuning
 from service.engine.paths import LONG_CONTEXT, PrefillBySize
 from tests.engine.kernels import exact
-from tests.engine.kernels.conftest import HEAD_DIMS, HEADS, LONGEST, MOST_EXACT, Subject, kernels
+from tests.engine.kernels.conftest import HEAD_DIMS, HEADS, INTERPRETS, LONGEST, MOST_EXACT, Subject, kernels
 from tests.engine.kernels.test_selfcheck import CPU
 from tests.support.plans import CPU as DEVICE
 
@@ -160,3 +161,36 @@ def test_few_queries_over_long_contexts_are_divided_and_others_are_flashs(
         first += end - start
     cache = PagedCache(CPU.config, 2, 16, DEVICE, torch.float32)
     assert by_size()(cache, torch.zeros(first), spans) == serves  # type: ignore[comparison-overlap]
+
+
+def planned(lengths: list[int], multiprocessors: int) -> tuple[list[int], int]:
+    """Items of each row, and tiles of an item, on an H100's tuning for two KV heads."""
+    from service.engine.kernels.attention_plan import plan_work
+
+    cache, tuning = torch.zeros(1, SIZE, 2, 16), AttentionTuning(tile=SIZE, programs_per_multiprocessor=1)
+    work = plan_work(torch.tensor(lengths, dtype=torch.int32), cache, tuning, multiprocessors, in_one_round=True)
+    _, _, first_item, tiles_per_item = work
+    return first_item.diff().tolist(), int(tiles_per_item)
+
+
+@pytest.mark.skipif(not INTERPRETS, reason="the interpreter plans like the GPU")
+@pytest.mark.parametrize("context", [2000, 7000, 30_000])
+@pytest.mark.parametrize("tokens", [16, 32, 40, 64, 96, 128])
+def test_a_chunk_is_over_in_one_round_of_the_gpu(tokens: int, context: int) -> None:
+    """A few programs more than it has multiprocessors would take it as long again."""
+    multiprocessors, kv_heads = 132, 2
+    lengths = [context - tokens + last for last in range(8, tokens + 1, 8)]
+    items, tiles_per_item = planned(lengths, multiprocessors)
+    assert sum(items) * kv_heads <= multiprocessors
+    tiles = sum(-(-length // SIZE) for length in lengths)
+    ideal = tiles * kv_heads / multiprocessors
+    assert tiles_per_item <= 1.15 * ideal + 1
+    assert all(count * tiles_per_item >= -(-n // SIZE) for count, n in zip(items, lengths, strict=True))
+
+
+@pytest.mark.skipif(not INTERPRETS, reason="the interpreter plans like the GPU")
+def test_a_long_context_among_many_short_ones_is_divided_whatever_that_takes() -> None:
+    """In one round it would be in a few pieces, and the others long done."""
+    items, tiles_per_item = planned([30_000, *[100] * 64], 132)
+    assert tiles_per_item == 10
+    assert items == [47, *[1] * 64]
