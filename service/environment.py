@@ -1,4 +1,4 @@
-"""Reads settings from the environment, strictly: what starts with our prefix is a setting, or nothing starts."""
+"""Reads settings from the environment, strictly: a variable with our prefix that is no setting is an error."""
 
 import os
 from typing import TypeVar

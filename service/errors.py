@@ -1,6 +1,6 @@
 """Every error the service answers with.
 
-ServiceError                  500  what all have in common: status, code, field, limit
+ServiceError                  500  what all have in common: status, code, message, field, retry_after
 ├── InvalidRequest            400  a field's value cannot be served
 │   ├── ContextTooLong        400  prompt and answer do not fit the context
 │   ├── MessageRefused        400  the model's chat template takes no such message, or no such order of them

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.25
 UNWIND_SECONDS = 2.0
-"""How long a search that was given up gets to leave nothing behind: pip, half a model, a hidden cursor."""
+"""How long a search for the model may clean up when it is given up: end pip, remove half a model, show the cursor."""
 PROBE = Chat([Message("user", "Hello")], SamplingParams(temperature=0, top_k=0, top_p=1), max_new_tokens=1)
 
 MakeEngine = Callable[[EngineConfig], Engine]
@@ -164,7 +164,7 @@ def engine_config(settings: Settings, model: LocalModel) -> EngineConfig:
 
 
 async def _started(engine: Engine) -> ServiceError | None:
-    """An engine that cannot start is a value here: in a task group it would come back wrapped."""
+    """The error of an engine that cannot start: returned, as a task group would wrap what is raised."""
     try:
         await engine.start()
     except ServiceError as error:

@@ -125,7 +125,7 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the interpreter between two instructions of the main thread, so it only leaves a note."""
-        # Not noted as captured: uvicorn would raise it again at the end, and a clean end is no death by signal.
+        # Not handed to uvicorn, which would raise it again at the end: a clean end must not look like death by signal.
         if self._lifecycle.state is State.DRAINING or self.should_exit:
             super().handle_exit(sig, frame)
         elif not self.started:
@@ -159,7 +159,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def uvicorn_options() -> dict[str, Any]:
-    """What holds under both servers. Draining has waited already when uvicorn's own grace begins."""
+    """Options for uvicorn alone and under gunicorn. Its own grace begins when the drain is over, so it can be short."""
     return {
         "log_config": None,
         "access_log": False,

@@ -16,10 +16,10 @@ Guard = Callable[[Request], Awaitable[None]]
 
 
 class ApiKeys:
-    """The keys of a file, one a line; empty lines and lines that begin with # are none.
+    """The keys of a file, one a line; empty lines and lines that begin with # are skipped.
 
     The file is read again when it has changed: a Secret can be rotated without a restart. A file that becomes
-    unreadable or empty lets nobody in. Raises ConfigurationError when it is so from the start.
+    unreadable or empty lets nobody in. Raises ConfigurationError when it is so at the start.
     """
 
     def __init__(self, file: Path) -> None:
@@ -48,7 +48,7 @@ class ApiKeys:
         return self._digests
 
     def accepts(self, key: str) -> bool:
-        """Whether `key` is one of them; how nearly a wrong one is cannot be timed."""
+        """Whether `key` is one of them. How long that takes does not tell how close a wrong one is."""
         offered = _digest(key)
         return any(hmac.compare_digest(offered, known) for known in self.current())
 

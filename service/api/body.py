@@ -16,7 +16,8 @@ Model = TypeVar("Model", bound=BaseModel)
 SHOWN_CHARACTERS = 60
 LONGEST_FIELD = 200
 LONG_BODY_BYTES = 100_000
-"""Megabytes of JSON take tenths of a second of the event loop; between two such bodies it has a turn for all others."""
+"""Megabytes of JSON keep the event loop busy for tenths of a second: such bodies are parsed one at a time, with a turn
+for everybody else in between."""
 
 
 def json_body(model: type[Model], max_bytes: int, timeout: float) -> Callable[[Request], Awaitable[Model]]:

@@ -65,13 +65,13 @@ async def on_client_gone(_: Request, __: Exception) -> Response:
 
 
 async def on_bug(_: Request, error: Exception) -> Response:
-    """Anything unforeseen: logged whole, told without inside knowledge."""
+    """Anything unforeseen: logged in full, answered without details of the inside."""
     logger.error("unhandled error", exc_info=error)
     return response(ServiceError("an internal error; the log has it under this answer's X-Request-Id"))
 
 
 def install(app: FastAPI) -> None:
-    """Before the middleware that gives ids: bugs are then answered, logged and counted inside it."""
+    """To be called before the middleware that gives ids is added, which then sees bugs answered and counts them."""
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientGoneError, on_client_gone)

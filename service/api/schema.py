@@ -32,15 +32,15 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Strict(BaseModel):
-    """What a client sends: a field that is none is refused."""
+    """What a client sends. A field that is not declared is refused."""
 
     model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
     def _first_of_many(cls, value: Any) -> Any:
-        """Of more fields than there are, the known ones and the first other: pydantic would spend seconds, in which
-        nobody else is served, on a complaint about each."""
+        """Of more fields than are declared, keep those and the first unknown one: pydantic would spend seconds, in
+        which nobody else is served, on a complaint about each of the others."""
         if not isinstance(value, dict) or len(value) <= len(cls.model_fields):
             return value
         unknown = next(name for name in value if name not in cls.model_fields)

@@ -37,7 +37,7 @@ def event(data: BaseModel) -> bytes:
 
 
 class _Problem(BaseModel, extra="allow"):
-    """A problem document inside a stream; JSON goes through pydantic so that a quote in a text stays a quote."""
+    """A problem document inside a stream: a model, since events are written from models alone."""
 
 
 def error(problem: ServiceError) -> bytes:

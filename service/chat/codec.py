@@ -14,9 +14,9 @@ class Codec(Protocol):
     """Plain text to ids and back, with special tokens neither looked for nor skipped.
 
     `file`: what it was read from. `added`: all added tokens. `table`: each id's bytes, b"" for what has no text.
-    `dummy_prefix`: a text's first space was put there by the tokenizer. `trims_start`: so were all that follow it.
-    `byte_ids`: ids of single bytes, in which a space is never that one. `decode_errors`: the error handler for bytes
-    that are no UTF-8.
+    `dummy_prefix`: the tokenizer puts a space before every text. `trims_start`: decoding strips all leading spaces, not
+    only that one. `byte_ids`: ids of single bytes; a space among them is part of the text, never the tokenizer's own.
+    `decode_errors`: the error handler for bytes that are no UTF-8.
     """
 
     file: Path

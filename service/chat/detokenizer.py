@@ -27,7 +27,7 @@ class TokenBytes(Protocol):
 
     @property
     def trims_start(self) -> bool:
-        """True if all spaces at the start of a text are the tokenizer's own, not just one."""
+        """True if decoding strips all leading spaces, not only the one the tokenizer puts before a text."""
         ...
 
     def token_bytes(self, token: int, *, first: bool = False) -> bytes:

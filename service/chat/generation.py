@@ -29,7 +29,7 @@ TOKENIZING_THREADS = 2
 tokenize tens of the longest prompts a second, more than a GPU prefills."""
 
 INLINE_CHARACTERS = 4096
-"""Up to here tokenizing costs about a millisecond, less than handing it to a thread and back is worth."""
+"""A prompt up to so long is tokenized in about a millisecond, which is not worth the way to a thread and back."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,11 @@ class Done:
 
 @dataclass(frozen=True)
 class AnswerLimits:
-    """What bounds an answer: tokens of prompt and answer together, tokens by default, seconds in all."""
+    """What bounds an answer.
+
+    `max_context`: tokens of prompt and answer together. `default_new_tokens`: tokens of the answer if the client sets
+    no limit. `request_timeout`: seconds in all.
+    """
 
     max_context: int
     default_new_tokens: int

@@ -37,7 +37,7 @@ class JsonCodec:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, in which only added tokens that are not special are recognised."""
-        # As a batch of one: `encode` holds the interpreter for as long as it takes, and counts offsets nobody asks for.
+        # As a batch of one: `encode` holds the interpreter's lock all the while, and computes offsets nobody asks for.
         (encoding,) = self._library.encode_batch_fast([text], add_special_tokens=False)
         return list(encoding.ids)
 

@@ -9,7 +9,7 @@ class StopMatcher:
 
     Earliest means the smallest start; of two that start together, the shorter. Only the longest suffix that may still
     become a stop string is held back, so the result does not depend on how the text was cut into chunks.
-    Costs one step a character and stop string while a match may be under way, and a regex scan in between.
+    Costs one step per character and stop string while a match may be under way, and a regex scan otherwise.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

@@ -48,8 +48,8 @@ _SAMPLE = (
 class ChatTemplate:
     """Renders conversations. Only the template's own text gives special tokens; contents are encoded as plain text.
 
-    Placeholders stand for the contents while the template renders, so it cannot look into them: one that decides by
-    what a message says (say, drops an earlier answer's <think> part) decides as for a message that does not say it.
+    Placeholders stand for the contents while the template renders, so it cannot look into them: one that looks for
+    something in a message (an earlier answer's <think> part, to drop it) does not find it there.
     White space at a content's edges stays outside the placeholder, so a template that strips, strips here too.
     """
 
@@ -154,7 +154,7 @@ class _Placeholder:
     """What stands for a content in the template: unguessable, and changed by whatever would change a text."""
 
     def __init__(self) -> None:
-        # Both cases of letters, so that upper() and lower() show; private-use characters, so that nothing joins them.
+        # Both cases of letters, to show upper() and lower(); private-use characters, so that nothing joins them.
         self._nonce = f"Content{secrets.token_hex(16)}"
         self._pattern = re.compile(f"\ue000{self._nonce}:(\\d+)\ue001")
 

@@ -61,7 +61,7 @@ class Tokenizer:
 
     @property
     def trims_start(self) -> bool:
-        """True if all spaces at the start of a text are the tokenizer's own, not just one."""
+        """True if decoding strips all leading spaces, not only the one the tokenizer puts before a text."""
         return self.codec.trims_start
 
     def token_bytes(self, token: int, *, first: bool = False) -> bytes:

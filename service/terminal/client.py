@@ -39,7 +39,7 @@ class Finish:
 
 
 class ChatClient:
-    """One service. Every method raises ChatFailed when it cannot be reached or refuses, TryLater when it cannot yet."""
+    """One service. Methods raise ChatFailed if it cannot be reached or refuses, TryLater if it is busy or not ready."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
@@ -49,7 +49,7 @@ class ChatClient:
             raise ChatFailed(f"--url {url}: {error}") from None
         if parsed.scheme not in {"http", "https"} or not parsed.host:
             raise ChatFailed(f"--url {url}: not an address like http://127.0.0.1:6006")
-        # A proxy of the environment leads elsewhere than to this machine.
+        # To a proxy set in the environment, localhost would be its own machine.
         self._http = httpx.Client(base_url=parsed, timeout=timeout, trust_env=not _is_local(parsed.host))
         if api_key:
             self._http.headers["Authorization"] = f"Bearer {api_key}"
@@ -131,7 +131,7 @@ def _json(response: httpx.Response) -> dict[str, Any]:
 
 
 def _object(text: str) -> dict[str, Any]:
-    """The JSON object in `text`; empty for anything else: not every answer on the way is the service's own."""
+    """The JSON object in `text`; empty for anything else: a proxy on the way may answer in its own form."""
     try:
         value = json.loads(text)
     except ValueError:
