@@ -13,8 +13,9 @@ import torch
 from service.engine.base import Core, EngineConfig, EngineInfo, GpuMemory
 from service.engine.build_runner import build_runner
 from service.engine.capacity import running_limit, step_limit
+from service.engine.checkpoint import Checkpoint
 from service.engine.choose_paths import choose_paths
-from service.engine.config import ModelConfig, read_config
+from service.engine.config import read_config
 from service.engine.core import NativeCore
 from service.engine.cuda_graphs import CudaRecorder
 from service.engine.device import GpuGauge, available_memory, choose_device, choose_dtype, usable_cores
@@ -55,12 +56,13 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
     if device.type == "cuda":
         with phases("memory", "checking that the model fits the GPU"):
             require_room(config, dtype.itemsize, lambda: torch.cuda.mem_get_info(device))
-    with phases("kernels", "choosing what to compute with"), _weights_ahead(model_dir, model_config, device):
+    checkpoint = open_checked(model_dir, model_config)
+    with phases("kernels", "choosing what to compute with"), _weights_ahead(checkpoint, device):
         trials = Trials(Path(config.trial_file) if config.trial_file else None)
         shapes = ServedShapes(model_config, config.block_size, dtype, device, trials)
         choice = choose_paths(shapes, running_limit(config, device))
     with phases("weights", f"reading the weights in {model_dir}"):
-        weights, report = load_weights(model_dir, model_config, device, dtype)
+        weights, report = load_weights(checkpoint, model_config, device, dtype)
     logger.info("weights: %s", report)
     config = msgspec.structs.replace(config, block_size=choice.block_size)
     model = Model(model_config, weights, min(config.max_context, model_config.max_positions), choice.paths.ops)
@@ -87,12 +89,12 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
     return NativeCore(runner, info, config, depth=1, gpu_memory=_gauge(device), pace=pace)
 
 
-def _weights_ahead(model_dir: Path, config: ModelConfig, device: torch.device) -> AbstractContextManager[None]:
-    """Has the weights' files read while kernels compile; a CPU has none to compile. Half of the free main memory holds
-    what was read until it is needed. Raises ConfigurationError for weights that do not match the configuration."""
+def _weights_ahead(checkpoint: Checkpoint, device: torch.device) -> AbstractContextManager[None]:
+    """Has the weights' files read while kernels are proved; a CPU has none to prove. Half of the free main memory holds
+    what was read until it is needed."""
     if device.type != "cuda":
         return nullcontext()
-    return reading_ahead(open_checked(model_dir, config).files, available_memory() // 2)
+    return reading_ahead(checkpoint.files, available_memory() // 2)
 
 
 def _build_reference(config: EngineConfig, device: torch.device, dtype: torch.dtype, phases: Phases) -> Core:

@@ -56,15 +56,13 @@ class LoadReport:
 
 
 def load_weights(
-    model_dir: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint, config: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> tuple[Weights, LoadReport]:
-    """The checkpoint in `model_dir` as fused tensors of `dtype` on `device`.
+    """A checkpoint that was checked, as fused tensors of `dtype` on `device`.
 
-    Raises ConfigurationError, once, naming every tensor that is missing, unexpected or of another shape than
-    `config` says, and when a file is absent or damaged.
+    Raises ConfigurationError when a file is damaged or gone.
     """
     started = time.perf_counter()
-    checkpoint = open_checked(model_dir, config)
     weights = allocate(config, device, dtype)
     bytes_read = checkpoint.read_into(places_of(weights, config), staged=device.type == "cuda")
     if device.type == "cuda":
@@ -73,7 +71,11 @@ def load_weights(
 
 
 def open_checked(model_dir: Path, config: ModelConfig) -> Checkpoint:
-    """The checkpoint, if its tensors are those of `config`. Reads only headers. Raises ConfigurationError."""
+    """The checkpoint in `model_dir`. Reads only headers.
+
+    Raises ConfigurationError, once, naming every tensor that is missing, unexpected or of another shape than
+    `config` says, and when a file is absent or damaged.
+    """
     checkpoint = Checkpoint(model_dir, lambda name: _is_ignored(name, config))
     # Shapes are compared on the meta device: a wrong directory must not cost the memory of a model.
     checkpoint.check(places_of(allocate(config, torch.device("meta"), torch.float32), config))

@@ -5,13 +5,14 @@ from pathlib import Path
 import torch
 
 from service.engine.config import read_config
-from service.engine.weights import load_weights
+from service.engine.weights import load_weights, open_checked
 from tests.bench.scale import TINY, ready_model, write_random_model
 
 
 def test_the_random_model_is_one_that_loads_whole(tmp_path: Path) -> None:
     write_random_model(tmp_path, TINY.shape)
-    weights, report = load_weights(tmp_path, read_config(tmp_path), torch.device("cpu"), torch.float32)
+    config = read_config(tmp_path)
+    weights, report = load_weights(open_checked(tmp_path, config), config, torch.device("cpu"), torch.float32)
     assert report.bytes_read > 0
     first, second = weights.layers[0].qkv, weights.layers[1].qkv
     assert not torch.equal(first, second), "every tensor has numbers of its own"

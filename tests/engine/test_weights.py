@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from service.engine import checkpoint, weights
 from service.engine.checkpoint import Checkpoint
 from service.engine.config import ModelConfig, read_config
-from service.engine.weights import Weights, allocate, load_weights, places_of
+from service.engine.weights import Weights, allocate, load_weights, open_checked, places_of
 from service.errors import ConfigurationError
 from tests.support.checkpoints import Shape, tensors_of, write_checkpoint
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> Weights:
-    return load_weights(directory, read_config(directory), CPU, dtype)[0]
+    return load_weights(open_checked(directory, config := read_config(directory)), config, CPU, dtype)[0]
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -98,7 +98,7 @@ def test_a_gpu_is_loaded_through_pinned_buffers_and_waited_for(
     monkeypatch.setattr(torch.cuda, "synchronize", said.append)
     write_checkpoint(tmp_path, Shape())
     target = torch.device(device)
-    loaded, _ = load_weights(tmp_path, read_config(tmp_path), target, torch.float32)
+    loaded, _ = load_weights(open_checked(tmp_path, config := read_config(tmp_path)), config, target, torch.float32)
     assert said == ([True, target] if staged else [False])
     assert torch.equal(loaded.norm, tensors_of(Shape())["model.norm.weight"].float())
 
@@ -126,7 +126,7 @@ def test_tensors_are_read_side_by_side(
 def test_the_report_counts_the_bytes_of_the_files(tmp_path: Path) -> None:
     shape = Shape(shards=2, dtype=torch.bfloat16)
     write_checkpoint(tmp_path, shape)
-    _, report = load_weights(tmp_path, read_config(tmp_path), CPU, torch.float32)
+    _, report = load_weights(open_checked(tmp_path, config := read_config(tmp_path)), config, CPU, torch.float32)
     assert report.bytes_read == sum(2 * tensor.numel() for tensor in tensors_of(shape).values())
     assert report.seconds > 0
     assert report.bytes_per_second == pytest.approx(report.bytes_read / report.seconds)

@@ -11,7 +11,7 @@ from service.engine.model import Model
 from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
 from service.engine.step import Chunk, Decode, Sequence, StepPlan
-from service.engine.weights import load_weights
+from service.engine.weights import load_weights, open_checked
 
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ BLOCK_SIZE = 8
 def load_native(model_dir: Path, dtype: torch.dtype = torch.float32) -> Model:
     """The checkpoint's native model on the CPU."""
     config = read_config(model_dir)
-    weights, _ = load_weights(model_dir, config, CPU, dtype)
+    weights, _ = load_weights(open_checked(model_dir, config), config, CPU, dtype)
     return Model(config, weights, config.max_positions)
 
 
