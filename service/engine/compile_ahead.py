@@ -49,10 +49,12 @@ class AbsentGpu:
     """What Triton asks a driver before it compiles."""
 
     def __init__(self, capability: int) -> None:
+        self._capability = capability
         self._target = GPUTarget("cuda", capability, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        """A number for each capability: what is compiled for one device is not asked for again, whatever it is."""
+        return self._capability
 
     def get_current_stream(self, device: int) -> int:
         return 0
