@@ -6,11 +6,12 @@ card's, another version's or another model's kernel is not found here, and compi
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from triton import knobs
-from triton.runtime.cache import FileCacheManager
+from triton.runtime.cache import CacheManager, FileCacheManager
 
 logger = logging.getLogger(__name__)
 
@@ -18,25 +19,36 @@ FOLDER = Path(__file__).parent / "compiled"
 """Holds a folder for each kernel. It may be missing: then nothing was compiled ahead."""
 
 
-class ShippedCache(FileCacheManager):  # type: ignore[misc]
+class ShippedCache(CacheManager):  # type: ignore[misc]
     """Triton's cache, in which files of FOLDER stand before those of TRITON_CACHE_DIR; nothing is written there."""
 
     def __init__(self, key: str, override: bool = False, dump: bool = False) -> None:
-        super().__init__(key, override, dump)
         self._shipped = FOLDER / key
+        # Makes a folder: only when one is needed, so that shipped kernels serve where nothing can be written.
+        self._own = partial(FileCacheManager, key, override, dump)
 
     def get_file(self, filename: str) -> str | None:
         """The path of one file of this key, or None."""
         shipped = self._shipped / filename
-        found: str | None = str(shipped) if shipped.is_file() else super().get_file(filename)
+        found: str | None = str(shipped) if shipped.is_file() else self._own().get_file(filename)
         return found
 
     def get_group(self, filename: str) -> dict[str, str] | None:
         """The paths, by name, of all files that were written together with this one, or None."""
         if (self._shipped / filename).is_file():
             return {path.name: str(path) for path in self._shipped.iterdir() if not path.name.startswith("__grp__")}
-        found: dict[str, str] | None = super().get_group(filename)
+        found: dict[str, str] | None = self._own().get_group(filename)
         return found
+
+    def put(self, data: str | bytes, filename: str, binary: bool = True) -> str:
+        """Keep one file of this key; its path."""
+        path: str = self._own().put(data, filename, binary)
+        return path
+
+    def put_group(self, filename: str, group: dict[str, str]) -> str:
+        """Note which files, by name, were written together with this one."""
+        path: str = self._own().put_group(filename, group)
+        return path
 
 
 def use_shipped_kernels() -> None:

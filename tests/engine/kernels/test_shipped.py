@@ -47,6 +47,13 @@ def test_a_shipped_kernel_is_found_with_all_its_files(folders: tuple[Path, Path]
     assert cache.get_file("k.cubin") == str(where / "k.cubin")
 
 
+def test_a_shipped_kernel_serves_where_nothing_can_be_written(
+    folders: tuple[Path, Path],
+) -> None:
+    folders[1].write_text("no folder")
+    assert ShippedCache("K").get_group("k.json")
+
+
 def test_what_was_not_shipped_is_compiled_into_tritons_own_folder(folders: tuple[Path, Path]) -> None:
     cache = ShippedCache("L")
     assert (cache.get_group("l.json"), cache.get_file("l.json")) == (None, None)
