@@ -12,17 +12,11 @@ from service.delivery.directory import shard_names
 from service.delivery.failures import Cause, DeliveryFailed
 from service.delivery.safetensors_header import BadHeader, read_header
 from service.engine.config import ModelConfig, read_config
+from service.engine.defaults import BLOCK_TOKENS, RUNNING_ON_GPU, STEP_TOKENS_ON_GPU
 
 CUDA_BYTES = 1 << 30
 """CUDA context, library workspaces and the decode graphs of all batch sizes: an estimate, on the safe side."""
 
-RUNNING_ON_GPU = 256
-"""Requests a GPU decodes at once unless INTERNLM_MAX_RUNNING says otherwise."""
-STEP_TOKENS_ON_GPU = 2048
-"""Tokens a GPU's step computes unless INTERNLM_STEP_TOKENS says otherwise: an H100's dense bf16 products of an 8B model
-reach 681 TFLOP/s from 512 rows on only where a matrix is wide, and its narrow ones leave half of the GPU idle there."""
-
-BLOCK_TOKENS = 64
 GIB = 1 << 30
 
 

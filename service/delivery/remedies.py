@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from service.delivery.fit import BLOCK_TOKENS, GIB, Demand, Fit
+from service.delivery.fit import GIB, Demand, Fit
+from service.engine.defaults import BLOCK_TOKENS
 
 MOST_FRACTION = 0.97
 """Beyond it no other process, and no fragment of the allocator's, has room."""

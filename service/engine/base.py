@@ -9,6 +9,8 @@ from typing import Protocol
 
 import msgspec
 
+from service.engine.defaults import BLOCK_TOKENS
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How the next token is drawn. temperature 0 is greedy; top_k 0 and top_p 1 switch that filter off.
@@ -122,7 +124,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int = 0
     max_queue: int = 256
     step_tokens: int = 0
-    block_size: int = 64
+    block_size: int = BLOCK_TOKENS
     kv_cache_tokens: int = 0
     gpu_memory_fraction: float = 0.9
     prefix_cache: bool = True

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from service.delivery.fit import RUNNING_ON_GPU, STEP_TOKENS_ON_GPU, kv_bytes_per_token
+from service.delivery.fit import kv_bytes_per_token
 from service.engine.base import EngineConfig
 from service.engine.config import ModelConfig
+from service.engine.defaults import RUNNING_ON_CPU, RUNNING_ON_GPU, STEP_TOKENS_ON_CPU, STEP_TOKENS_ON_GPU
 from service.engine.device import available_memory
 from service.errors import ConfigurationError
 
-RUNNING_ON_CPU, STEP_TOKENS_ON_CPU = 8, 512
 CPU_CACHE_SHARE = 0.25
 """Share of the free main memory a CPU's cache may grow to: the rest is for weights read lazily and for others."""
 MIB = 1 << 20

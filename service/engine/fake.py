@@ -21,11 +21,10 @@ from service.engine.base import (
     StepFailed,
     Token,
 )
+from service.engine.defaults import RUNNING_ON_CPU
 
 VOCABULARY = 128_512
 """InternLM3's."""
-
-DEFAULT_RUNNING = 8
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class FakeCore:
         self._block_size = config.block_size
         self._limits = Limits(
             max_context=config.max_context,
-            max_running=config.max_running or DEFAULT_RUNNING,
+            max_running=config.max_running or RUNNING_ON_CPU,
             max_queue=config.max_queue,
             step_tokens=config.step_tokens,
             cache_tokens=config.max_context,

@@ -10,7 +10,6 @@ import torch
 from service.delivery.check_gpu import judge_fit
 from service.delivery.finding import State
 from service.delivery.fit import (
-    BLOCK_TOKENS,
     Demand,
     Fit,
     compute_fit,
@@ -24,6 +23,7 @@ from service.engine.attention import PagedCache
 from service.engine.base import EngineConfig
 from service.engine.capacity import plan_capacity
 from service.engine.config import INTERNLM3_8B
+from service.engine.defaults import BLOCK_TOKENS
 from service.settings import Settings
 from tests.support.model_files import SHARDS, make_repository
 
@@ -139,7 +139,6 @@ def test_a_cache_larger_than_the_room_is_refused_with_the_size_that_fits() -> No
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_token_takes_what_is_reckoned(dtype: torch.dtype) -> None:
-    assert EngineConfig(kind="native", model_dir="").block_size == BLOCK_TOKENS
     cache = PagedCache(INTERNLM3_8B, num_blocks=2, block_size=BLOCK_TOKENS, device=torch.device("cpu"), dtype=dtype)
     taken = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
     assert taken == 2 * BLOCK_TOKENS * kv_bytes_per_token(INTERNLM3_8B, dtype.itemsize)

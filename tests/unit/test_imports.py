@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 ROWS: list[set[str]] = [
-    {"errors", "settings", "download_settings", "environment", "log"},
+    {"errors", "settings", "engine.defaults", "download_settings", "environment", "log"},
     {"engine.base", "engine.config", "lifecycle", "metrics"},
     {"delivery"},
     {"engine"},  # what steps and talks, without torch
