@@ -19,6 +19,7 @@ from service.engine.base import (
     GenerationRequest,
 )
 from service.engine.link import Link
+from service.engine.load_watch import LoadWatch, limit_after
 from service.engine.process import EXIT_TIMEOUT, WORKER, find_or_start
 from service.engine.restarts import RestartPolicy
 from service.engine.run_dir import forget
@@ -36,10 +37,14 @@ STOP_ATTEMPTS = 3
 class Patience:
     """How long the client waits for what, in seconds, and how many starts in vain it bears.
 
-    An engine that is silent for `heartbeat` is stuck; one with nobody connected ends after `orphan`.
+    An engine that is silent for `heartbeat` is stuck; one with nobody connected ends after `orphan`. One that loads may
+    be silent for longer, `silent_load`: while an import maps gigabytes from a slow disk, no other thread runs. A load
+    after the first gets at least `reload` seconds.
     """
 
     heartbeat: float = 10.0
+    silent_load: float = 180.0
+    reload: float = 600.0
     orphan: float = 20.0
     exit: float = EXIT_TIMEOUT
     first_restart: float = 0.5
@@ -51,7 +56,8 @@ class EngineClient:
     """An Engine in a process of its own, joined by a socket in `run_dir`. Lives on one event loop.
 
     When the process dies, every open request gets a Finish with reason ERROR and a new process is started. A step
-    that takes longer than `config.step_timeout` makes it STUCK; one of twice that time gets it killed.
+    that takes longer than `config.step_timeout` makes it STUCK; one of twice that time gets it killed, as does a load
+    that gets nowhere.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class EngineClient:
         self._info: EngineInfo | None = None
         self._end: tuple[EngineState, str] | None = None
         self._why_down = ""
+        self._first_load: float | None = None
         self._restarts = 0
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -128,6 +135,8 @@ class EngineClient:
         if self._end is not None:
             return self._end
         link = self._link
+        if link is not None and link.joined and link.killed:  # for more than a moment only if it hangs in the kernel
+            return EngineState.STUCK, link.why
         if link is not None and link.joined and link.info is not None:
             complaint = link.watchdog.complaint(time.monotonic())
             return (EngineState.STUCK, complaint) if complaint else (EngineState.READY, "")
@@ -157,8 +166,10 @@ class EngineClient:
         found = await asyncio.to_thread(
             find_or_start, self._config, self._run_dir, self._command, self._patience.orphan
         )
-        watchdog = Watchdog(self._config.step_timeout, self._patience.heartbeat, heard=time.monotonic())
-        link = Link(found, watchdog, on_ready=self._ready, on_events=self._streams.deliver, on_tick=self._tick)
+        now, patience = time.monotonic(), self._patience
+        watchdog = Watchdog(self._config.step_timeout, patience.heartbeat, heard=now)
+        load = LoadWatch(now, patience.silent_load, limit_after(self._first_load, patience.reload))
+        link = Link(found, watchdog, load, on_ready=self._ready, on_events=self._streams.deliver, on_tick=self._tick)
         await link.open()
         return link
 
@@ -196,6 +207,7 @@ class EngineClient:
     def _ready(self) -> None:
         assert self._link is not None
         self._info, self._why_down = self._link.info, ""
+        self._first_load = self._first_load or self._link.load_seconds
         self._settled.set()
 
     def _finish(self, state: EngineState, reason: str) -> None:

@@ -9,6 +9,7 @@ import msgspec
 
 from service.engine import wire
 from service.engine.base import EngineInfo, EngineStats, Event
+from service.engine.load_watch import LoadWatch
 from service.engine.process import Found
 from service.engine.watchdog import Watchdog
 
@@ -28,6 +29,7 @@ class Link:
         self,
         found: Found,
         watchdog: Watchdog,
+        load: LoadWatch,
         *,
         on_ready: Callable[[], None],
         on_events: Callable[[list[Event]], None],
@@ -48,7 +50,8 @@ class Link:
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
         self.kept = False  # the engine goes on, for another web worker
-        self._killed = False
+        self.killed = False
+        self._load = load
 
     @property
     def pid(self) -> int:
@@ -71,6 +74,12 @@ class Link:
             self._writer.close()
         return self._disown() if self.kept else await self._bury()
 
+    @property
+    def load_seconds(self) -> float:
+        """How long the engine took to load: a found one says so itself."""
+        told = sum(self.info.startup_seconds.values()) if self.info else 0.0
+        return max(told, self.ready_at - self._load.began)
+
     def send(self, message: wire.FromClient) -> None:
         """Send without waiting; lost when the engine is gone, which `run` finds out."""
         if self.joined:
@@ -78,10 +87,10 @@ class Link:
 
     def kill(self, why: str) -> None:
         """End the process at once. One that hangs in the kernel lives on; that is told once."""
-        if not self._killed:
+        if not self.killed:
             logger.error("killing the engine process: %s", why, extra={"fields": {"pid": self.pid}})
             self.why = why
-        self._killed = True
+        self.killed = True
         self._found.process.kill()
 
     async def _follow(self) -> None:
@@ -120,9 +129,13 @@ class Link:
         while True:
             await asyncio.sleep(WATCH_INTERVAL)
             self._on_tick()
-            # Loading has no step to time, and may hold the interpreter for long: that is the startup probe's to judge.
-            if self.info is not None and self.watchdog.hopeless(now := time.monotonic()):
-                self.kill(self.watchdog.complaint(now))
+            if complaint := self._hopeless(time.monotonic()):
+                self.kill(complaint)
+
+    def _hopeless(self, now: float) -> str:
+        if self.info is None:
+            return self._load.complaint(now, self.watchdog.heard, self.phase)
+        return self.watchdog.complaint(now) if self.watchdog.hopeless(now) else ""
 
     async def _bury(self) -> str:
         how = await asyncio.to_thread(self._found.process.reap)

@@ -14,6 +14,7 @@ import pytest
 from service.engine import client, link, process, wire
 from service.engine.base import EngineInfo, EngineState, EngineStats
 from service.engine.client import EngineClient, Patience
+from service.engine.load_watch import LoadWatch
 from service.engine.run_dir import locked
 from service.engine.watchdog import Watchdog
 from service.errors import EngineFailed
@@ -68,7 +69,8 @@ async def test_a_connection_that_outlives_its_killed_process_is_told_once(
     with subprocess.Popen(["sleep", "600"]) as child, theirs:
         found = process.Found(process.EngineProcess(child.pid, child), ours)
         watchdog = Watchdog(0.01, 0.01, heard=time.monotonic())
-        joined = link.Link(found, watchdog, on_ready=list, on_events=list, on_tick=lambda: looks.append(1))
+        load = LoadWatch(time.monotonic(), silence=60)
+        joined = link.Link(found, watchdog, load, on_ready=list, on_events=list, on_tick=lambda: looks.append(1))
         await joined.open()
         following = asyncio.create_task(joined.run())
         theirs.sendall(wire.frame(wire.Beat("", 0.0, EngineStats(), INFO)))

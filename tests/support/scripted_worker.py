@@ -1,6 +1,7 @@
 """A real engine process around a fake core that follows a script, given as JSON in its first argument.
 
-SIGUSR1 ends a hang the script asked for. Run by `scripted` of tests/support/engines.py.
+`reload_seconds` is what each load but the run directory's first takes longer. SIGUSR1 ends a hang the script asked for.
+Run by `scripted` of tests/support/engines.py.
 """
 
 import os
@@ -22,6 +23,7 @@ script = msgspec.json.decode(sys.argv[1])
 misconfigured = script.pop("misconfigured", "")
 broken = script.pop("broken", "")
 load_seconds = script.pop("load_seconds", 0)
+reload_seconds = script.pop("reload_seconds", 0)
 rogue = script.pop("rogue", "")
 
 
@@ -29,6 +31,10 @@ def build(config: EngineConfig, progress: Callable[[str], None]) -> FakeCore:
     """Load as the script says."""
     progress("pretending to load")
     time.sleep(load_seconds)
+    if reload_seconds:
+        before = Path(config.trial_file).with_name("loaded-before")
+        time.sleep(reload_seconds if before.exists() else 0)
+        before.touch()
     trials = Trials(Path(config.trial_file))
     if rogue and rogue not in trials.convicted():
         with trials.of(rogue):
