@@ -50,10 +50,12 @@ def test_every_value_is_explained() -> None:
 
 def test_every_value_has_its_place_in_the_schema_and_back() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
-    closed = {path for path in schema_paths(schema) if not path.startswith(("settings.", "global", "resources."))}
-    open_ended = ("pod.securityContext", "resources", "settings")
-    known = {path for path in paths(VALUES) if not path.startswith(open_ended)}
-    assert known == closed - {"pod.securityContext"}
+    resources = re.compile(r"(^|\.)resources\.(requests|limits|claims)$")
+    closed = {resources.sub(r"\1resources", path) for path in schema_paths(schema)}
+    known = {path for path in paths(VALUES) if not path.startswith("pod.securityContext.")}
+    assert known - {"settings"} == {path for path in closed if not path.startswith(("settings.", "global"))} - {
+        "pod.securityContext"
+    }
 
 
 def test_every_key_of_the_configmap_is_a_setting_of_the_service() -> None:

@@ -57,13 +57,6 @@ def test_cpu_mode_knows_nothing_of_gpus() -> None:
     assert manifests.settings["INTERNLM_DEVICE"] == "cpu"
 
 
-def test_own_resources_keep_the_gpu() -> None:
-    own = {"requests": {"cpu": 8, "memory": "20Gi"}, "limits": {"memory": "40Gi"}}
-    resources = render({"resources": own}).server["resources"]
-    assert resources["requests"] == own["requests"]
-    assert resources["limits"] == {"memory": "40Gi", "nvidia.com/gpu": 1}
-
-
 @pytest.mark.parametrize(
     ("image", "server", "downloader"),
     [
@@ -115,6 +108,23 @@ def test_pod_options_reach_the_pod() -> None:
     assert (spec["priorityClassName"], spec["affinity"]) == ("high", {"nodeAffinity": {}})
     assert spec["tolerations"][-1] == {"key": "spot", "operator": "Exists"}
     assert spec["topologySpreadConstraints"] == pod["topologySpreadConstraints"]
+
+
+def test_the_test_pod_is_placed_as_the_server_but_for_the_gpu() -> None:
+    pod = {
+        "priorityClassName": "high",
+        "affinity": {"nodeAffinity": {}},
+        "nodeSelector": {"pool": "llm"},
+        "tolerations": [{"key": "spot", "operator": "Exists"}],
+        "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}],
+    }
+    gpu = {"runtimeClassName": "nvidia", "nodeSelector": {"gpu": "a100"}}
+    spec = render({"pod": pod, "gpu": gpu}).one("Pod")["spec"]
+    del pod["topologySpreadConstraints"], spec["volumes"], spec["containers"]
+    assert {key: spec[key] for key in pod} == pod
+    assert "a100" not in str(spec)
+    assert "nvidia" not in str(spec)
+    assert "topologySpreadConstraints" not in spec, "that is for replicas"
 
 
 def test_extra_environment_and_volumes_reach_both_containers() -> None:

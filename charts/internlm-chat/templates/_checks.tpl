@@ -54,7 +54,7 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- $storage := .Values.storage }}
 {{- $size := include "chat.model.size" . }}
 {{- if and (include "chat.model.fromHub" .) (not $storage.existingClaim) $size }}
-{{- if lt (include "chat.bytes" $storage.size | float64) (include "chat.bytes" $size | float64) }}
+{{- if lt (include "chat.amount" $storage.size | float64) (include "chat.amount" $size | float64) }}
 {{- fail (printf "storage.size=%s is smaller than the model, which takes %s (model.size): raise storage.size." $storage.size $size) }}
 {{- end }}
 {{- end }}

@@ -8,10 +8,7 @@ args: [download]
 {{- include "chat.environment" . | nindent 0 }}
 # The cause of a failed download, in `kubectl describe pod`.
 terminationMessagePolicy: FallbackToLogsOnError
-resources:
-  requests: {cpu: 100m, memory: 256Mi}
-  # The page cache of what is written counts too; the kernel takes it back before it kills.
-  limits: {memory: 1Gi}
+resources: {{- include "chat.downloaderResources" . | nindent 2 }}
 securityContext: {{- include "chat.containerSecurityContext" . | nindent 2 }}
 volumeMounts:
   {{- include "chat.scratchMounts" . | nindent 2 }}
@@ -98,11 +95,61 @@ livenessProbe:
 {{- define "chat.serverResources" -}}
 {{- $gpu := eq .Values.mode "gpu" }}
 {{- $requests := ternary (dict "cpu" "4" "memory" "16Gi") (dict "cpu" "1" "memory" "2Gi") $gpu }}
-{{- $default := dict "requests" $requests "limits" (dict "memory" (ternary "32Gi" "4Gi" $gpu)) }}
-{{- $resources := deepCopy (.Values.resources | default $default) }}
+{{- $defaults := dict "requests" $requests "limits" (dict "memory" (ternary "32Gi" "4Gi" $gpu)) }}
+{{- $resources := include "chat.resources" (list $defaults .Values.resources) | fromYaml }}
 {{- if $gpu }}
 {{- $limits := merge (dict .Values.gpu.resource 1) ($resources.limits | default dict) }}
 {{- $_ := set $resources "limits" $limits }}
 {{- end }}
 {{- toYaml $resources }}
+{{- end }}
+
+{{/* The page cache of what is written counts too; the kernel takes it back before it kills. */}}
+{{- define "chat.downloaderResources" -}}
+{{- $defaults := dict "requests" (dict "cpu" "100m" "memory" "256Mi") "limits" (dict "memory" "1Gi") }}
+{{- include "chat.resources" (list $defaults .Values.downloader.resources) }}
+{{- end }}
+
+{{- define "chat.testResources" -}}
+{{- $defaults := dict "requests" (dict "cpu" "50m" "memory" "64Mi") "limits" (dict "memory" "128Mi") }}
+{{- include "chat.resources" (list $defaults .Values.test.resources) }}
+{{- end }}
+
+{{/*
+Resources as a value names them, over the defaults: `(list defaults value)`. What is not named keeps its default, null takes it
+away. A default gives way to what is named: it asks for no more than the limit and limits to no less than the request.
+*/}}
+{{- define "chat.resources" -}}
+{{- $defaults := index . 0 }}
+{{- $own := index . 1 | default dict }}
+{{- $made := omit $own "requests" "limits" }}
+{{- range $kind, $other := dict "requests" "limits" "limits" "requests" }}
+{{- $named := get $own $kind | default dict }}
+{{- $section := dict }}
+{{- if not (and (hasKey $own $kind) (kindIs "invalid" (get $own $kind))) }}
+{{- range $name, $amount := get $defaults $kind }}
+{{- $amounts := list $amount (get (get $own $other | default dict) $name | default $amount) }}
+{{- $_ := set $section $name (include (ternary "chat.least" "chat.most" (eq $kind "requests")) $amounts) }}
+{{- end }}
+{{- end }}
+{{- range $name, $amount := $named }}
+{{- if kindIs "invalid" $amount }}
+{{- $_ := unset $section $name }}
+{{- else }}
+{{- $_ := set $section $name $amount }}
+{{- end }}
+{{- end }}
+{{- with $section }}
+{{- $_ := set $made $kind . }}
+{{- end }}
+{{- end }}
+{{- toYaml $made }}
+{{- end }}
+
+{{/* The smaller and the larger of two quantities, as they were written. */}}
+{{- define "chat.least" -}}
+{{- ternary (first .) (last .) (le (include "chat.amount" (first .) | float64) (include "chat.amount" (last .) | float64)) }}
+{{- end }}
+{{- define "chat.most" -}}
+{{- ternary (first .) (last .) (ge (include "chat.amount" (first .) | float64) (include "chat.amount" (last .) | float64)) }}
 {{- end }}

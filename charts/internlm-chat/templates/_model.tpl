@@ -67,9 +67,10 @@
 {{- .Values.storage.existingClaim | default (printf "%s-model" (include "chat.fullname" .)) }}
 {{- end }}
 
-{{/* A Kubernetes quantity in bytes, as a number that compares. */}}
-{{- define "chat.bytes" -}}
-{{- $units := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 }}
-{{- $unit := regexFind "[A-Za-z]*$" . }}
-{{- mulf (trimSuffix $unit . | float64) (get $units $unit | float64) | printf "%.0f" }}
+{{/* A Kubernetes quantity, of bytes or CPUs, as a number that compares. */}}
+{{- define "chat.amount" -}}
+{{- $amount := toString . }}
+{{- $units := dict "" 1 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 }}
+{{- $unit := regexFind "[A-Za-z]*$" $amount }}
+{{- mulf (trimSuffix $unit $amount | float64) (get $units $unit | float64) | printf "%.3f" }}
 {{- end }}

@@ -10,12 +10,6 @@ spec:
   enableServiceLinks: false
   terminationGracePeriodSeconds: {{ include "chat.gracePeriod" . }}
   securityContext: {{- toYaml .Values.pod.securityContext | nindent 4 }}
-  {{- with .Values.image.pullSecrets }}
-  imagePullSecrets:
-    {{- range . }}
-    - name: {{ . | quote }}
-    {{- end }}
-  {{- end }}
   {{- if include "chat.model.onClaim" . }}
   initContainers:
     - {{- include "chat.downloadContainer" . | nindent 6 }}
@@ -23,7 +17,11 @@ spec:
   containers:
     - {{- include "chat.serverContainer" . | nindent 6 }}
   volumes: {{- include "chat.volumes" . | nindent 4 }}
-  {{- include "chat.placement" . | nindent 2 }}
+  {{- $gpu := ternary .Values.gpu dict (eq .Values.mode "gpu") }}
+  {{- include "chat.placement" (list . $gpu) | nindent 2 }}
+  {{- with .Values.pod.topologySpreadConstraints }}
+  topologySpreadConstraints: {{- toYaml . | nindent 4 }}
+  {{- end }}
 {{- end }}
 
 {{- define "chat.podAnnotations" -}}
@@ -42,25 +40,30 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
+{{/* Where a pod may run and what it may pull: `(list . gpu)`, in which `gpu` is what a GPU adds to it. */}}
 {{- define "chat.placement" -}}
-{{- $gpu := ternary .Values.gpu (dict) (eq .Values.mode "gpu") }}
+{{- $values := (index . 0).Values }}
+{{- $gpu := index . 1 }}
+{{- with $values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . | quote }}
+  {{- end }}
+{{- end }}
 {{- with $gpu.runtimeClassName }}
 runtimeClassName: {{ . | quote }}
 {{- end }}
-{{- with .Values.pod.priorityClassName }}
+{{- with $values.pod.priorityClassName }}
 priorityClassName: {{ . | quote }}
 {{- end }}
-{{- with merge (dict) (.Values.pod.nodeSelector | default dict) ($gpu.nodeSelector | default dict) }}
+{{- with merge (dict) ($values.pod.nodeSelector | default dict) ($gpu.nodeSelector | default dict) }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with concat ($gpu.tolerations | default list) (.Values.pod.tolerations | default list) }}
+{{- with concat ($gpu.tolerations | default list) ($values.pod.tolerations | default list) }}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.pod.affinity }}
+{{- with $values.pod.affinity }}
 affinity: {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .Values.pod.topologySpreadConstraints }}
-topologySpreadConstraints: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
