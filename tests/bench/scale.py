@@ -17,6 +17,7 @@ from tests.support.tokenizers import write_byte_level_dir
 SHARD_BYTES = 2 << 30
 NOISE_NUMBERS = 64 << 20
 """Random numbers drawn; every tensor is cut out of them, since drawing 8.8 billion would take minutes."""
+SPACE = "Ġ"  # as a byte-level vocabulary writes it
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ FULL = Scale(
 )
 TINY = replace(
     FULL,
-    shape=Shape(vocab=512, max_positions=1024, scale=0.05),
+    # Ids enough that those of single bytes, half of which are no text, are rare.
+    shape=Shape(vocab=16_384, max_positions=1024, scale=0.05),
     concurrency=(1, 2),
     prompts=(8, 24),
     new_tokens=6,
@@ -100,6 +102,7 @@ def ready_model(directory: Path, shape: Shape) -> Path:
 def write_random_model(directory: Path, shape: Shape) -> Path:
     """A checkpoint of this shape with random weights and a small real tokenizer: enough to serve, nothing to say."""
     write_byte_level_dir(directory)
+    _give_every_id_text(directory / "tokenizer.json", shape.vocab)
     eos = (directory / "generation_config.json").read_text()
     write_checkpoint(directory, shape, tensors={"lm_head.weight": torch.zeros(1)})
     (directory / "generation_config.json").write_text(eos)
@@ -108,6 +111,15 @@ def write_random_model(directory: Path, shape: Shape) -> Path:
     places = places_of(allocate(config, torch.device("meta"), shape.dtype), config)
     _write_shards(directory, {name: place.shape for name, place in places.items()}, shape)
     return directory
+
+
+def _give_every_id_text(file: Path, vocab: int) -> None:
+    """Fill a tokenizer's vocabulary up to the head's rows with words that no text becomes: what a random model says is
+    then sent as text for each token, as an answer of the real one is. Ids without text are not sent at all."""
+    tokenizer = json.loads(file.read_text("utf-8"))
+    known = tokenizer["model"]["vocab"]
+    known |= {f"{SPACE}w{token}": token for token in range(len(known), vocab)}
+    file.write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
 
 
 def _write_shards(directory: Path, shapes: dict[str, torch.Size], shape: Shape) -> None:

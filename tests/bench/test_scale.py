@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from service.chat.loading import load_tokenizer
 from service.engine.config import read_config
 from service.engine.weights import load_weights, open_checked
 from tests.bench.scale import TINY, ready_model, write_random_model
@@ -17,6 +18,19 @@ def test_the_random_model_is_one_that_loads_whole(tmp_path: Path) -> None:
     first, second = weights.layers[0].qkv, weights.layers[1].qkv
     assert not torch.equal(first, second), "every tensor has numbers of its own"
     assert torch.isfinite(first).all()
+
+
+def test_nearly_every_id_that_a_random_model_says_has_a_text_of_its_own(tmp_path: Path) -> None:
+    """The server sends no event for an id without text; how fast it is over HTTP would be how fast it is idle."""
+    write_random_model(tmp_path, TINY.shape)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.vocab_size == TINY.shape.vocab
+    texts = [tokenizer.decode([token]) for token in range(TINY.shape.vocab)]
+    whole = {text for text in texts if text and "\ufffd" not in text}
+    assert len(whole) > 0.98 * TINY.shape.vocab
+    ids = tokenizer.encode_text("A text of words w421 w16383.")
+    assert max(ids) < 421, "a prompt's tokens are those of a text"
+    assert tokenizer.decode(ids) == "A text of words w421 w16383."
 
 
 def test_a_random_model_is_written_once_and_again_if_it_was_cut_off(tmp_path: Path) -> None:

@@ -16,28 +16,63 @@ from pathlib import Path
 
 import httpx
 
-START_SECONDS = 600
+from service.settings import PREFIX
+
+START_SECONDS = 300
+"""The 8B model is up in one. A command that may take ten is to say why it is not."""
 TAIL_BYTES = 1 << 17
 """The last event repeats the whole answer, and its usage comes after it."""
+TEXT = b'"delta":"'
+"""In every event with new text, and once in the last one, which has none."""
+LEAST_TEXTS = 0.9
+"""Events with text, by tokens. Only the end of an answer and parts of characters have none; a server that had less to
+send than tokens came would be measured doing nothing."""
+WARM_UP_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What one stream was: tokens as the server counted them, and events with text."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    texts: int
 
 
 @dataclass(frozen=True)
 class WebRun:
-    """Tokens per second over HTTP, and the lengths of the prompts as the server counted them."""
+    """Tokens and events with text per second over HTTP, and what the streams were."""
 
-    tokens_per_second: float
-    prompt_lengths: list[int]
-    new_tokens: list[int]
+    streams: list[Stream]
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return sum(stream.completion_tokens for stream in self.streams) / self.seconds
+
+    @property
+    def texts_per_second(self) -> float:
+        return sum(stream.texts for stream in self.streams) / self.seconds
+
+    def require_texts(self) -> None:
+        """Raise RuntimeError when tokens came without the events that carry their text."""
+        texts = sum(stream.texts for stream in self.streams)
+        tokens = sum(stream.completion_tokens for stream in self.streams)
+        if texts < LEAST_TEXTS * tokens:
+            raise RuntimeError(
+                f"only {texts} events with text for {tokens} tokens: most of the server's work was spared"
+            )
 
 
 @contextmanager
 def server(model_dir: Path, settings: dict[str, object]) -> Iterator[str]:
-    """The URL of a server that is ready. Raises RuntimeError with its last words when it is not in time."""
+    """The URL of a server that is ready, with these settings beside ours. Raises RuntimeError with its last words when
+    it is not in time."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ours = {"HOST": "127.0.0.1", "PORT": port, "METRICS_PORT": 0, "MODEL_DIR": model_dir, "LOG_LEVEL": "warning"}
-    names = {f"INTERNLM_{name}": str(value) for name, value in (ours | settings).items()}
+    ours = {"host": "127.0.0.1", "port": port, "metrics_port": 0, "model_dir": model_dir, "log_level": "warning"}
+    names = {f"{PREFIX}{name}".upper(): str(value) for name, value in (ours | settings).items()}
     with tempfile.TemporaryFile("w+") as log:
         command = [sys.executable, "-m", "service", "serve"]
         process = subprocess.Popen(command, env=os.environ | names, stdout=log, stderr=log)
@@ -65,29 +100,42 @@ def _becomes_ready(url: str, process: "subprocess.Popen[bytes]") -> bool:
 
 
 async def load(url: str, streams: int, words: int, new_tokens: int) -> WebRun:
-    """`streams` streaming requests at once, measured from the first byte sent to the last one read."""
-    await _ask(url, "warm up", 4)
+    """`streams` streaming requests at once, after as many short ones, from the first byte sent to the last one read.
+
+    Raises RuntimeError when a stream broke off, or most tokens had no event.
+    """
+    await _ask_all(url, [f"warm up {index}" for index in range(streams)], WARM_UP_TOKENS)
     prompts = [f"{index} " + " ".join(f"word{index * i}" for i in range(words)) for index in range(streams)]
     started = time.perf_counter()
-    usages = await asyncio.gather(*(_ask(url, prompt, new_tokens) for prompt in prompts))
-    took = time.perf_counter() - started
-    generated = [int(usage["completion_tokens"]) for usage in usages]
-    return WebRun(sum(generated) / took, [int(usage["prompt_tokens"]) for usage in usages], generated)
+    found = WebRun(await _ask_all(url, prompts, new_tokens), time.perf_counter() - started)
+    found.require_texts()
+    return found
 
 
-async def _ask(url: str, prompt: str, new_tokens: int) -> dict[str, int]:
-    """The usage at the end of one stream. By hand, since an HTTP library takes longer over an event than the server."""
+async def _ask_all(url: str, prompts: list[str], new_tokens: int) -> list[Stream]:
+    return await asyncio.gather(*(_ask(url, prompt, new_tokens) for prompt in prompts))
+
+
+async def _ask(url: str, prompt: str, new_tokens: int) -> Stream:
+    """One stream to its end. By hand, since an HTTP library takes longer over an event than the server."""
     host, port = url.removeprefix("http://").split(":")
     body = json.dumps({"prompt": prompt, "stream": True, "max_new_tokens": new_tokens, "seed": 1}).encode()
     head = f"POST /v1/chat HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nConnection: close\r\n"
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    received = b""
+    try:
+        return await _read(reader)
+    finally:
+        writer.close()
+
+
+async def _read(reader: asyncio.StreamReader) -> Stream:
+    end, texts = b"", 0
     while piece := await reader.read(1 << 16):
-        received = (received + piece)[-TAIL_BYTES:]
-    writer.close()
-    usages = re.findall(rb'"usage":\s*(\{[^}]*\})', received)
+        texts += (end[1 - len(TEXT) :] + piece).count(TEXT)  # one may lie across two pieces
+        end = (end + piece)[-TAIL_BYTES:]
+    usages = re.findall(rb'"usage":\s*(\{[^}]*\})', end)
     if not usages:
-        raise RuntimeError(f"a stream ended without its usage: {received[:500]!r}")
+        raise RuntimeError(f"a stream ended without its usage: {end[:500]!r}")
     usage: dict[str, int] = json.loads(usages[-1])
-    return usage
+    return Stream(int(usage["prompt_tokens"]), int(usage["completion_tokens"]), texts - 1)
