@@ -12,9 +12,14 @@ of the same run. Exit status 1 when a verification or a target failed. README.md
 import argparse
 import json
 import logging
+import os
+import platform
 import sys
 import tempfile
+import time
 import traceback
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -26,24 +31,43 @@ from tests.bench.scale import FULL, TINY, ready_model
 from tests.bench.sections import SECTIONS, with_needs
 
 RESULTS = Path(__file__).parent / "results"
+SWITCHES = ("INTERNLM_", "TORCH_BLAS_", "CUBLAS_", "PYTORCH_")
+"""How the names of variables begin that change what is measured, unless they name a place on this machine."""
 
 
 def run_sections(run: Run, names: list[str]) -> list[str]:
-    """Every section in order, and which of them failed: that is printed and does not keep the others from running."""
+    """Every section in order, and which of them failed: that is printed and does not keep the others from running.
+
+    The last line of a section says how long it took; one without was cut off.
+    """
     failed = []
     _ = run.floor
     for run.section in names:
-        before = dict(run.figures)
-        try:
-            SECTIONS[run.section].run(run)
-        except Exception as error:
+        started = time.perf_counter()
+        if not _succeeds(run):
             failed.append(run.section)
-            run.emit({"section": run.section, "error": f"{type(error).__name__}: {error}"[:500]})
-            traceback.print_exc(file=sys.stderr)
-            run.drop_core()
-        found = {figure: value for figure, value in run.figures.items() if figure not in before}
-        run.emit({"section": run.section, "figures": found})
+            run.drop_core()  # not before: until it was handled, the error held all that its section had on the GPU
+        run.say(took_seconds=time.perf_counter() - started)
     return failed
+
+
+def _succeeds(run: Run) -> bool:
+    try:
+        SECTIONS[run.section].run(run)
+    except Exception as error:
+        run.emit({"section": run.section, "error": f"{type(error).__name__}: {error}"[:500]})
+        traceback.print_exc(file=sys.stderr)
+        return False
+    return True
+
+
+def machine(name: str, billions: float) -> Line:
+    """What the figures were measured on and with; settings and torch's switches change them."""
+    installed = {package: version(package) for package in ("triton", "transformers") if find_spec(package)}
+    versions = {"python": platform.python_version(), "torch": torch.__version__} | installed
+    switches = {key: value for key, value in os.environ.items() if key.startswith(SWITCHES) and "/" not in value}
+    model = {"parameters_billion": round(billions, 3)}
+    return {"section": "machine", "gpu": name, **versions, **model, "switches": switches}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -83,8 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         model_dir = ready_model(options.model_dir or Path(temporary) / "random", scale.shape)
         run = Run(scale, model_dir, device, emit)
         billions = (matrix_numbers(run.config) + 2 * run.config.vocab_size * run.config.hidden_size) / 1e9
-        versions = {"torch": torch.__version__, "parameters_billion": round(billions, 3), "tiny": options.tiny}
-        emit({"section": "machine", "gpu": name, **versions})
+        emit(machine(name, billions) | {"tiny": options.tiny})
         failed = run_sections(run, with_needs(options.only.split(",") if options.only else list(SECTIONS)))
         run.drop_core()
     judged = results.verdicts()

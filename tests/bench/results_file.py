@@ -29,8 +29,7 @@ class Results:
         """One more line of this run."""
         self._lines.append({"run": self._run, **line})
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text("".join(json.dumps(each) + "\n" for each in (*self._merged(), *self.verdicts())))
+            _replace(self._path, "".join(json.dumps(each) + "\n" for each in (*self._merged(), *self.verdicts())))
 
     def verdicts(self) -> list[Line]:
         """A line per target, by the figures of all runs that are left."""
@@ -51,6 +50,14 @@ def results_path(directory: Path, gpu: str) -> Path:
     """Where the results of this GPU and day belong."""
     slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
     return directory / f"{slug}-{datetime.date.today().isoformat()}.json"
+
+
+def _replace(path: Path, text: str) -> None:
+    """At once: a run that is killed while it writes leaves the lines of all earlier ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def _read(path: Path) -> list[Line]:

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 
-from service.engine.base import Core, EngineConfig
+from service.delivery.local import LocalModel
+from service.engine.base import Core
 from service.engine.build import build_core
 from service.engine.config import read_config
+from service.readiness import engine_config
+from service.settings import Settings
 from tests.bench.floor import Floor
 from tests.bench.limits import measure_limits
 from tests.bench.load import Prompts, Rates, serve
@@ -20,13 +23,12 @@ from tests.bench.scale import Scale
 
 
 class Run:
-    """Sections print lines with `say` and `beside`, and leave their targets' ratios in `figures`."""
+    """Sections print lines with `say` and `beside`, and their targets' ratios with `figure`."""
 
     def __init__(self, scale: Scale, model_dir: Path, device: torch.device, emit: Callable[[Line], None]) -> None:
         self.scale, self.model_dir, self.device, self.emit = scale, model_dir, device, emit
         self.config = read_config(model_dir)
         self.prompts = Prompts(self.config.vocab_size)
-        self.figures: dict[str, float] = {}
         self.table = Table()
         self.section = "limits"
         self._core: Core | None = None
@@ -45,11 +47,16 @@ class Run:
         return self.device.type == "cuda"
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What the benchmark asks of every engine and server of ours; a CPU's small machine has little room."""
+        return {"device": self.device.type} | ({} if self.on_gpu else {"threads": 1, "kv_cache_tokens": 8192})
+
+    @property
     def core(self) -> Core:
         """The native engine, built when a section first needs it."""
         if self._core is None:
-            settings: dict[str, Any] = {} if self.on_gpu else {"threads": 1, "kv_cache_tokens": 8192}
-            config = EngineConfig(kind="native", model_dir=str(self.model_dir), device=self.device.type, **settings)
+            # As the server of the section `web` has it: by the environment's settings.
+            config = engine_config(Settings(**self.settings), LocalModel(self.model_dir, "random"))
             self._core = build_core(config, lambda message: None)
             serve(self._core, self.prompts.spread(2, self.scale.prompts, 2))
         return self._core
@@ -62,6 +69,11 @@ class Run:
     def say(self, **numbers: float) -> None:
         """A line of the section that runs."""
         self.emit({"section": self.section, **{name: round(value, 4) for name, value in numbers.items()}})
+
+    def figure(self, name: str, value: float) -> float:
+        """A target's ratio, in a line of its own at once: whoever cuts the section off later does not lose it."""
+        self.emit({"section": self.section, "figures": {name: value}})
+        return value
 
     def beside(self, measure: Measure, who: str, figure: float) -> None:
         """What somebody reached, in a line with everybody's figures of this measure so far."""

@@ -1,6 +1,7 @@
 """The GPU benchmark runs from end to end without a GPU, and each section measures what it says."""
 
 import json
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,10 +10,10 @@ import torch
 
 from service.engine.base import EngineConfig
 from tests.bench import run as benchmark_run
-from tests.bench.gpu import main, parse, run_sections
+from tests.bench.gpu import machine, main, parse, run_sections
 from tests.bench.load import Rates
 from tests.bench.measures import CONTINUOUS_BATCHING, ENGINE, LIMIT, REFERENCE
-from tests.bench.results_file import Line
+from tests.bench.results_file import Line, Results
 from tests.bench.run import Run
 from tests.bench.scale import TINY, ready_model
 from tests.bench.sections import OURS, SECTIONS, Section, product, with_needs
@@ -38,6 +39,7 @@ def test_a_tiny_run_prints_every_section_and_every_target(tmp_path: Path, capsys
     said = {key: value for line in lines if line.get("section") in ("limits", "stall") for key, value in line.items()}
     assert said.keys() >= {"memory_gb_per_s", "matmul_tflop_per_s"}
     assert min(said["steps_before"], said["steps_during"]) >= TINY.stall_steps
+    assert [line["section"] for line in lines if "took_seconds" in line] == list(SECTIONS)
     assert {"section": "continuous_batching", "auto_switch_to_flash": False} in lines
     (written,) = tmp_path.iterdir()
     assert [json.loads(line) | {"run": ""} for line in written.read_text().splitlines()] == [
@@ -89,19 +91,71 @@ def test_a_section_that_fails_is_printed_and_does_not_keep_others_from_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(run: Run) -> None:
-        run.figures["early"] = 1.0
+        run.figure("early", 1.0)
         raise ValueError("no such luck")
 
-    def work(run: Run) -> None:
-        run.figures["late"] = 2.0
-
     monkeypatch.setitem(SECTIONS, "web", Section(fail))
-    monkeypatch.setitem(SECTIONS, "load", Section(work))
+    monkeypatch.setitem(SECTIONS, "load", Section(lambda run: run.say(late=2.0)))
     lines: list[Line] = []
     assert run_sections(bench(tmp_path, lines), ["web", "load"]) == ["web"]
-    assert [line["section"] for line in lines] == ["limits", "web", "web", "load"]
-    assert lines[1]["error"] == "ValueError: no such luck"
-    assert [line["figures"] for line in lines[2:]] == [{"early": 1.0}, {"late": 2.0}]
+    _, early, error, took, late, _ = lines
+    assert [line["section"] for line in lines] == ["limits", "web", "web", "web", "load", "load"]
+    assert early["figures"] == {"early": 1.0}
+    assert error["error"] == "ValueError: no such luck"
+    assert float(str(took["took_seconds"])) >= 0
+    assert late["late"] == 2.0
+
+
+def test_a_section_that_is_cut_off_keeps_the_ratios_it_had_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a command's time limit: nothing of the section runs any more, and nothing after it."""
+
+    def is_cut_off(run: Run) -> None:
+        run.figure(TARGETS[0].ratio, 0.9)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(SECTIONS, "web", Section(is_cut_off))
+    results = Results(tmp_path / "results.json")
+    run = Run(TINY, ready_model(tmp_path / "model", TINY.shape), torch.device("cpu"), results.add)
+    with pytest.raises(KeyboardInterrupt):
+        run_sections(run, ["web"])
+    written = [json.loads(line) for line in (tmp_path / "results.json").read_text().splitlines()]
+    assert {"target": TARGETS[0].what, "must_be": ">= 0.88", "is": 0.9, "verdict": "pass"} in written
+
+
+def test_what_a_section_that_failed_held_is_gone_before_memory_is_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error knows all its local variables, an engine among them: memory freed under it would not be free."""
+
+    class Engine: ...
+
+    held: list[weakref.ref[Engine]] = []
+
+    def fail(run: Run) -> None:
+        engine = Engine()
+        held.append(weakref.ref(engine))
+        raise ValueError
+
+    run, seen = bench(tmp_path, []), []
+    monkeypatch.setitem(SECTIONS, "web", Section(fail))
+    monkeypatch.setattr(run, "drop_core", lambda: seen.append(held[0]()))
+    run_sections(run, ["web"])
+    assert seen == [None]
+
+
+def test_the_engine_is_measured_with_the_settings_that_the_server_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INTERNLM_STEP_TOKENS", "96")
+    monkeypatch.setenv("INTERNLM_CACHE_DIR", str(tmp_path))
+    built: list[EngineConfig] = []
+    monkeypatch.setattr(benchmark_run, "build_core", lambda config, say: built.append(config))
+    monkeypatch.setattr(benchmark_run, "serve", lambda core, requests: None)
+    _ = bench(tmp_path, []).core
+    assert (built[0].step_tokens, built[0].device, built[0].kind) == (96, "cpu", "native")
+    assert machine("cpu", 0.0)["switches"] == {"INTERNLM_STEP_TOKENS": "96"}, "and the line says so"
 
 
 def test_a_load_is_held_against_a_reading_that_came_right_before_it(
@@ -120,11 +174,13 @@ def test_a_load_is_held_against_a_reading_that_came_right_before_it(
         return SimpleNamespace(info=SimpleNamespace(startup_seconds={"weights": 0.5}, degraded=[]))
 
     model_dir = tmp_path / "model"
-    run = bench(model_dir, [])
+    lines: list[Line] = []
+    run = bench(model_dir, lines)
     monkeypatch.setattr(product, "file_rate", read_files)
     monkeypatch.setattr(benchmark_run, "build_core", load)
     monkeypatch.setattr(benchmark_run, "serve", lambda core, requests: Rates(1, 1, 1, 1, 1))
     product.load(run)
     assert done == ["files", "files", "load"]
     size = sum(path.stat().st_size for path in model_dir.glob("*.safetensors"))
-    assert run.figures["load_of_files"] == pytest.approx(size / 0.5 / 4e9)
+    (figures,) = (line["figures"] for line in lines if "figures" in line)
+    assert figures == {"load_of_files": pytest.approx(size / 0.5 / 4e9)}

@@ -92,6 +92,24 @@ def test_a_run_that_is_cut_off_keeps_what_it_has(tmp_path: Path) -> None:
     assert [line.get("section") for line in read(path)[:2]] == ["limits", "decode"]
 
 
+def test_a_run_that_is_killed_while_it_writes_keeps_what_others_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.json"
+    run_of(path, 1.0, decode_1_of_limit=0.9)
+    before = path.read_text()
+
+    def is_killed(to: Path, text: str) -> None:
+        with to.open("w") as file:
+            file.write(text[:10])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", is_killed)
+    with pytest.raises(KeyboardInterrupt):
+        Results(path).add({"section": "web"})
+    assert path.read_text() == before
+
+
 def test_without_a_path_nothing_is_written_and_the_run_is_judged_all_the_same() -> None:
     results = Results(None)
     results.add({"section": "decode", "figures": {"decode_1_of_limit": 0.9}})

@@ -19,12 +19,12 @@ def reference(run: Run) -> None:
     run.beside(weights_load(run), REFERENCE, core.info.startup_seconds["weights"])
     around = run.prompts.request(scale.step_context - scale.serial_tokens // 2, scale.serial_tokens)
     run.beside(decode_step(1), REFERENCE, serve(core, [around]).tpot_p50)
-    run.figures["decode_1_over_reference"] = run.table.ratio(decode_step(1), REFERENCE)
+    run.figure("decode_1_over_reference", run.table.ratio(decode_step(1), REFERENCE))
     rates = serve(core, [run.prompts.request(sum(scale.prompts) // 2, scale.new_tokens)])
     run.requests_beside("concurrent", 1, REFERENCE, rates)
     for count in scale.concurrency[1:]:
         run.beside(tokens_per_second(count), REFERENCE, rates.tokens_per_second)
-    run.figures["engine_64_over_serial"] = run.table.ratio(tokens_per_second(scale.streams), REFERENCE)
+    run.figure("engine_64_over_serial", run.table.ratio(tokens_per_second(scale.streams), REFERENCE))
     second_turn(run, REFERENCE, partial(serve, core))
     long_requests(run, REFERENCE, partial(serve, core))
 
@@ -38,7 +38,8 @@ def continuous_batching(run: Run) -> None:
     for count in sorted(scale.concurrency, key=lambda count: count != scale.streams):
         rates = peer.warmed_up(concurrent(run, count), concurrent(run, count))
         run.requests_beside("concurrent", count, CONTINUOUS_BATCHING, rates)
-        run.figures["engine_64_over_continuous_batching"] = run.table.ratio(judged, CONTINUOUS_BATCHING)
+        if count == scale.streams:
+            run.figure("engine_64_over_continuous_batching", run.table.ratio(judged, CONTINUOUS_BATCHING))
     peer.forget()
     second_turn(run, CONTINUOUS_BATCHING, peer.serve)
     peer.forget()

@@ -13,27 +13,24 @@ from tests.bench.run import Run
 
 
 def web(run: Run) -> None:
-    """The product over HTTP, and the engine alone with the very same lengths."""
+    """The product over HTTP, and the engine alone with the very same lengths; both after as many short requests."""
     run.drop_core()
-    scale, settings = run.scale, dict[str, object](DEVICE=run.device.type)
-    if not run.on_gpu:
-        settings |= {"THREADS": 1, "KV_CACHE_TOKENS": 8192}
+    scale = run.scale
     with (
         tempfile.TemporaryDirectory() as cache,
-        clients.server(run.model_dir, settings | {"CACHE_DIR": cache}) as url,
+        clients.server(run.model_dir, run.settings | {"cache_dir": cache}) as url,
     ):
         found = asyncio.run(clients.load(url, scale.streams, scale.prompts[1] // 16, scale.http_new_tokens))
-    requests = [
-        run.prompts.request(length, max(new, 1))
-        for length, new in zip(found.prompt_lengths, found.new_tokens, strict=True)
-    ]
+    serve(run.core, run.prompts.spread(scale.streams, scale.prompts, clients.WARM_UP_TOKENS))
+    requests = [run.prompts.request(each.prompt_tokens, max(each.completion_tokens, 1)) for each in found.streams]
     alone = serve(run.core, requests).tokens_per_second
-    run.figures["web_of_engine"] = found.tokens_per_second / alone
+    share = run.figure("web_of_engine", found.tokens_per_second / alone)
     run.say(
         streams=scale.streams,
         tokens_per_second=found.tokens_per_second,
+        texts_per_second=found.texts_per_second,
         engine=alone,
-        of_engine=run.figures["web_of_engine"],
+        of_engine=share,
     )
 
 
@@ -47,7 +44,7 @@ def load(run: Run) -> None:
     seconds = run.core.info.startup_seconds
     size = sum(path.stat().st_size for path in run.model_dir.glob("*.safetensors"))
     rate = size / seconds["weights"]
-    run.figures["load_of_files"] = rate / files
+    run.figure("load_of_files", rate / files)
     run.say(gb_per_s=rate / 1e9, files_gb_per_s=files / 1e9, files_first_read_gb_per_s=first / 1e9)
     run.say(**seconds, **_free(run.device))
     run.emit({"section": "load", "degraded": run.core.info.degraded})

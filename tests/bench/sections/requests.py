@@ -50,7 +50,7 @@ def prefix(run: Run) -> None:
     run.table.put(turn_2(run), LIMIT, run.floor.prefill(run.scale.turn, cached=shared))
     warm = second_turn(run, ENGINE, partial(serve, run.core))
     cold = median(serve(run.core, [run.prompts.request(tokens, 2)]).ttft_p50 for _ in range(CHATS))
-    run.figures["prefix_ttft_of_cold"] = warm / cold
+    run.figure("prefix_ttft_of_cold", warm / cold)
     run.say(shared=shared, warm_ttft_ms=warm * 1e3, cold_ttft_ms=cold * 1e3, of_cold=warm / cold)
 
 
@@ -90,7 +90,7 @@ def put_limits(run: Run, size: str, value: int, requests: list[GenerationRequest
 def stall(run: Run) -> None:
     """Time between the tokens of running streams, before and while a long prompt is computed beside them: alone, which
     is judged, and with a crowd of short ones behind it."""
-    run.figures["stalled_gap_of_before"] = _stalled(run, behind=0)
+    run.figure("stalled_gap_of_before", _stalled(run, behind=0))
     _stalled(run, behind=2 * CROWD)
 
 

@@ -14,7 +14,7 @@ def decode(run: Run) -> None:
         run.table.put(decode_step(batch), LIMIT, run.floor.step(batch, context))
         run.beside(decode_step(batch), ENGINE, took)
         run.say(batch=batch, context=context, tokens_per_second=batch / took)
-        run.figures[f"decode_{batch}_of_limit"] = run.table.ratio(decode_step(batch), LIMIT)
+        run.figure(f"decode_{batch}_of_limit", run.table.ratio(decode_step(batch), LIMIT))
 
 
 def decode_step(batch: int) -> Measure:
@@ -52,5 +52,5 @@ def prefill(run: Run) -> None:
     tokens = run.scale.prefill
     took = min(serve(run.core, [run.prompts.request(tokens, 1)]).ttft_p50 for _ in range(3))
     rate = prefill_flop(run.config, tokens) / took
-    run.figures["prefill_of_matmul"] = rate / run.floor.limits.matmul
-    run.say(tokens=tokens, seconds=took, tflop_per_s=rate / 1e12, of_matmul=run.figures["prefill_of_matmul"])
+    share = run.figure("prefill_of_matmul", rate / run.floor.limits.matmul)
+    run.say(tokens=tokens, seconds=took, tflop_per_s=rate / 1e12, of_matmul=share)
