@@ -1,12 +1,18 @@
 """What work must cost at least, by hand; and the machine's own rates."""
 
 import threading
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
+from service.engine.checkpoint import READERS
 from service.engine.config import INTERNLM3_8B
-from tests.bench import limits
+from service.engine.kernels.stopwatch import Work
+from service.engine.staging import BUFFER_BYTES
+from tests.bench import limits, timing
 from tests.bench.floor import Floor, matrix_numbers, prefill_flop, step_bytes
 from tests.bench.limits import Limits
 from tests.bench.scale import FULL
@@ -52,10 +58,92 @@ def test_requests_take_their_prompts_and_a_step_for_every_token_but_the_first() 
 
 
 def test_the_files_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "PIECE", 1000)
-    monkeypatch.setattr(limits, "_own", threading.local())
+    monkeypatch.setattr(limits, "BUFFER_BYTES", 1000)
     (tmp_path / "a.safetensors").write_bytes(bytes(2500))
     (tmp_path / "b.safetensors").write_bytes(bytes(1000))
     ticks = iter([10.0, 12.0])
     monkeypatch.setattr(limits.time, "perf_counter", lambda: next(ticks))
     assert limits.file_rate(tmp_path) == 1750.0
+
+
+def test_files_are_read_by_as_many_readers_as_the_engine_has_each_with_two_buffers_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One buffer alone would stay in the CPU's cache, and reading into it be cheaper than the engine's."""
+    filled: dict[int, list[int]] = {}
+    everybody = threading.Barrier(READERS)
+
+    def preadv(file: int, buffers: list[bytearray], offset: int) -> int:
+        mine = filled.setdefault(threading.get_ident(), [])
+        if not mine:
+            everybody.wait(60)
+        mine.append(id(buffers[0]))
+        assert len(buffers[0]) == BUFFER_BYTES
+        return 0
+
+    monkeypatch.setattr(limits.os, "preadv", preadv)
+    with (tmp_path / "a.safetensors").open("wb") as file:
+        file.truncate(20 * READERS * BUFFER_BYTES)
+    limits.file_rate(tmp_path)
+    assert len(filled) == READERS
+    assert all(len(set(mine)) == min(len(mine), 2) for mine in filled.values())
+    assert all(one != next_ for mine in filled.values() for one, next_ in pairwise(mine))
+    assert len({buffer for mine in filled.values() for buffer in mine}) == sum(min(len(m), 2) for m in filled.values())
+
+
+class Throttled:
+    """A GPU whose work takes a millisecond while it is rested, and half as long again after 0.2 s of it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def work(self) -> None:
+        self.now += 0.001 if self.now < 0.2 else 0.0015
+
+    def event(self, **_: object) -> "Throttled.Event":
+        return Throttled.Event(self)
+
+    class Event:
+        def __init__(self, gpu: "Throttled") -> None:
+            self._gpu = gpu
+
+        def record(self) -> None:
+            self.at = self._gpu.now
+
+        def elapsed_time(self, end: "Throttled.Event") -> float:
+            return (end.at - self.at) * 1e3
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Throttled:
+    throttled = Throttled()
+
+    def burst(works: Sequence[Work], device: torch.device) -> float:
+        before = throttled.now
+        works[0]()
+        return throttled.now - before
+
+    monkeypatch.setattr(timing, "seconds", burst)
+    monkeypatch.setattr(torch.cuda, "Event", throttled.event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    return throttled
+
+
+def test_a_gpus_limit_is_what_it_keeps_up(gpu: Throttled) -> None:
+    assert timing.sustained_seconds(gpu.work, torch.device("cuda")) == pytest.approx(0.0015)
+    assert gpu.now > 2 * timing.SUSTAINED
+
+
+def test_a_cpu_is_asked_once(gpu: Throttled) -> None:
+    assert timing.sustained_seconds(gpu.work, torch.device("cpu")) == pytest.approx(0.001)
+
+
+def test_products_and_memory_are_both_measured_as_they_are_kept_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two_seconds(work: Work, device: torch.device) -> float:
+        work()
+        return 2.0
+
+    for module in (limits, timing):
+        monkeypatch.setattr(module, "sustained_seconds", two_seconds)
+    found = limits.measure_limits(torch.device("cpu"), torch.float32)
+    assert found == Limits(memory=2 * (1 << 22) / 2.0, matmul=2 * 256**3 / 2.0)
