@@ -6,6 +6,8 @@ with the split decided per sequence).
 """
 # mypy: disable-error-code="untyped-decorator"
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -14,8 +16,14 @@ from service.engine.kernels.batch import USUAL_ROWS
 from service.engine.kernels.overlap import launch_options, wait_for_inputs
 from service.engine.kernels.tuning import AttentionTuning
 
-Work = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""item_row and item_start [rows + spare], first_item [rows + 1], tiles_per_item [1]; all int32."""
+
+class WorkPlan(NamedTuple):
+    """Items of whole tiles, in int32: those of row r are first_item[r] <= i < first_item[r + 1]."""
+
+    item_row: torch.Tensor  # [rows + spare]: its row, -1 of an item that is not needed
+    item_start: torch.Tensor  # [rows + spare]: its first tile
+    first_item: torch.Tensor  # [rows + 1]
+    tiles_per_item: torch.Tensor  # [1]
 
 
 @triton.jit
@@ -86,7 +94,7 @@ def plan_work(
     *,
     in_one_round: bool = False,
     overlaps: bool = False,
-) -> Work:
+) -> WorkPlan:
     """The division of `lengths` [rows] over so many multiprocessors, into items of whole tiles.
 
     `in_one_round`: for programs so large that no more of them run at once than the tuning asks for. Rounding each row
@@ -115,7 +123,7 @@ def plan_work(
         num_warps=4,
         **launch_options(overlaps),
     )
-    return item_row, item_start, first_item, tiles_per_item
+    return WorkPlan(item_row, item_start, first_item, tiles_per_item)
 
 
 def tile_for(tuning: AttentionTuning, k_cache: torch.Tensor) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from service.engine.attention import Attention, ChunkSpan, PagedCache
 from service.engine.device import upload
-from service.engine.kernels.attention_plan import Work, plan_work
+from service.engine.kernels.attention_plan import WorkPlan, plan_work
 from service.engine.kernels.batch import CHUNK_QUERIES
 from service.engine.kernels.paged_attention import PagedRows, attend
 from service.engine.kernels.tuning import AttentionTuning
@@ -42,7 +42,7 @@ class PagedChunkAttention:
         return _ChunkAttention(cache, places, partial(self._attend, rows, work))
 
     def _attend(
-        self, rows: PagedRows, work: Work, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor
+        self, rows: PagedRows, work: WorkPlan, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor
     ) -> torch.Tensor:
         scale = q.shape[-1] ** -0.5
         return attend(q, k_cache, v_cache, rows, work, scale, self._tuning, overlaps=self._overlaps)

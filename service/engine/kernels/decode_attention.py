@@ -2,7 +2,7 @@
 
 import torch
 
-from service.engine.kernels.attention_plan import Work, plan_work
+from service.engine.kernels.attention_plan import WorkPlan, plan_work
 from service.engine.kernels.batch import DecodeBatch
 from service.engine.kernels.paged_attention import PagedRows, attend
 from service.engine.kernels.tuning import AttentionTuning
@@ -19,7 +19,7 @@ class PagedDecodeAttention:
     def plan(
         self, block_tables: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, k_cache: torch.Tensor
     ) -> DecodeBatch:
-        """See `ops.PlanDecode`. The work is an `attention_plan.Work`."""
+        """See `ops.PlanDecode`."""
         work = plan_work(lengths, k_cache, self._tuning, self._multiprocessors, overlaps=self._overlaps)
         return DecodeBatch(block_tables, slots, lengths, work)
 
@@ -28,7 +28,5 @@ class PagedDecodeAttention:
     ) -> torch.Tensor:
         """See `ops.DecodeAttention`; q may be a view of the fused projection, the caches are contiguous."""
         assert batch.work is not None
-        item_row, item_start, first_item, tiles_per_item = batch.work
-        work: Work = item_row, item_start, first_item, tiles_per_item
         rows = PagedRows(batch.block_tables, batch.slots, batch.lengths)
-        return attend(q, k_cache, v_cache, rows, work, scale, self._tuning, overlaps=self._overlaps)
+        return attend(q, k_cache, v_cache, rows, WorkPlan(*batch.work), scale, self._tuning, overlaps=self._overlaps)

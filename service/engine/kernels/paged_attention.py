@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from service.engine.kernels.attention_plan import Work, tile_for
+from service.engine.kernels.attention_plan import WorkPlan, tile_for
 from service.engine.kernels.overlap import launch_options, wait_for_inputs
 from service.engine.kernels.tuning import AttentionTuning
 
@@ -194,13 +194,21 @@ class PagedRows:
     first_query: torch.Tensor | None = None  # int64 [rows]
     query_count: torch.Tensor | None = None  # int32 [rows]
 
+    @property
+    def queries_of_each(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both as a kernel takes them, which reads neither where each row has one query."""
+        return (
+            self.lengths if self.first_query is None else self.first_query,
+            self.lengths if self.query_count is None else self.query_count,
+        )
+
 
 def attend(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     rows: PagedRows,
-    work: Work,
+    work: WorkPlan,
     scale: float,
     tuning: AttentionTuning,
     *,
@@ -208,30 +216,47 @@ def attend(
 ) -> torch.Tensor:
     """softmax(q k^T * scale) v for q [T, heads, head_dim], which may be a view of the fused projection: [T, heads,
     head_dim]. The caches are contiguous; head_dim, block size and tile are powers of two of at least 16."""
-    item_row, item_start, first_item, tiles_per_item = work
-    count, heads, head_dim = q.shape
-    block_size, kv_heads = k_cache.shape[1:3]
-    group, items, launch = heads // kv_heads, item_row.shape[0], launch_options(overlaps)
-    first_query = rows.lengths if rows.first_query is None else rows.first_query
-    query_count = rows.lengths if rows.query_count is None else rows.query_count
+    heads, head_dim = q.shape[1:]
+    items, launch = work.item_row.shape[0], launch_options(overlaps)
     partial = torch.empty(items, rows.queries, heads, head_dim, dtype=torch.float32, device=q.device)
     partial_lse = torch.empty(items, rows.queries, heads, dtype=torch.float32, device=q.device)
-    out = torch.empty(count, heads, head_dim, dtype=q.dtype, device=q.device)
-    attend_kernel[(items, kv_heads)](
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    _attend_items(q, k_cache, v_cache, rows, work, scale, tuning, (partial, partial_lse, out), launch)
+    _merge_items(rows, work, (partial, partial_lse, out), launch)
+    return out
+
+
+Results = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Partial results [items, queries, heads, head_dim] and the logarithms, to base 2, of their shares of the softmax's
+denominator [items, queries, heads], in fp32; and the result [T, heads, head_dim]."""
+
+
+def _attend_items(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    rows: PagedRows,
+    work: WorkPlan,
+    scale: float,
+    tuning: AttentionTuning,
+    results: Results,
+    launch: dict[str, bool],
+) -> None:
+    heads, head_dim = q.shape[1:]
+    block_size, kv_heads = k_cache.shape[1:3]
+    group = heads // kv_heads
+    attend_kernel[(work.item_row.shape[0], kv_heads)](
         q,
         k_cache,
         v_cache,
         rows.block_tables,
         rows.slots,
         rows.lengths,
-        first_query,
-        query_count,
-        item_row,
-        item_start,
-        tiles_per_item,
-        partial,
-        partial_lse,
-        out,
+        *rows.queries_of_each,
+        work.item_row,
+        work.item_start,
+        work.tiles_per_item,
+        *results,
         scale * LOG2_E,
         q.stride(0),
         rows.block_tables.stride(0),
@@ -246,12 +271,16 @@ def attend(
         num_stages=tuning.stages,
         **launch,
     )
+
+
+def _merge_items(rows: PagedRows, work: WorkPlan, results: Results, launch: dict[str, bool]) -> None:
+    partial, partial_lse, out = results
+    heads, head_dim = out.shape[1:]
     merge_kernel[(rows.lengths.shape[0], triton.cdiv(rows.queries * heads, MERGED_HEADS))](
         partial,
         partial_lse,
-        first_item,
-        first_query,
-        query_count,
+        work.first_item,
+        *rows.queries_of_each,
         out,
         QUERIES=rows.queries,
         HEADS=heads,
@@ -261,4 +290,3 @@ def attend(
         num_warps=MERGED_HEADS,
         **launch,
     )
-    return out
