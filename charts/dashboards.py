@@ -42,6 +42,8 @@ def ratio(part: str, whole: str) -> str:
     return f"sum(rate({part}[$range])) / sum(rate({whole}[$range]))"
 
 
+CHATS = 'internlm_http_requests_total{$series,route="/v1/chat"}'
+TURNED_AWAY = 'internlm_http_requests_total{$series,route="/v1/chat",status="429"}'
 NOTHING = ({"type": "special", "options": {"match": "null+nan", "result": {"text": "no traffic"}}},)
 
 ROWS: dict[str, tuple[Panel, ...]] = {
@@ -83,8 +85,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "percentunit",
             (
                 (
-                    ratio('internlm_requests_total{$series,outcome="rejected"}', "internlm_requests_total{$series}"),
-                    "rejected",
+                    # Nobody turned away yet: there is no such series, and the share is nothing.
+                    f"{ratio(TURNED_AWAY, CHATS)} or 0 * sum(rate({CHATS}[$range]))",
+                    "429",
                 ),
             ),
             mappings=NOTHING,

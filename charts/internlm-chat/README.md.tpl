@@ -50,6 +50,54 @@ period shorter than the longest answer, a claim smaller than the model, and so o
   seconds, while the weights come off the volume.
 - **The hub is down**: a complete model needs no network. An incomplete one is retried until `startupBudget` is over, and goes on where it stopped.
 
+## When an alert fires
+`monitoring.rules=true` makes these. Each names its section here, by an address where `monitoring.runbookUrl` gives one. In what follows, `<pod>` is
+the pod the alert names, or one that `kubectl get pods -l app.kubernetes.io/component=server` shows, and `GET /` is asked of it by
+`kubectl port-forward <pod> 6006`.
+
+### InternlmChatDown
+Nothing of the release can be scraped. `kubectl describe pod <pod>`: Pending means no free GPU, an untolerated taint or an unbound claim; Init means it
+downloads (`kubectl logs <pod> -c download`); CrashLoopBackOff has its reason in the last state's message. No pod at all: look at the Deployment's or
+StatefulSet's events. Pods that run and are not scraped: look at the monitor's labels and at `networkPolicy.allowMetricsFrom`.
+
+### InternlmChatNotReady
+Nothing has answered for `startupBudget` seconds. `GET /` names the phase and its reason. A download that is merely slow wants a larger
+`startupBudget`; one that fails says why in its last line. A load that fails for want of memory wants a larger GPU or a smaller `settings.gpuMemoryFraction`.
+
+### InternlmChatLostReady
+The model answered, and does not any more, though the server runs. `GET /` says "draining" (it was told to stop: by a rollout, a node's drain, an
+eviction), "loading" (the engine was started again: see InternlmChatEngineRestarting) or "failed" with the reason. Nothing of it passes by itself after 10
+minutes: `kubectl delete pod <pod>` starts a new one; where that fails as well, look at the GPU (`nvidia-smi` and Xid errors in the node's kernel log).
+
+### InternlmChatServerRestarting
+The server's process dies again and again; every answer it was giving is cut off. `kubectl describe pod <pod>`: OOMKilled wants a larger
+`resources.limits.memory`, a failed liveness probe names what hangs. If the container stays and only its worker goes, `kubectl logs <pod>` says what ended it.
+
+### InternlmChatFailing
+Answers end past the deadline (504) or in an error. Compare `internlm_requests_total` by outcome. `deadline` beside a long queue is too much load: add
+replicas, or lower `settings.maxQueue` so that clients learn it at once. `deadline` without a queue is answers too long for `requestTimeout`, or an engine that
+has become slow: see InternlmChatDegraded. `error` has its reason in the server's log, with the request's id.
+
+### InternlmChatDecodeStalled
+Requests run and no token comes. Liveness restarts the pod when a step hangs; if the alert stays, look at the GPU: `nvidia-smi` in the pod, Xid errors in the
+node's kernel log, another process on the same card. `kubectl delete pod <pod>` moves on; cordon the node if it comes back there.
+
+### InternlmChatRejecting
+The queue is full and clients get 429 with `Retry-After`. Add replicas (`replicas` or `autoscaling`) or GPUs; raise `settings.maxQueue` only where longer
+waits are welcome. A single client that floods is seen in the proxy's log.
+
+### InternlmChatEngineRestarting
+The engine's process dies and is started again in place. The reason of each death is in `kubectl logs <pod>`. Out of memory on the GPU: lower
+`settings.gpuMemoryFraction` or `settings.maxRunning`. An Xid error: the card or its driver.
+
+### InternlmChatQueueing
+Requests wait long before their answer begins. The same remedies as for InternlmChatRejecting; shorter answers (`max_new_tokens` of the clients) help
+as well, and so does a faster path that is switched off: see InternlmChatDegraded.
+
+### InternlmChatDegraded
+A fast path was left out at the start, and a slower one that is never wrong took its place. `degraded` of `GET /` says why. One that failed its comparison on
+a card that had passed it is a sign of a failing card or of a driver that was changed. On a card nobody has tried it can stay so: silence the alert for that path.
+
 ## Security
 Both containers run as user 10001 with a read-only root, no capabilities, seccomp and no service account token: the namespace can enforce the
 `restricted` Pod Security standard. Secrets are mounted as files by reference; none appears in a manifest or in the environment. Metrics have a port

@@ -1,11 +1,12 @@
 """The alerts fire when they should and stay silent when they should, as promtool sees it; monitors find the pods."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.helm import Manifests, Values, render
+from tests.support.helm import CHART, Manifests, Values, render
 from tests.support.prometheus import needs_promtool, promtool, rule_test, write_rules
 
 VALUES: Values = {"monitoring": {"scrape": "serviceMonitor", "rules": True, "labels": {"release": "kps"}}}
@@ -13,6 +14,38 @@ LABELS = 'namespace="models",job="chat",pod="chat-0",instance="10.0.0.1:6007"'
 SERIES = {"namespace": "models", "job": "chat", "pod": "chat-0", "instance": "10.0.0.1:6007"}
 SECOND_POD = 'up{namespace="models",job="chat",pod="chat-1"}'
 JOB = {"namespace": "models", "job": "chat"}
+
+STARTED = "process_start_time_seconds"
+
+
+def ready(values: str, *, up: str) -> dict[str, str]:
+    return {f"internlm_ready{{{LABELS}}}": values, f"up{{{LABELS}}}": up}
+
+
+def started(*seconds: int) -> dict[str, str]:
+    """The start of the process, one a minute."""
+    return {f"{STARTED}{{{LABELS}}}": " ".join(f"{each}x3" for each in seconds)}
+
+
+def ended(**outcomes: str) -> dict[str, str]:
+    return {f'internlm_requests_total{{{LABELS},outcome="{name}"}}': values for name, values in outcomes.items()}
+
+
+def answered(*, ok: str, full: str) -> dict[str, str]:
+    """Answers of the chat's route: 200, and 429."""
+    chat = f'internlm_http_requests_total{{{LABELS},route="/v1/chat",method="POST",status="%s"}}'
+    return {chat % 200: ok, chat % 429: full}
+
+
+def waited(*, short: str, long: str) -> dict[str, str]:
+    """Waits of at most 30 seconds, and of at most 60."""
+    bucket = f'internlm_request_queue_time_seconds_bucket{{{LABELS},le="%s"}}'
+    return {bucket % "30": short, bucket % "60": long, bucket % "+Inf": long}
+
+
+def degraded(values: str) -> dict[str, str]:
+    return {f'internlm_engine_degraded{{{LABELS},path="flash_decode"}}': values}
+
 
 # alert -> name of the case -> (series over time in 15 s steps, minute to look at, labels of the firing alert or None)
 CASES: dict[str, dict[str, tuple[dict[str, str], int, dict[str, str] | None]]] = {
@@ -81,39 +114,71 @@ CASES: dict[str, dict[str, tuple[dict[str, str], int, dict[str, str] | None]]] =
             None,
         ),
     },
+    "InternlmChatLostReady": {
+        "a model that stopped answering": (ready("1x20 0x300", up="1x320"), 16, JOB),
+        "it still does not, an hour later": (ready("1x20 0x600", up="1x620"), 120, JOB),
+        "a series that went away while the server runs": (ready("1x20 stale", up="1x320"), 16, JOB),
+        "a server that comes up now and then and never answers": (
+            ready("1x20 0x300", up="1x20 0x8 1x2 0x10 1x2 0x10 1x2 0x10 1x2 0x10 1x60"),
+            18,
+            JOB,
+        ),
+        "the engine started again": (ready("1x20 0x36 1x100", up="1x160"), 16, None),
+        "another pod answers": (
+            ready("1x20 0x300", up="1x320") | {'internlm_ready{namespace="models",job="chat",pod="chat-1"}': "1x320"},
+            20,
+            None,
+        ),
+        "a first install": (ready("0x300", up="1x300"), 60, None),
+        "a server that is down": (ready("1x20 stale", up="1x20 0x300"), 30, None),
+    },
+    "InternlmChatServerRestarting": {
+        "a worker that dies every minute": (started(100, 104, 108, 112, 112), 4, SERIES),
+        "twice in an hour": (started(100, 104, 108, 108, 108), 4, None),
+        "another pod in its place": (
+            {f"process_start_time_seconds{{{LABELS}}}": "100x20 stale", SECOND_POD.replace("up", STARTED): "400x80"},
+            14,
+            None,
+        ),
+    },
+    "InternlmChatFailing": {
+        "one in ten past the deadline": (ended(stop="0+90x100", deadline="0+10x100", error="0x100"), 21, JOB),
+        "one in ten in an error": (ended(stop="0+90x100", deadline="0x100", error="0+10x100"), 21, JOB),
+        "one in a hundred": (ended(stop="0+99x100", deadline="0+1x100", error="0x100"), 21, None),
+        "clients that go away, or ask too much": (
+            ended(stop="0+50x100", cancelled="0+25x100", rejected="0+25x100"),
+            21,
+            None,
+        ),
+        "no traffic": (ended(stop="5x100", deadline="5x100"), 21, None),
+        "a short burst": (ended(stop="0+90x100", deadline="0x40 0+90x4 360x60"), 24, None),
+    },
     "InternlmChatRejecting": {
-        "one in ten for long": (
-            {
-                f'internlm_requests_total{{{LABELS},outcome="stop"}}': "0+90x100",
-                f'internlm_requests_total{{{LABELS},outcome="rejected"}}': "0+10x100",
-            },
+        "one in ten for long": (answered(ok="0+90x100", full="0+10x100"), 20, JOB),
+        "one in a hundred": (answered(ok="0+99x100", full="0+1x100"), 20, None),
+        "prompts that are too long": (
+            answered(ok="0+90x100", full="0x100")
+            | {f'internlm_requests_total{{{LABELS},outcome="rejected"}}': "0+10x100"},
+            20,
+            None,
+        ),
+        "no traffic": (answered(ok="5x100", full="5x100"), 20, None),
+        "a short burst": (answered(ok="0+90x100", full="0x40 0+90x4 360x60"), 16, None),
+        "many probes and few chats": (
+            answered(ok="0+9x100", full="0+1x100")
+            | {f'internlm_http_requests_total{{{LABELS},route="/",method="GET",status="200"}}': "0+900x100"},
             20,
             JOB,
         ),
-        "one in a hundred": (
-            {
-                f'internlm_requests_total{{{LABELS},outcome="stop"}}': "0+99x100",
-                f'internlm_requests_total{{{LABELS},outcome="rejected"}}': "0+1x100",
-            },
-            20,
-            None,
-        ),
-        "no traffic": (
-            {
-                f'internlm_requests_total{{{LABELS},outcome="stop"}}': "5x100",
-                f'internlm_requests_total{{{LABELS},outcome="rejected"}}': "5x100",
-            },
-            20,
-            None,
-        ),
-        "a short burst": (
-            {
-                f'internlm_requests_total{{{LABELS},outcome="stop"}}': "0+90x100",
-                f'internlm_requests_total{{{LABELS},outcome="rejected"}}': "0x40 0+90x4 360x60",
-            },
-            16,
-            None,
-        ),
+    },
+    "InternlmChatQueueing": {
+        "a minute in the queue": (waited(short="0x100", long="0+10x100"), 21, JOB),
+        "one of twenty for long": (waited(short="0+19x100", long="0+20x100"), 21, None),
+        "no traffic": (waited(short="5x100", long="9x100"), 21, None),
+    },
+    "InternlmChatDegraded": {
+        "a path that is left out": (degraded("1x100"), 16, SERIES | {"path": "flash_decode"}),
+        "a start that is tried again": (degraded("1x40 stale"), 16, None),
     },
     "InternlmChatEngineRestarting": {
         "again and again": ({f"internlm_engine_restarts_total{{{LABELS}}}": "0x20 1x20 2x20 3x40"}, 24, SERIES),
@@ -150,7 +215,13 @@ def test_an_alert_knows(alert: str, case: str, manifests: Manifests, tmp_path: P
 
 def annotations(alert: str, manifests: Manifests) -> dict[str, str]:
     """The rule's annotations as Prometheus fills them in for the case."""
-    filled = {"{{ $labels.pod }}": "chat-0", "{{ $value | humanizePercentage }}": "10%", "{{ $value | humanize }}": "3"}
+    filled = {
+        "{{ $labels.pod }}": "chat-0",
+        "{{ $labels.path }}": "flash_decode",
+        "{{ $value | humanizePercentage }}": "10%",
+        "{{ $value | humanizeDuration }}": "57s",
+        "{{ $value | humanize }}": "3",
+    }
     texts: dict[str, str] = dict(rule_of(manifests, alert)["annotations"])
     for template, text in filled.items():
         texts = {key: value.replace(template, text) for key, value in texts.items()}
@@ -173,6 +244,20 @@ def test_every_alert_says_what_to_do(manifests: Manifests) -> None:
     for rule in manifests.one("PrometheusRule")["spec"]["groups"][0]["rules"]:
         assert rule["labels"]["severity"] in {"critical", "warning"}
         assert len(rule["annotations"]["description"]) > 60, rule["alert"]
+        assert rule["annotations"]["runbook"].startswith(rule["alert"])
+
+
+def test_every_alert_has_a_runbook_and_no_runbook_is_left_over(manifests: Manifests) -> None:
+    """The anchors are those that GitHub makes of a heading: its letters, lower case."""
+    readme = (CHART / "README.md").read_text()
+    sections = re.findall(r"^### (InternlmChat\w+)\n(\S.+\n\S.+)", readme, re.MULTILINE)
+    alerts = [rule["alert"] for rule in manifests.one("PrometheusRule")["spec"]["groups"][0]["rules"]]
+    assert sorted(name for name, _ in sections) == sorted(alerts)
+    linked = render({"monitoring": VALUES["monitoring"] | {"runbookUrl": "https://wiki.internal/README.md"}})
+    for alert in alerts:
+        annotations = rule_of(linked, alert)["annotations"]
+        assert annotations["runbook_url"] == f"https://wiki.internal/README.md#{alert.lower()}"
+        assert "runbook" not in annotations
 
 
 def test_the_not_ready_alert_waits_for_the_startup_budget() -> None:
