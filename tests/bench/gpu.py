@@ -55,10 +55,15 @@ def _succeeds(run: Run) -> bool:
     try:
         SECTIONS[run.section].run(run)
     except Exception as error:
-        run.emit({"section": run.section, "error": f"{type(error).__name__}: {error}"[:500]})
+        run.emit({"section": run.section, "error": _shortened(f"{type(error).__name__}: {error}")})
         traceback.print_exc(file=sys.stderr)
         return False
     return True
+
+
+def _shortened(text: str) -> str:
+    """Its beginning and its end: an error begins with what it says, what another program printed ends with it."""
+    return text if len(text) <= 600 else f"{text[:200]} ... {text[-400:]}"
 
 
 def machine(name: str, billions: float) -> Line:

@@ -124,6 +124,21 @@ def test_a_section_that_is_cut_off_keeps_the_ratios_it_had_found(
     assert {"target": TARGETS[0].what, "must_be": ">= 0.88", "is": 0.9, "verdict": "pass"} in written
 
 
+def test_a_long_error_keeps_its_beginning_and_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what pytest printed, the end names the tests that failed."""
+
+    def fail(run: Run) -> None:
+        raise ValueError(f"began so {'...' * 1000} and ended thus")
+
+    monkeypatch.setitem(SECTIONS, "web", Section(fail))
+    lines: list[Line] = []
+    run_sections(bench(tmp_path, lines), ["web"])
+    told = str(lines[1]["error"])
+    assert told.startswith("ValueError: began so")
+    assert told.endswith("and ended thus")
+    assert len(told) < 700
+
+
 def test_what_a_section_that_failed_held_is_gone_before_memory_is_freed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,33 @@ def test_the_outcomes_of_a_run_are_counted(
     assert (found.passed, found.failed, found.not_run.total()) == (passed, failed, not_run)
 
 
+def test_a_test_that_fails_is_named_before_the_others_are_over(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command's time limit may come before the report."""
+    (tmp_path / "test_a.py").write_text(FAILS)
+    ends = "import os, pytest\n@pytest.mark.gpu\ndef test_it():\n    os._exit(9)\n"
+    (tmp_path / "test_b.py").write_text(ends)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    with pytest.raises(RuntimeError):
+        run_gpu_tests(str(tmp_path))
+    assert "test_a.py::test_it FAILED" in capfd.readouterr().err
+
+
+def test_why_a_test_failed_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "test_a.py").write_text(FAILS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    run_gpu_tests(str(tmp_path))
+    assert "AssertionError: the kernel lies" in capfd.readouterr().err
+
+
+def test_a_warning_of_another_version_fails_no_verification(tmp_path: Path) -> None:
+    warns = "import pytest, warnings\n@pytest.mark.gpu\ndef test_it():\n    warnings.warn('deprecated')\n"
+    (tmp_path / "test_a.py").write_text(warns)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\nfilterwarnings = error\n")
+    assert run_gpu_tests(str(tmp_path)).passed == 1
+
+
 @pytest.mark.parametrize(
     ("passed", "failed", "not_run", "complaint"),
     [

@@ -1,5 +1,7 @@
 """The tests that need a GPU as a section of the benchmark, counted: to pytest, all skipped is a success."""
 
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -10,6 +12,7 @@ from pathlib import Path
 
 TESTED_ELSEWHERE = "tests/gpu has the engine on a GPU"
 """The one reason to skip on a GPU: another section runs that test's counterpart."""
+FAILED = re.compile(r"\b(FAILED|ERROR)\b")
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,33 @@ class Verification:
 
 
 def run_gpu_tests(tests: str) -> Verification:
-    """Run the tests marked gpu under `tests`."""
+    """Run the tests marked gpu under `tests`. Each one that fails is named on standard error when it does, since the
+    report is written last, and a command that is cut off has none; why it failed is printed there at the end."""
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junitxml={report}", tests]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        output = done.stdout + done.stderr
+        # What another library warns of says nothing of the GPU, and versions on a GPU host are the host's.
+        options = ["-v", "-W", "default", "-m", "gpu", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", *options, tests]
+        output, status = _output_of(command)
+        if status:
+            print(output[max(output.find("= FAILURES ="), 0) :], file=sys.stderr)
         if not report.exists():
             raise RuntimeError(output[-2000:])
-        return verification_of(report, done.returncode, output)
+        return verification_of(report, status, output)
+
+
+def _output_of(command: list[str]) -> tuple[str, int]:
+    """What it printed, and its exit status."""
+    unbuffered, lines = os.environ | {"PYTHONUNBUFFERED": "1"}, []
+    with subprocess.Popen(
+        command, env=unbuffered, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if FAILED.search(line):
+                print(line, end="", file=sys.stderr, flush=True)
+    return "".join(lines), process.returncode
 
 
 def verification_of(report: Path, status: int, output: str) -> Verification:
