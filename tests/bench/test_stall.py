@@ -3,13 +3,20 @@
 import itertools
 import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from service.engine.base import Event, Finish, FinishReason, GenerationRequest, Token
+from service.engine.pace import CROWD
 from tests.bench.load import Prompts
-from tests.bench.scale import FULL, TINY
-from tests.bench.stall import measure_stall
+from tests.bench.results_file import Line
+from tests.bench.run import Run
+from tests.bench.scale import FULL, TINY, Scale, ready_model
+from tests.bench.sections import requests
+from tests.bench.stall import Stall, measure_stall
 
 ALONE, BESIDE = 1.0, 3.0
 SCALE = replace(TINY, stall_prompt=300, stall_streams=3, stall_steps=200)
@@ -83,3 +90,21 @@ def test_short_prompts_behind_each_long_one_are_waited_for_too(monkeypatch: pyte
 
 def test_a_full_run_takes_enough_steps_for_a_p99() -> None:
     assert FULL.stall_steps >= 200
+
+
+def test_the_first_long_prompt_beside_streams_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps are the first of their kind, and slow for that."""
+    asked: list[tuple[int, int]] = []
+    lines: list[Line] = []
+
+    def measure(core: object, prompts: Prompts, scale: Scale, most: int, behind: int = 0) -> Stall:
+        asked.append((scale.stall_steps, behind))
+        slow = 100.0 if len(asked) == 1 else 1.5
+        return Stall(before=[1.0], during=[slow], ttft=0.1, ttft_behind=0.0)
+
+    monkeypatch.setattr(requests, "measure_stall", measure)
+    run = Run(TINY, ready_model(tmp_path, TINY.shape), torch.device("cpu"), lines.append)
+    run._core = SimpleNamespace()  # type: ignore[assignment]
+    requests.stall(run)
+    assert asked == [(1, 0), (TINY.stall_steps, 0), (TINY.stall_steps, 2 * CROWD)]
+    assert [line["figures"] for line in lines if "figures" in line] == [{"stalled_gap_of_before": 1.5}]

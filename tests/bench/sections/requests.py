@@ -1,6 +1,7 @@
 """Sections about requests from arrival to end: many at once, long ones, chats, and long ones beside others."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from statistics import median
 
@@ -90,6 +91,8 @@ def put_limits(run: Run, size: str, value: int, requests: list[GenerationRequest
 def stall(run: Run) -> None:
     """Time between the tokens of running streams, before and while a long prompt is computed beside them: alone, which
     is judged, and with a crowd of short ones behind it."""
+    # Not measured: the first steps of their kind take pinned memory for their inputs, milliseconds each.
+    measure_stall(run.core, run.prompts, replace(run.scale, stall_steps=1), run.config.max_positions)
     run.figure("stalled_gap_of_before", _stalled(run, behind=0))
     _stalled(run, behind=2 * CROWD)
 
