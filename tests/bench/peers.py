@@ -53,6 +53,7 @@ class ContinuousBatching:
             GenerationConfig(max_new_tokens=wanted, do_sample=False, eos_token_id=-1),
             ContinuousBatchingConfig(**CONTINUOUS_BATCHING_SETTINGS, **self._sizes),
             record_timestamps=True,
+            progress_bar=False,
             persistent_manager=True,
         ).values()
         lines = [Timeline(out.created_time, out.generated_tokens, out.timestamps[:wanted]) for out in outputs]
