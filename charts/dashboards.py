@@ -1,7 +1,7 @@
 """Write the chart's Grafana dashboards; a test fails where the committed JSON differs from what this makes.
 
 Use: python charts/dashboards.py. Each panel is one line of `ROWS`: title, unit, queries, in which `$series` stands for
-the dashboard's choice of job and instances, `$range` for the interval that fits the resolution.
+the dashboard's choice of namespace, job and instances, `$range` for the interval that fits the resolution.
 """
 
 import json
@@ -11,7 +11,9 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "internlm-chat" / "files" / "dashboards"
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
-SELECTOR = 'job=~"$job",instance=~"$instance"'
+# In the order in which they are chosen: each offers what fits the ones before it.
+CHOICES = ("namespace", "job", "instance")
+SELECTOR = ",".join(f'{name}=~"${name}"' for name in CHOICES)
 WIDTH = 24
 
 
@@ -234,7 +236,9 @@ def panels_json() -> list[dict[str, Any]]:
     return made
 
 
-def variable(name: str, query: str) -> dict[str, Any]:
+def variable(name: str) -> dict[str, Any]:
+    before = ",".join(f'{each}=~"${each}"' for each in CHOICES[: CHOICES.index(name)])
+    query = f"label_values(internlm_ready{{{before}}}, {name})"
     return {
         "name": name,
         "type": "query",
@@ -242,6 +246,7 @@ def variable(name: str, query: str) -> dict[str, Any]:
         "query": {"query": query, "refId": name},
         "refresh": 2,
         "includeAll": True,
+        "allValue": ".*",  # series without that label, too
         "multi": True,
         "current": {"text": "All", "value": "$__all"},
     }
@@ -260,8 +265,7 @@ def dashboard() -> dict[str, Any]:
         "templating": {
             "list": [
                 {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source"},
-                variable("job", "label_values(internlm_ready, job)"),
-                variable("instance", 'label_values(internlm_ready{job=~"$job"}, instance)'),
+                *(variable(name) for name in CHOICES),
             ]
         },
         "panels": panels_json(),

@@ -29,8 +29,11 @@ WITHOUT_GPU = re.compile("internlm_gpu_memory|internlm_engine_degraded")
 
 
 def for_prometheus(query: str) -> str:
-    """The query with Grafana's variables filled in: all jobs, all instances, an interval of five scrapes."""
-    return query.replace("$job", ".*").replace("$instance", ".*").replace("$__rate_interval", "5s")
+    """The query with Grafana's variables filled in: this release, all instances, an interval of five scrapes."""
+    chosen = {"$namespace": NAMESPACE, "$job": RELEASE, "$instance": ".*", "$__rate_interval": "5s"}
+    for name, value in chosen.items():
+        query = query.replace(name, value)
+    return query
 
 
 async def ask(service: Service) -> int:
@@ -65,6 +68,8 @@ async def test_every_panel_shows_something_under_load(observed: tuple[Service, P
     assert set(answers) == {200, 429}
     empty = [query for query in dashboards.queries() if not await prometheus.query(for_prometheus(query))]
     assert [query for query in empty if not WITHOUT_GPU.search(query)] == []
+    elsewhere = [for_prometheus(query.replace("$namespace", "another")) for query in dashboards.queries()]
+    assert [query for query in elsewhere if await prometheus.query(query)] == [], "a release named alike elsewhere"
 
 
 @needs_promtool
@@ -98,6 +103,17 @@ def test_no_query_names_a_series_the_service_does_not_have() -> None:
     text = " ".join([*dashboards.queries(), *ALERTS.values()])
     asked = set(re.findall(r"internlm_\w+", text))
     assert asked - known == set()
+
+
+def test_every_series_is_the_chosen_ones_and_each_choice_fits_those_before_it() -> None:
+    chosen = 'namespace=~"$namespace",job=~"$job",instance=~"$instance"'
+    for query in dashboards.queries():
+        assert all(rest.startswith(f"{{{chosen}") for rest in re.split(r"\binternlm_\w+", query)[1:]), query
+    choices = {each["name"]: each for each in dashboards.dashboard()["templating"]["list"][1:]}
+    assert list(choices) == ["namespace", "job", "instance"]
+    assert choices["instance"]["query"]["query"] == (
+        'label_values(internlm_ready{namespace=~"$namespace",job=~"$job"}, instance)'
+    )
 
 
 def panels() -> list[dict[str, Any]]:
