@@ -38,7 +38,6 @@ OWNED = {
 }
 LEFT_TO_OTHERS = {
     "replicas",  # an autoscaler of the cluster's own
-    "ingress.className",  # the cluster's default class
     "gpu",  # a CPU has none; the schema asks for it in the other mode
     "gpu.resource",
 }

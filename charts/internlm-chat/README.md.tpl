@@ -28,6 +28,7 @@ No GPU at hand? `--set mode=cpu` serves a small real chat model anywhere, kind i
 | scaling on waiting requests | `autoscaling.kind=hpa` or `keda` |
 | an upgrade without a pause | `rollout.surge=true`: a spare GPU and a volume both pods can mount |
 | alerts and dashboards | `monitoring.scrape=serviceMonitor`, `monitoring.rules=true`, `monitoring.dashboards.enabled=true` |
+| a way in from outside | `gateway.httpRoute.enabled=true` with `parentRefs`, or `ingress.enabled=true`: see [Through a proxy](#through-a-proxy) |
 | OpenShift | `pod.securityContext={runAsUser: null, runAsGroup: null, fsGroup: null}` |
 
 Values that cannot work together are refused with a sentence before anything is installed: two replicas on one ReadWriteOnce volume, a grace
@@ -49,6 +50,21 @@ period shorter than the longest answer, a claim smaller than the model, and so o
   compiled for compute capabilities 8.0, 8.6, 8.9, 9.0, 10.0 and 12.0 (build argument `KERNEL_TARGETS`); a first start on another card, or of a model of other shapes, compiles for some ten
   seconds, while the weights come off the volume.
 - **The hub is down**: a complete model needs no network. An incomplete one is retried until `startupBudget` is over, and goes on where it stopped.
+
+## Through a proxy
+An answer takes up to `requestTimeout` seconds. One that is not streamed sends nothing until it is whole; a stream sends token by token. What stands before
+the service must therefore wait for `requestTimeout` + 10 s (310 s as it comes) and pass each piece on at once.
+
+| Proxy | What it needs |
+| --- | --- |
+| Gateway API | The preferred way: `gateway.httpRoute.enabled=true` and `gateway.httpRoute.parentRefs`. The route's timeouts are part of the standard and follow `requestTimeout`, with whichever implementation. |
+| ingress-nginx | `ingress.className=nginx`: the chart sets timeouts, buffering and body size. The project was retired in March 2026 and gets no fixes. |
+| nginx.org (F5's) | Its class is often called `nginx`, too, and its annotations are others: `ingress.annotations` with `nginx.org/proxy-read-timeout: 310s`, `nginx.org/proxy-send-timeout: 310s`, `nginx.org/proxy-buffering: "False"`, `nginx.org/client-max-body-size: 4m`. |
+| Traefik | Timeouts are the entry point's: `transport.respondingTimeouts.readTimeout`, 60 s as it comes, to `310s` or `0`. Nothing is held back. Where its provider for ingress-nginx's annotations reads the class: `ingress.nginxAnnotations=true`. |
+| AWS ALB | `ingress.annotations` with `alb.ingress.kubernetes.io/load-balancer-attributes: idle_timeout.timeout_seconds=310` and `alb.ingress.kubernetes.io/target-type: ip`. |
+
+An Ingress of an earlier chart that named no class had `nginx`: say `ingress.className=nginx` before you upgrade it, since a class that is taken away is not
+replaced by the default one.
 
 ## When an alert fires
 `monitoring.rules=true` makes these. Each names its section here, by an address where `monitoring.runbookUrl` gives one. In what follows, `<pod>` is

@@ -33,6 +33,17 @@ CASES: dict[str, tuple[Values, list[str], list[str]]] = {
         ["URL=https://a.example\n", "Authorization: Bearer $API_KEY"],
         ["port-forward"],
     ),
+    "an ingress of the default class": (
+        {"ingress": {"enabled": True}, "requestTimeout": 600},
+        ["ingress class\n<the cluster's default one> must wait for at least 610 s", "are set for ingress-nginx alone."],
+        [],
+    ),
+    "an ingress of ingress-nginx": ({"ingress": {"enabled": True, "className": "nginx"}}, ["URL="], ["must wait for"]),
+    "an ingress of another class": (
+        {"ingress": {"enabled": True, "className": "traefik"}},
+        ["traefik must wait for at least 310 s", "no annotation is set for that.", '"Through a proxy"'],
+        ["ingress-nginx"],
+    ),
     "a load balancer": (
         {"service": {"type": "LoadBalancer"}},
         ["get service chat-internlm-chat -o jsonpath"],

@@ -27,9 +27,9 @@ ASKED_FOR = {
     "gateway.inferencePool.endpointPicker.name",
 }
 """Empty by default, and needed by what is switched on here."""
-FREE = ("pod.securityContext", "gpu.tolerations", "replicas", "ingress.className")
+FREE = ("pod.securityContext", "gpu.tolerations", "replicas")
 """Null takes them away: Kubernetes' own fields, which is how OpenShift is given its choice of user, and what is left to
-an autoscaler or to the cluster's default class."""
+an autoscaler."""
 
 
 def paths(values: Values, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -102,9 +102,7 @@ def test_a_cpu_needs_nothing_of_a_gpu(path: str) -> None:
     assert render(with_null(path) | cpu) == render(EVERYTHING | cpu)
 
 
-def test_an_ingress_can_be_left_to_the_default_class_and_replicas_to_an_autoscaler() -> None:
-    for values in (with_null("ingress.className"), EVERYTHING | {"ingress": {"enabled": True, "className": ""}}):
-        assert "ingressClassName" not in render(values).one("Ingress")["spec"]
+def test_replicas_can_be_left_to_an_autoscaler() -> None:
     assert render(with_null("replicas") | {"pdb": {"enabled": False}}).workload["spec"]["replicas"] is None
 
 

@@ -114,3 +114,27 @@ def test_a_disruption_budget_lets_unready_pods_go() -> None:
     assert spec["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
     old = render(values, kubernetes="1.26.0").one("PodDisruptionBudget")["spec"]
     assert "unhealthyPodEvictionPolicy" not in old
+
+
+@pytest.mark.parametrize(
+    ("ingress", "are_set"),
+    [
+        ({}, True),
+        ({"className": "nginx"}, True),
+        ({"className": "nginx-internal"}, True),
+        ({"className": "traefik"}, False),
+        ({"className": "traefik", "nginxAnnotations": True}, True),
+        ({"className": "nginx", "nginxAnnotations": False}, False),
+        ({"nginxAnnotations": False}, False),
+    ],
+)
+def test_annotations_of_ingress_nginx_are_for_controllers_that_may_read_them(ingress: Values, are_set: bool) -> None:
+    made = render({"ingress": {"enabled": True} | ingress}).one("Ingress")
+    assert any("nginx" in name for name in made["metadata"].get("annotations", {})) is are_set
+    assert made["spec"].get("ingressClassName") == ingress.get("className")
+
+
+def test_own_annotations_reach_an_ingress_of_any_class() -> None:
+    own = {"alb.ingress.kubernetes.io/target-type": "ip"}
+    made = render({"ingress": {"enabled": True, "className": "alb", "annotations": own}}).one("Ingress")
+    assert made["metadata"]["annotations"] == own
