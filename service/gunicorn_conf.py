@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from service import open_files
 from service.environment import load_settings
 from service.log import is_console
 from service.settings import PREFIX, private_run_dir
@@ -39,7 +40,8 @@ logconfig_dict: dict[str, Any] = {
 
 
 def on_starting(_: Any) -> None:
-    """One directory for every worker to come, so that a new worker finds the old one's engine."""
+    """What every worker inherits: the limit, and one directory, so that a new one finds the old one's engine."""
+    open_files.raise_limit()
     os.environ.setdefault(f"{PREFIX}RUN_DIR", str(private_run_dir()))
 
 

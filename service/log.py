@@ -6,11 +6,15 @@ served travels in a context variable, so that every line says whose it is.
 
 import json
 import logging
+import math
 import sys
 import time
 from contextvars import ContextVar
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+ACCEPT_FAILED = "socket.accept() out of system resource"
+"""What asyncio logs, a thousand times at once, when no more file may be opened."""
 
 NOISY_AT_INFO = ("httpx", "httpcore", "urllib3", "asyncio", "uvicorn.access")
 
@@ -45,6 +49,27 @@ class ConsoleFormatter(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
+class Seldom(logging.Filter):
+    """Lets one record with a message like `beginning` through every `seconds`; all others always."""
+
+    def __init__(self, beginning: str, seconds: float) -> None:
+        super().__init__()
+        self._beginning = beginning
+        self._seconds = seconds
+        self._last = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.getMessage().startswith(self._beginning):
+            return True
+        passes = record.created >= self._last + self._seconds
+        if passes:
+            self._last = record.created
+        return passes
+
+
+_seldom = Seldom(ACCEPT_FAILED, seconds=5.0)
+
+
 def _one_line(value: object) -> str:
     """A prompt may hold line breaks; in quotes and escaped, it cannot pass for lines of the log."""
     text = str(value)
@@ -64,4 +89,5 @@ def configure(level: str, log_format: str) -> None:
     logging.root.setLevel(level.upper())
     for name in NOISY_AT_INFO:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("asyncio").addFilter(_seldom)  # once, however often this is called
     logging.captureWarnings(True)

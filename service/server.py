@@ -18,12 +18,13 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, start_http_server
 
-from service import log
+from service import log, open_files
 from service.api.app import create_app
 from service.api.health import Identity
 from service.engine.base import Engine, EngineConfig
 from service.engine.client import EngineClient
 from service.environment import load_settings
+from service.http_protocol import HttpProtocol
 from service.lifecycle import Lifecycle, State
 from service.readiness import MakeEngine, Readiness
 from service.settings import Settings, private_run_dir
@@ -135,7 +136,9 @@ class DrainingServer(uvicorn.Server):
             self._loop.call_soon_threadsafe(self.begin_drain, delay)
 
     def begin_drain(self, delay: float) -> None:
-        """Refuse new chats; after `delay` seconds and the last running answer, stop listening."""
+        """Refuse new chats; after `delay` seconds and the last running answer, stop listening. Once; then a no-op."""
+        if self._lifecycle.state is State.DRAINING:
+            return
         logger.info("draining", extra={"fields": {"active": self._lifecycle.active}})
         self._lifecycle.begin_drain()
         self._draining = self._loop.create_task(self._drain(delay))
@@ -161,6 +164,7 @@ class DrainingServer(uvicorn.Server):
 def uvicorn_options() -> dict[str, Any]:
     """Options for uvicorn alone and under gunicorn. Its own grace begins when the drain is over, so it can be short."""
     return {
+        "http": HttpProtocol,
         "log_config": None,
         "access_log": False,
         "server_header": False,
@@ -171,6 +175,7 @@ def uvicorn_options() -> dict[str, Any]:
 
 def serve(settings: Settings) -> int:
     """Serve on this machine until a signal; the exit status is 1 when the model could not be served."""
+    open_files.raise_limit()
     with tempfile.TemporaryDirectory(prefix="internlm-chat-") as run_dir:
         app = build(settings.model_copy(update={"run_dir": Path(run_dir)}))
         lifecycle: Lifecycle = app.state.lifecycle

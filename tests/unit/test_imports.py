@@ -24,7 +24,8 @@ ROWS: list[set[str]] = [
     },  # what computes: these, and every module of the engine that imports torch
     {"chat"},
     {"api"},
-    {"cli", "daemon_thread", "readiness", "server", "terminal", "gunicorn_conf", "gunicorn_worker", "__main__"},
+    {"cli", "daemon_thread", "http_protocol", "open_files", "readiness", "server", "terminal", "gunicorn_conf"}
+    | {"gunicorn_worker", "__main__"},
 ]
 
 TORCH_ROW = next(index for index, entries in enumerate(ROWS) if "engine.worker" in entries)

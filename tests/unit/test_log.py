@@ -78,3 +78,14 @@ def test_configuring_sets_level_and_format(monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(logging.root.handlers[0].formatter, log.ConsoleFormatter)
     assert len(logging.root.handlers) == 1
     logging.captureWarnings(False)
+
+
+def test_a_flood_of_one_kind_leaves_one_line_a_while_and_others_alone(record: logging.LogRecord) -> None:
+    seldom = log.Seldom("blocks", seconds=5.0)
+    assert seldom.filter(record)
+    record.msg, record.args = "blocks everywhere", None
+    passed = []
+    for moment in (100.0, 101.0, 104.9, 105.0, 106.0):
+        record.created = moment
+        passed.append(seldom.filter(record))
+    assert passed == [True, False, False, True, False]
