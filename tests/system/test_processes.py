@@ -73,6 +73,29 @@ def test_ctrl_c_ends_the_laptop_server_cleanly(launch: Launch) -> None:
     assert server.stop(signal.SIGINT) == 0
 
 
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGQUIT])
+def test_a_signal_to_the_master_alone_drains_as_well(launch: Launch, sig: int) -> None:
+    server = launch(GUNICORN)
+    server.until_ready()
+    stream = Stream(server).start_and_wait()
+    server.process.send_signal(sig)
+    server.wait(lambda: '"draining"' in server.log, 10)
+    assert stream.last()["finish_reason"] in ("stop", "length")
+    assert server.process.wait(20) == 0
+
+
+def test_a_worker_whose_master_is_gone_finishes_its_answer_and_ends_with_the_engine(launch: Launch) -> None:
+    server = launch(GUNICORN)
+    server.until_ready()
+    family = server.children()
+    stream = Stream(server).start_and_wait()
+    server.process.kill()
+    assert stream.last()["finish_reason"] in ("stop", "length")
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+    assert server.get() is None
+
+
 def test_a_dead_web_worker_comes_back_without_loading_the_model_again(launch: Launch) -> None:
     server = launch(GUNICORN)
     server.until_ready()
