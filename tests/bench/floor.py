@@ -14,6 +14,11 @@ def matrix_numbers(c: ModelConfig) -> int:
     return c.num_layers * per_layer
 
 
+def parameters(c: ModelConfig) -> int:
+    """All numbers of a model but its norms."""
+    return matrix_numbers(c) + 2 * c.vocab_size * c.hidden_size
+
+
 def step_bytes(c: ModelConfig, batch: int, context: int, itemsize: int) -> int:
     """What a decode must read at least: all matrices and the head once, each sequence's KV once."""
     weights = matrix_numbers(c) + c.vocab_size * c.hidden_size

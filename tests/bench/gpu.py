@@ -1,12 +1,13 @@
 """Everything about the engine on this machine's GPU, beside the machine's limits and beside its peers.
 
-    python -m tests.bench.gpu --all            on a GPU host: verify, measure, judge; about a quarter of an hour
+    python -m tests.bench.gpu --all            on a GPU host: measure, verify, judge
     python -m tests.bench.gpu --only web,load  some sections; their lines replace those of the day's earlier runs
     python -m tests.bench.gpu --tiny           the same from end to end on a CPU, in seconds; judges nothing
 
 Random weights of the 8B model (17.6 GB) are written to a temporary directory, or to --model-dir, where later runs find
 them. Prints JSON lines and writes them to tests/bench/results/<gpu>-<date>.json. Every target is a ratio of two figures
-of the same run. Exit status 1 when a verification or a target failed. README.md beside this file says more.
+of the same run. Exit status 1 when a verification or a target failed. README.md beside this file says more, and how
+long it all takes.
 """
 
 import argparse
@@ -24,10 +25,9 @@ from pathlib import Path
 
 import torch
 
-from tests.bench.floor import matrix_numbers
 from tests.bench.results_file import Line, Results, results_path
 from tests.bench.run import Run
-from tests.bench.scale import FULL, TINY, ready_model
+from tests.bench.scale import FULL, TINY
 from tests.bench.sections import SECTIONS, with_needs
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,7 +41,7 @@ def run_sections(run: Run, names: list[str]) -> list[str]:
     The last line of a section says how long it took; one without was cut off.
     """
     failed = []
-    _ = run.floor
+    _ = run.limits
     for run.section in names:
         started = time.perf_counter()
         if not _succeeds(run):
@@ -66,13 +66,12 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 600 else f"{text[:200]} ... {text[-400:]}"
 
 
-def machine(name: str, billions: float) -> Line:
+def machine(name: str) -> Line:
     """What the figures were measured on and with; settings and torch's switches change them."""
     installed = {package: version(package) for package in ("triton", "transformers") if find_spec(package)}
     versions = {"python": platform.python_version(), "torch": torch.__version__} | installed
     switches = {key: value for key, value in os.environ.items() if key.startswith(SWITCHES) and "/" not in value}
-    model = {"parameters_billion": round(billions, 3)}
-    return {"section": "machine", "gpu": name, **versions, **model, "switches": switches}
+    return {"section": "machine", "gpu": name, **versions, "switches": switches}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -109,10 +108,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     scale = TINY if options.tiny else FULL
     with tempfile.TemporaryDirectory() as temporary:
-        model_dir = ready_model(options.model_dir or Path(temporary) / "random", scale.shape)
-        run = Run(scale, model_dir, device, emit)
-        billions = (matrix_numbers(run.config) + 2 * run.config.vocab_size * run.config.hidden_size) / 1e9
-        emit(machine(name, billions) | {"tiny": options.tiny})
+        run = Run(scale, options.model_dir or Path(temporary) / "random", device, emit)
+        emit(machine(name) | {"tiny": options.tiny})
         failed = run_sections(run, with_needs(options.only.split(",") if options.only else list(SECTIONS)))
         run.drop_core()
     judged = results.verdicts()

@@ -1,5 +1,6 @@
 """What a run's sections share: the model, the machine's limits, one engine at a time, and what was found so far."""
 
+import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -10,37 +11,59 @@ import torch
 from service.delivery.local import LocalModel
 from service.engine.base import Core
 from service.engine.build import build_core
-from service.engine.config import read_config
+from service.engine.config import ModelConfig, read_config
 from service.readiness import engine_config
 from service.settings import Settings
 from tests.bench.floor import Floor
-from tests.bench.limits import measure_limits
+from tests.bench.limits import Limits, measure_limits
 from tests.bench.load import Prompts, Rates, serve
 from tests.bench.measures import Measure, Table, measures_of
 from tests.bench.peers import free_memory
 from tests.bench.results_file import Line
-from tests.bench.scale import Scale
+from tests.bench.scale import Scale, ready_model
 
 
 class Run:
-    """Sections print lines with `say` and `beside`, and their targets' ratios with `figure`."""
+    """Sections print lines with `say` and `beside`, and their targets' ratios with `figure`.
 
-    def __init__(self, scale: Scale, model_dir: Path, device: torch.device, emit: Callable[[Line], None]) -> None:
-        self.scale, self.model_dir, self.device, self.emit = scale, model_dir, device, emit
-        self.config = read_config(model_dir)
-        self.prompts = Prompts(self.config.vocab_size)
+    A model of random weights is written to `directory` when a section first needs one and none is there.
+    """
+
+    def __init__(self, scale: Scale, directory: Path, device: torch.device, emit: Callable[[Line], None]) -> None:
+        self.scale, self.device, self.emit = scale, device, emit
+        self.dtype = torch.bfloat16 if self.on_gpu else torch.float32
+        self._directory = directory
         self.table = Table()
         self.section = "limits"
         self._core: Core | None = None
 
     @cached_property
-    def floor(self) -> Floor:
-        """The limits are measured once, before any engine is there."""
-        dtype = torch.bfloat16 if self.on_gpu else torch.float32
-        found = measure_limits(self.device, dtype)
+    def model_dir(self) -> Path:
+        started = time.perf_counter()
+        found = ready_model(self._directory, self.scale.shape)
+        self.say(model_written_seconds=time.perf_counter() - started)
+        return found
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        return read_config(self.model_dir)
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        return Prompts(self.config.vocab_size)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """The machine's; asked for once before any engine is there."""
+        found = measure_limits(self.device, self.dtype)
         free_memory()  # the engine measures what is left
         self.say(memory_gb_per_s=found.memory / 1e9, matmul_tflop_per_s=found.matmul / 1e12)
-        return Floor(self.config, found, dtype.itemsize)
+        return found
+
+    @cached_property
+    def floor(self) -> Floor:
+        """What the model's work takes at those."""
+        return Floor(self.config, self.limits, self.dtype.itemsize)
 
     @property
     def on_gpu(self) -> bool:

@@ -15,7 +15,7 @@ from tests.bench.load import Rates
 from tests.bench.measures import CONTINUOUS_BATCHING, ENGINE, LIMIT, REFERENCE
 from tests.bench.results_file import Line, Results
 from tests.bench.run import Run
-from tests.bench.scale import TINY, ready_model
+from tests.bench.scale import TINY
 from tests.bench.sections import OURS, SECTIONS, Section, product, with_needs
 from tests.bench.targets import TARGETS
 
@@ -79,12 +79,24 @@ def test_a_command_that_asks_for_nothing_is_refused(
 def test_who_is_held_against_the_engine_has_it_measured_in_the_same_run() -> None:
     assert with_needs(["web"]) == ["web"]
     assert with_needs(["reference"]) == [*OURS, "reference"]
-    assert with_needs(["continuous_batching", "web"]) == ["web", "throughput", "long", "prefix", "continuous_batching"]
+    assert with_needs(["continuous_batching", "web"]) == ["throughput", "long", "prefix", "web", "continuous_batching"]
     assert with_needs(list(SECTIONS)) == list(SECTIONS)
 
 
 def bench(directory: Path, lines: list[Line]) -> Run:
-    return Run(TINY, ready_model(directory, TINY.shape), torch.device("cpu"), lines.append)
+    return Run(TINY, directory, torch.device("cpu"), lines.append)
+
+
+def test_the_model_is_written_for_whoever_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verifications do not, and writing 17.6 GB takes as long as some section."""
+    monkeypatch.setitem(SECTIONS, "verify_kernels", Section(lambda run: None))
+    monkeypatch.setitem(SECTIONS, "load", Section(lambda run: run.say(layers=run.config.num_layers)))
+    lines: list[Line] = []
+    run = bench(tmp_path / "model", lines)
+    run_sections(run, ["verify_kernels"])
+    assert not (tmp_path / "model").exists()
+    run_sections(run, ["load"])
+    assert {"section": "load", "layers": TINY.shape.layers} in lines
 
 
 def test_a_section_that_fails_is_printed_and_does_not_keep_others_from_running(
@@ -117,7 +129,7 @@ def test_a_section_that_is_cut_off_keeps_the_ratios_it_had_found(
 
     monkeypatch.setitem(SECTIONS, "web", Section(is_cut_off))
     results = Results(tmp_path / "results.json")
-    run = Run(TINY, ready_model(tmp_path / "model", TINY.shape), torch.device("cpu"), results.add)
+    run = Run(TINY, tmp_path / "model", torch.device("cpu"), results.add)
     with pytest.raises(KeyboardInterrupt):
         run_sections(run, ["web"])
     written = [json.loads(line) for line in (tmp_path / "results.json").read_text().splitlines()]
@@ -170,7 +182,7 @@ def test_the_engine_is_measured_with_the_settings_that_the_server_takes(
     monkeypatch.setattr(benchmark_run, "serve", lambda core, requests: None)
     _ = bench(tmp_path, []).core
     assert (built[0].step_tokens, built[0].device, built[0].kind) == (96, "cpu", "native")
-    assert machine("cpu", 0.0)["switches"] == {"INTERNLM_STEP_TOKENS": "96"}, "and the line says so"
+    assert machine("cpu")["switches"] == {"INTERNLM_STEP_TOKENS": "96"}, "and the line says so"
 
 
 def test_a_load_is_held_against_a_reading_that_came_right_before_it(

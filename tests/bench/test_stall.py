@@ -14,7 +14,7 @@ from service.engine.pace import CROWD
 from tests.bench.load import Prompts
 from tests.bench.results_file import Line
 from tests.bench.run import Run
-from tests.bench.scale import FULL, TINY, Scale, ready_model
+from tests.bench.scale import FULL, TINY, Scale
 from tests.bench.sections import requests
 from tests.bench.stall import Stall, measure_stall
 
@@ -103,7 +103,7 @@ def test_the_first_long_prompt_beside_streams_is_not_measured(tmp_path: Path, mo
         return Stall(before=[1.0], during=[slow], ttft=0.1, ttft_behind=0.0)
 
     monkeypatch.setattr(requests, "measure_stall", measure)
-    run = Run(TINY, ready_model(tmp_path, TINY.shape), torch.device("cpu"), lines.append)
+    run = Run(TINY, tmp_path, torch.device("cpu"), lines.append)
     run._core = SimpleNamespace()  # type: ignore[assignment]
     requests.stall(run)
     assert asked == [(1, 0), (TINY.stall_steps, 0), (TINY.stall_steps, 2 * CROWD)]

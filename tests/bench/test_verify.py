@@ -11,7 +11,7 @@ import torch
 
 from tests.bench.results_file import Line
 from tests.bench.run import Run
-from tests.bench.scale import TINY, ready_model
+from tests.bench.scale import TINY
 from tests.bench.sections import SECTIONS, verification
 from tests.bench.verify import TESTED_ELSEWHERE, Verification, run_gpu_tests
 from tests.support.gpu import has_gpu_device
@@ -95,9 +95,8 @@ def test_on_a_gpu_every_test_must_have_run(
     found = Verification(passed, failed, Counter(not_run), "the kernel lies")
     monkeypatch.setattr(verification, "run_gpu_tests", lambda tests: found)
     printed: list[Line] = []
-    model_dir = ready_model(tmp_path, TINY.shape)
     for section in ("verify_kernels", "verify_engine"):
-        run = Run(TINY, model_dir, torch.device("cuda"), printed.append)
+        run = Run(TINY, tmp_path, torch.device("cuda"), printed.append)
         run.section = section
         if complaint is None:
             SECTIONS[section].run(run)

@@ -1,4 +1,7 @@
-"""What `python -m tests.bench.gpu` runs, in this order, each section a function of the run."""
+"""What `python -m tests.bench.gpu` runs, in this order, each section a function of the run.
+
+What tells most for its time comes first, should a run be cut off: transformers' continuous batching takes longest.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +20,6 @@ class Section:
 
 OURS = ("load", "decode", "throughput", "long", "prefix")
 SECTIONS = {
-    "verify_kernels": Section(verification.verify_kernels),
-    "verify_engine": Section(verification.verify_engine),
-    "web": Section(product.web),
     "load": Section(product.load),
     "decode": Section(steps.decode),
     "throughput": Section(requests.throughput),
@@ -28,6 +28,9 @@ SECTIONS = {
     "prefix": Section(requests.prefix),
     "stall": Section(requests.stall),
     "reference": Section(others.reference, needs=OURS),
+    "web": Section(product.web),
+    "verify_kernels": Section(verification.verify_kernels),
+    "verify_engine": Section(verification.verify_engine),
     "continuous_batching": Section(others.continuous_batching, needs=("throughput", "long", "prefix")),
 }
 

@@ -6,6 +6,7 @@ import tempfile
 import torch
 
 from tests.bench import web as clients
+from tests.bench.floor import parameters
 from tests.bench.limits import file_rate
 from tests.bench.load import serve
 from tests.bench.measures import ENGINE, LIMIT, Measure
@@ -45,6 +46,7 @@ def load(run: Run) -> None:
     size = sum(path.stat().st_size for path in run.model_dir.glob("*.safetensors"))
     rate = size / seconds["weights"]
     run.figure("load_of_files", rate / files)
+    run.say(parameters_billion=parameters(run.config) / 1e9)
     run.say(gb_per_s=rate / 1e9, files_gb_per_s=files / 1e9, files_first_read_gb_per_s=first / 1e9)
     run.say(**seconds, **_free(run.device))
     run.emit({"section": "load", "degraded": run.core.info.degraded})
