@@ -25,7 +25,7 @@ No GPU at hand? `--set mode=cpu` serves a small real chat model anywhere, kind i
 | longer answers | `requestTimeout`: server, drain, grace period, Ingress and HTTPRoute follow |
 | a slow network or disk | `startupBudget`: download, startup probe, progress deadline follow |
 | more than one GPU | `replicas` with `storage.accessMode=ReadWriteMany`, or with `storage.perReplica=true` |
-| scaling on waiting requests | `autoscaling.kind=hpa` or `keda` |
+| scaling on waiting requests | `autoscaling.kind=hpa` or `keda`, and `monitoring.scrape` |
 | an upgrade without a pause | `rollout.surge=true`: a spare GPU and a volume both pods can mount |
 | alerts and dashboards | `monitoring.scrape=serviceMonitor`, `monitoring.rules=true`, `monitoring.dashboards.enabled=true` |
 | a way in from outside | `gateway.httpRoute.enabled=true` with `parentRefs`, or `ingress.enabled=true`: see [Through a proxy](#through-a-proxy) |

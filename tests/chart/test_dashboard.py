@@ -24,7 +24,11 @@ from tests.unit.test_metrics import GPU, INFO
 RULES = render({"monitoring": {"scrape": "serviceMonitor", "rules": True}}).one("PrometheusRule")
 ALERTS = {rule["alert"]: rule["expr"] for rule in RULES["spec"]["groups"][0]["rules"]}
 POD = f"{NAME}-7d9f8b6c5-x2x4z"
-KEDA = {"mode": "cpu", "autoscaling": {"kind": "keda", "prometheusAddress": "http://prometheus"}}
+KEDA = {
+    "mode": "cpu",
+    "autoscaling": {"kind": "keda", "prometheusAddress": "http://prometheus"},
+    "monitoring": {"scrape": "podMonitor"},
+}
 WITHOUT_GPU = re.compile("internlm_gpu_memory|internlm_engine_degraded")
 
 

@@ -68,6 +68,14 @@ IMPOSSIBLE: dict[str, tuple[Values, str]] = {
         {"mode": "cpu", "autoscaling": {"kind": "keda"}},
         "set autoscaling.prometheusAddress",
     ),
+    "autoscaling on a metric nobody scrapes": (
+        {"mode": "cpu", "autoscaling": {"kind": "hpa"}},
+        "autoscaling.kind=hpa goes by internlm_num_requests_waiting in Prometheus, and nothing brings it there",
+    ),
+    "KEDA on a metric nobody scrapes": (
+        {"mode": "cpu", "autoscaling": {"kind": "keda", "prometheusAddress": "http://p:9090"}},
+        "set monitoring.scrape to serviceMonitor, podMonitor or annotations",
+    ),
     "a disruption budget over one pod": ({"pdb": {"enabled": True}}, "pdb.enabled with one replica"),
     "a route to nowhere": ({"gateway": {"httpRoute": {"enabled": True}}}, "needs gateway.httpRoute.parentRefs"),
     "an inference pool without a picker": (

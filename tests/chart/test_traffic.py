@@ -4,14 +4,15 @@ import pytest
 
 from tests.support.helm import NAME, Values, render
 
+SCRAPED: Values = {"monitoring": {"scrape": "annotations"}}
 FLAGS: dict[str, Values] = {
     "Ingress": {"ingress": {"enabled": True}},
     "HTTPRoute": {"gateway": {"httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}]}}},
     "InferencePool": {"gateway": {"inferencePool": {"enabled": True, "endpointPicker": {"name": "epp"}}}},
     "NetworkPolicy": {"networkPolicy": {"enabled": True}},
     "PodDisruptionBudget": {"mode": "cpu", "replicas": 2, "pdb": {"enabled": True}},
-    "HorizontalPodAutoscaler": {"mode": "cpu", "autoscaling": {"kind": "hpa"}},
-    "ScaledObject": {"mode": "cpu", "autoscaling": {"kind": "keda", "prometheusAddress": "http://p:9090"}},
+    "HorizontalPodAutoscaler": {"mode": "cpu", "autoscaling": {"kind": "hpa"}} | SCRAPED,
+    "ScaledObject": {"mode": "cpu", "autoscaling": {"kind": "keda", "prometheusAddress": "http://p:9090"}} | SCRAPED,
     "ServiceMonitor": {"monitoring": {"scrape": "serviceMonitor"}},
     "PodMonitor": {"monitoring": {"scrape": "podMonitor"}},
     "PrometheusRule": {"monitoring": {"scrape": "podMonitor", "rules": True}},
@@ -83,7 +84,7 @@ def test_a_route_leads_to_the_service_or_to_the_pool() -> None:
 
 def test_the_autoscaler_goes_by_waiting_requests_and_owns_the_replicas() -> None:
     scaling = {"kind": "hpa", "minReplicas": 2, "maxReplicas": 6, "waitingRequests": 8, "scaleDownDelay": 60}
-    manifests = render({"autoscaling": scaling, "storage": {"accessMode": "ReadWriteMany"}, "replicas": 5})
+    manifests = render({"autoscaling": scaling, "storage": {"accessMode": "ReadWriteMany"}, "replicas": 5} | SCRAPED)
     spec = manifests.one("HorizontalPodAutoscaler")["spec"]
     assert (spec["minReplicas"], spec["maxReplicas"]) == (2, 6)
     assert spec["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": NAME}
@@ -96,7 +97,7 @@ def test_the_autoscaler_goes_by_waiting_requests_and_owns_the_replicas() -> None
 
 def test_keda_asks_prometheus_for_this_releases_queue() -> None:
     scaling = {"kind": "keda", "prometheusAddress": "http://p:9090", "maxReplicas": 3}
-    manifests = render({"autoscaling": scaling, "storage": {"perReplica": True}})
+    manifests = render({"autoscaling": scaling, "storage": {"perReplica": True}} | SCRAPED)
     spec = manifests.one("ScaledObject")["spec"]
     assert spec["scaleTargetRef"]["kind"] == "StatefulSet"
     (trigger,) = spec["triggers"]

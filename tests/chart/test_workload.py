@@ -18,7 +18,7 @@ def test_one_gpu_never_waits_for_a_second_one() -> None:
     ("values", "surge", "unavailable"),
     [
         ({"replicas": 2} | SHARED, 0, 1),
-        ({"autoscaling": {"kind": "hpa"}} | SHARED, 0, 1),
+        ({"autoscaling": {"kind": "hpa"}, "monitoring": {"scrape": "podMonitor"}} | SHARED, 0, 1),
         ({"rollout": {"surge": True}} | SHARED, 1, 0),
         ({"rollout": {"surge": True}, "mode": "cpu"}, 1, 0),
     ],

@@ -90,6 +90,9 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- if and (eq $scaling.kind "keda") (not $scaling.prometheusAddress) }}
 {{- fail "autoscaling.kind=keda asks Prometheus how many requests wait: set autoscaling.prometheusAddress." }}
 {{- end }}
+{{- if and (ne $scaling.kind "none") (eq .Values.monitoring.scrape "none") }}
+{{- fail (printf "autoscaling.kind=%s goes by internlm_num_requests_waiting in Prometheus, and nothing brings it there: set monitoring.scrape to serviceMonitor, podMonitor or annotations." $scaling.kind) }}
+{{- end }}
 {{- if and .Values.pdb.enabled (eq (include "chat.mostReplicas" . | int) 1) }}
 {{- fail "pdb.enabled with one replica protects nothing or blocks every node drain: a stopping pod finishes its answers without it. Set replicas or autoscaling, or pdb.enabled=false." }}
 {{- end }}
