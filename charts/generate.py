@@ -17,7 +17,6 @@ from service.settings import Settings
 CHART = Path(__file__).parent / "internlm-chat"
 OWNED = {
     # Settings that other values decide, so that one decision is not taken twice.
-    "host",
     "port",
     "metrics_port",
     "model_id",

@@ -29,6 +29,7 @@ No GPU at hand? `--set mode=cpu` serves a small real chat model anywhere, kind i
 | an upgrade without a pause | `rollout.surge=true`: a spare GPU and a volume both pods can mount |
 | alerts and dashboards | `monitoring.scrape=serviceMonitor`, `monitoring.rules=true`, `monitoring.dashboards.enabled=true` |
 | a way in from outside | `gateway.httpRoute.enabled=true` with `parentRefs`, or `ingress.enabled=true`: see [Through a proxy](#through-a-proxy) |
+| IPv6, or both families | `settings.host="::"`, `service.ipFamilyPolicy=PreferDualStack` |
 | OpenShift | `pod.securityContext.runAsUser=null,pod.securityContext.runAsGroup=null,pod.securityContext.fsGroup=null` |
 
 Values that cannot work together are refused with a sentence before anything is installed: two replicas on one ReadWriteOnce volume, a grace

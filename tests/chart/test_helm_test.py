@@ -7,6 +7,8 @@ import socket
 import sys
 from pathlib import Path
 
+import pytest
+
 from service.engine.fake import FakeScript
 from tests.api.conftest import Start
 from tests.api.conftest import model_dir as model_dir
@@ -17,17 +19,35 @@ from tests.support.server import PATIENCE
 SCRIPT = CHART / "files" / "tests" / "chat.py"
 
 
+TWO_FAMILIES = """
+import socket
+known = socket.getaddrinfo
+def getaddrinfo(host, port, *arguments, **named):
+    if host != "both":
+        return known(host, port, *arguments, **named)
+    return [answer for each in ("::1", "127.0.0.1") for answer in known(each, port, *arguments, **named)]
+socket.getaddrinfo = getaddrinfo
+"""
+"""A name with an address of each family."""
+
+
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
-async def until_open(port: int) -> None:
+async def until_open(port: int, host: str = "127.0.0.1") -> None:
     """Metrics are served beside readiness, not before it."""
     async with asyncio.timeout(PATIENCE):
         while True:
             with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                _, writer = await asyncio.open_connection(host, port)
                 return writer.close()
             await asyncio.sleep(0.01)
 
@@ -56,6 +76,36 @@ async def test_a_service_that_answers_passes(start: Start) -> None:
     assert [line.split(":")[0] for line in output.splitlines()] == ["ready", "models", "answer", "counted"]
     assert "models: small" in output
     assert "capital" not in output, "the fake engine echoes the question: answers must not be printed"
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+async def test_metrics_at_an_ipv6_address_are_found(start: Start) -> None:
+    port = free_port()
+    service = await start(metrics_port=port, host="::1")
+    await until_open(port, "::1")
+    status, output = await helm_test(service.running.url, port, METRICS_HOST="::1")
+    assert status == 0, output
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+async def test_an_address_of_a_family_the_server_has_not_is_passed_over(start: Start, tmp_path: Path) -> None:
+    """As with a Service of two families and a server that listens on one of them."""
+    port = free_port()
+    service = await start(metrics_port=port)
+    await until_open(port)
+    (tmp_path / "sitecustomize.py").write_text(TWO_FAMILIES)
+    status, output = await helm_test(service.running.url, port, METRICS_HOST="both", PYTHONPATH=str(tmp_path))
+    assert status == 0, output
+
+
+async def test_metrics_nobody_serves_fail_in_one_sentence(start: Start) -> None:
+    service, closed = await start(), free_port()
+    status, output = await helm_test(service.running.url, closed)
+    assert status == 1
+    assert output.splitlines()[-1] == f"FAILED: nothing listens on port {closed} of 127.0.0.1"
+    status, output = await helm_test(service.running.url, closed, METRICS_HOST="no-such-name.invalid")
+    assert status == 1
+    assert output.splitlines()[-1].startswith("FAILED: the metrics of no-such-name.invalid: ")
 
 
 async def test_a_service_that_is_not_ready_fails_with_its_reason(start: Start) -> None:

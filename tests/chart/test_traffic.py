@@ -139,3 +139,14 @@ def test_own_annotations_reach_an_ingress_of_any_class() -> None:
     own = {"alb.ingress.kubernetes.io/target-type": "ip"}
     made = render({"ingress": {"enabled": True, "className": "alb", "annotations": own}}).one("Ingress")
     assert made["metadata"]["annotations"] == own
+
+
+def test_both_services_have_the_families_that_are_asked_for_and_the_server_listens_where_it_is_told() -> None:
+    families = {"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6", "IPv4"]}
+    manifests = render({"service": families, "settings": {"host": "::"}})
+    for service in manifests.all("Service"):
+        assert service["spec"].items() >= families.items()
+    assert manifests.settings["INTERNLM_HOST"] == "::"
+    plain = render()
+    assert all(not set(families) & set(service["spec"]) for service in plain.all("Service"))
+    assert "INTERNLM_HOST" not in plain.settings, "the server's own default"

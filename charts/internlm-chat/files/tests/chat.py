@@ -41,15 +41,28 @@ def first_key(file: Path) -> str:
 
 def answered() -> float:
     """Requests that ended well, over all pods: the Service may send the question to any of them."""
-    port = os.environ["METRICS_PORT"]
-    found = socket.getaddrinfo(os.environ["METRICS_HOST"], port, family=socket.AF_INET, type=socket.SOCK_STREAM)
-    return sum(answered_by(address[4][0], port) for address in found)
+    host, port = os.environ["METRICS_HOST"], os.environ["METRICS_PORT"]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        pods = [answered_by(address[4][0], port) for address in found]
+    except OSError as error:
+        sys.exit(f"FAILED: the metrics of {host}: {error}")
+    if not any(pods):
+        sys.exit(f"FAILED: nothing listens on port {port} of {host}")
+    return sum(sum(counted) for counted in pods)
 
 
-def answered_by(host: str, port: str) -> float:
-    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10) as response:
-        lines = response.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(COUNTED))
+def answered_by(host: str, port: str) -> list[float]:
+    """The counters of one pod; none where nothing listens, as at an address of a family that the server has not."""
+    address = f"[{host}]" if ":" in host else host
+    try:
+        with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=10) as response:
+            lines = response.read().decode().splitlines()
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ConnectionRefusedError):
+            return []
+        raise
+    return [float(line.split()[-1]) for line in lines if line.startswith(COUNTED)]
 
 
 def counted_since(before: float) -> bool:
