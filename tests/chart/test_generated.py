@@ -10,7 +10,7 @@ from charts import dashboards, generate
 from service.download_settings import DownloadSettings
 from service.environment import known_variables
 from service.settings import Settings
-from tests.support.helm import CHART, Values, render
+from tests.support.helm import CHART, Values, refusal, render
 
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 HUB = {"source": "modelscope", "endpoint": "http://hub", "tokenSecret": {"name": "hub"}, "name": "x"}
@@ -88,6 +88,26 @@ def test_what_the_service_reads_is_what_the_values_said() -> None:
     settings = Settings(**{names[key]: value for key, value in rendered.items() if key in names})
     assert (settings.max_running, settings.gpu_memory_fraction, settings.log_prompts) == (64, 0.85, True)
     assert (settings.request_timeout, settings.port, settings.device) == (300, 6006, "cuda")
+
+
+def through_the_environment(name: str) -> str:
+    return refusal({"extraEnv": [{"name": "TZ", "value": "UTC"}, {"name": f"INTERNLM_{name.upper()}", "value": "1"}]})
+
+
+@pytest.mark.parametrize("name", sorted(generate.OWNED))
+def test_what_another_value_decides_is_not_taken_from_the_environment(name: str) -> None:
+    said = through_the_environment(name)
+    (way_out,) = re.findall(f"extraEnv sets INTERNLM_{name.upper()}, which .+ decides.*: (.+)[.]", said)
+    if way_out != "leave it out":
+        (value,) = re.findall("^set ([a-zA-Z.]+) instead$", way_out)
+        assert value in paths(VALUES)
+
+
+@pytest.mark.parametrize("name", ["max_running", "log_prompts", "kv_cache_tokens", "host"])
+def test_a_setting_through_the_environment_is_shown_its_value(name: str) -> None:
+    assert f"which is a setting of the server: set settings.{generate.camel(name)} instead." in through_the_environment(
+        name
+    )
 
 
 @pytest.mark.parametrize("name", ["max_running", "log_level", "gpu_memory_fraction"])

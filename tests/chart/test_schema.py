@@ -29,7 +29,7 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "an unknown setting": ({"settings": {"maxRuning": 3}}, "maxRuning"),
     "a setting out of bounds": ({"settings": {"maxRunning": 5000}}, "/settings/maxRunning"),
     "a setting another value decides": ({"settings": {"requestTimeout": 5}}, "requestTimeout"),
-    "a setting through the environment": ({"extraEnv": [{"name": "INTERNLM_PORT", "value": "1"}]}, "/extraEnv/0"),
+    "a variable without a name": ({"extraEnv": [{"name": "", "value": "1"}]}, "/extraEnv/0/name"),
     "a port out of bounds": ({"service": {"port": 70000}}, "/service/port"),
 }
 TAKEN: dict[str, Values] = {

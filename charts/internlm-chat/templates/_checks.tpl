@@ -8,6 +8,7 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- include "chat.checks.times" . }}
 {{- include "chat.checks.scaling" . }}
 {{- include "chat.checks.traffic" . }}
+{{- include "chat.checks.environment" . }}
 {{- end }}
 
 {{- define "chat.checks.names" -}}
@@ -110,6 +111,41 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- end }}
 {{- if and .Values.service.nodePort (ne .Values.service.type "NodePort") }}
 {{- fail (printf "service.nodePort=%v needs service.type=NodePort, not %s." .Values.service.nodePort .Values.service.type) }}
+{{- end }}
+{{- end }}
+
+{{/* The server's settings by their environment variables: each has its place among the values. */}}
+{{- define "chat.checks.environment" -}}
+{{- $decided := dict
+  "API_KEYS_FILE" "apiKeys.secretName"
+  "CACHE_DIR" ""
+  "DEVICE" "mode"
+  "DOWNLOAD_BUDGET" "startupBudget"
+  "DRAIN_DELAY" "rollout.preStopDelay"
+  "HUB_ENDPOINT" "model.endpoint"
+  "HUB_TOKEN_FILE" "model.tokenSecret.name"
+  "METRICS_PORT" ""
+  "MODEL_DIR" "model.path"
+  "MODEL_ID" "model.name"
+  "MODEL_REPO" "model.repository"
+  "PORT" "service.port"
+  "REQUEST_TIMEOUT" "requestTimeout"
+  "REVISION" "model.revision"
+  "RUN_DIR" ""
+  "SOURCE" "model.source"
+  "TERMINATION_LOG" ""
+}}
+{{- range .Values.extraEnv }}
+{{- if hasPrefix "INTERNLM_" .name }}
+{{- $name := trimPrefix "INTERNLM_" .name }}
+{{- if not (hasKey $decided $name) }}
+{{- fail (printf "extraEnv sets %s, which is a setting of the server: set settings.%s instead." .name (lower $name | camelcase | untitle)) }}
+{{- else if get $decided $name }}
+{{- fail (printf "extraEnv sets %s, which another value decides: set %s instead." .name (get $decided $name)) }}
+{{- else }}
+{{- fail (printf "extraEnv sets %s, which the chart decides by itself: leave it out." .name) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 
