@@ -67,6 +67,47 @@ the service must therefore wait for `requestTimeout` + 10 s (310 s as it comes) 
 An Ingress of an earlier chart that named no class had `nginx`: say `ingress.className=nginx` before you upgrade it, since a class that is taken away is not
 replaced by the default one.
 
+## Behind an endpoint picker
+`gateway.inferencePool.enabled=true` makes an InferencePool over the pods; the picker (Gateway API inference extension, llm-d) is yours to install, and
+must be told three things:
+- **Which parser.** The reference picker takes bodies for OpenAI's and refuses those without `model`, and the server refuses a field it does not know, `model`
+  among them. Only the `passthrough-parser` serves: it reads no body, so whatever scores by a prompt (prefix caches) has nothing to go by.
+- **Which port.** Metrics are on 6007, not on the pool's target port: `--model-server-metrics-port=6007`. With a NetworkPolicy, the picker belongs into
+  `networkPolicy.allowMetricsFrom` and the gateway into `allowFrom`.
+- **Which metrics.** `internlm_num_requests_waiting` and `internlm_num_requests_running`. There is none for the share of the KV cache in use, for LoRA, or for the
+  cache's layout: leave those empty, and score by the queue.
+
+```yaml
+apiVersion: llm-d.ai/v1alpha1  # inference.networking.x-k8s.io/v1alpha1 in earlier releases, whose plugins have other names
+kind: EndpointPickerConfig
+plugins:
+  - type: passthrough-parser
+  - type: queue-scorer
+  - type: metrics-data-source
+  - type: core-metrics-extractor
+    parameters:
+      defaultEngine: internlm-chat
+      engineConfigs:
+        - name: internlm-chat
+          queuedRequestsSpec: internlm_num_requests_waiting
+          runningRequestsSpec: internlm_num_requests_running
+requestHandler:
+  parsers:
+    - pluginRef: passthrough-parser
+dataLayer:
+  sources:
+    - pluginRef: metrics-data-source
+      extractors:
+        - pluginRef: core-metrics-extractor
+schedulingProfiles:
+  - name: default
+    plugins:
+      - pluginRef: queue-scorer
+```
+
+This is written after the picker's sources and has not been run against one. Where all you want is that requests are spread, the HTTPRoute leads to the Service
+without a pool, and the server's own queue answers 429 when it is full.
+
 ## When an alert fires
 `monitoring.rules=true` makes these. Each names its section here, by an address where `monitoring.runbookUrl` gives one. In what follows, `<pod>` is
 the pod the alert names, or one that `kubectl get pods -l app.kubernetes.io/component=server` shows, and `GET /` is asked of it by

@@ -4,9 +4,12 @@ import re
 import shlex
 
 import pytest
+import yaml
 
+from service.engine.base import EngineState, EngineStatus
+from service.metrics import Metrics
 from tests.support.docs import served_paths
-from tests.support.helm import Values, notes
+from tests.support.helm import CHART, Values, notes, render
 
 CASES: dict[str, tuple[Values, list[str], list[str]]] = {
     "one GPU": (
@@ -64,6 +67,16 @@ CASES: dict[str, tuple[Values, list[str], list[str]]] = {
         ["URL=http://a.example "],
         ["port-forward"],
     ),
+    "an inference pool": (
+        {"gateway": {"inferencePool": {"enabled": True, "endpointPicker": {"name": "epp"}}}},
+        [
+            "picker epp must be",
+            "passthrough-parser",
+            "--model-server-metrics-port=6007",
+            "internlm_num_requests_waiting",
+        ],
+        [],
+    ),
     "secrets": ({"model": {"tokenSecret": {"name": "hub"}}}, ["an event names the Secret"], ["Authorization"]),
     "an existing claim": ({"storage": {"existingClaim": "models"}}, ["is starting"], ["keeps the model"]),
 }
@@ -89,3 +102,20 @@ def test_every_path_the_notes_send_people_to_is_served(values: Values) -> None:
     named = set(re.findall(r"(?:127\.0\.0\.1:\d+|\$URL)(/\S+)", notes(values)))
     assert named == {"/v1/chat"}
     assert named <= served_paths()
+
+
+def test_the_pickers_example_names_this_servers_port_and_metrics() -> None:
+    readme = (CHART / "README.md").read_text()
+    section = readme.partition("\n## Behind an endpoint picker\n")[2].partition("\n## ")[0]
+    (example,) = re.findall(r"^```yaml\n(.+?)^```", section, re.DOTALL | re.MULTILINE)
+    config = yaml.safe_load(example)
+    types = {plugin["type"] for plugin in config["plugins"]}
+    (parser,) = config["requestHandler"]["parsers"]
+    (source,) = config["dataLayer"]["sources"]
+    used = [parser, source, *source["extractors"], *config["schedulingProfiles"][0]["plugins"]]
+    assert {each["pluginRef"] for each in used} == types
+    (engine,) = config["plugins"][-1]["parameters"]["engineConfigs"]
+    metrics = Metrics(lambda: EngineStatus(state=EngineState.STARTING), lambda: False)
+    known = {family.name for family in metrics.registry.collect()}
+    assert {value for key, value in engine.items() if key.endswith("Spec")} <= known
+    assert f"--model-server-metrics-port={render().settings['INTERNLM_METRICS_PORT']}" in section
