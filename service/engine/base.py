@@ -60,12 +60,16 @@ class Token(msgspec.Struct, frozen=True, tag=True):
 
 
 class Finish(msgspec.Struct, frozen=True, tag=True):
-    """The one terminal event of a request. `message` explains rejected and error; `retry_after` is in seconds."""
+    """The one terminal event of a request. `message` explains rejected and error; `retry_after` is in seconds.
+
+    `queued`: its deadline passed while it still waited for its turn.
+    """
 
     id: str
     reason: FinishReason
     message: str = ""
     retry_after: int = 0
+    queued: bool = False
 
 
 Event = Token | Finish

@@ -163,10 +163,11 @@ class FakeCore:
         return [*self._running.values(), *self._waiting]
 
     def _end(self, sequence: _Sequence, reason: FinishReason, message: str = "") -> Finish:
-        if self._running.pop(sequence.request.id, None) is None:
+        queued = self._running.pop(sequence.request.id, None) is None
+        if queued:
             self._waiting.remove(sequence)
         self._rate.count(time.monotonic())
-        return Finish(sequence.request.id, reason, message)
+        return Finish(sequence.request.id, reason, message, queued=queued and reason is FinishReason.DEADLINE)
 
     def _admit(self, now: float) -> None:
         while self._waiting and len(self._running) < self._limits.max_running:

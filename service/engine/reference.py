@@ -147,11 +147,12 @@ class ReferenceCore:
         return {request.id: request for request in [*requests, *(request for request, _ in self._waiting)]}
 
     def _end(self, request_id: str, reason: FinishReason, message: str = "") -> Finish:
-        if self._running and self._running.request.id == request_id:
+        running = self._running is not None and self._running.request.id == request_id
+        if self._running is not None and running:
             self._running.generation.close()
             self._running = None
         else:
             self._waiting = deque(entry for entry in self._waiting if entry[0].id != request_id)
         if reason is not FinishReason.ERROR:
             self._rate.count(self._clock())
-        return Finish(request_id, reason, message)
+        return Finish(request_id, reason, message, queued=not running and reason is FinishReason.DEADLINE)

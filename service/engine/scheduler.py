@@ -283,7 +283,8 @@ class Scheduler:
         self._head_blocked = False
         if reason is not FinishReason.ERROR:
             self._rate.count(now)
-        return Finish(sequence.request.id, reason, message)
+        queued = lease is None and reason is FinishReason.DEADLINE
+        return Finish(sequence.request.id, reason, message, queued=queued)
 
 
 def _schedule(sequence: Sequence, budget: PromptBudget) -> None:

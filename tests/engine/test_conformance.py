@@ -203,6 +203,14 @@ async def test_a_deadline_that_has_passed_ends_a_request_without_a_token(engine:
     assert reason_of(events) is FinishReason.DEADLINE
 
 
+async def test_a_deadline_tells_whether_the_request_had_left_the_queue(engine: Engines) -> None:
+    places = most_at_once(engine)
+    taken = [asyncio.create_task(events_of(engine, a_request(new=LONG, seconds=2))) for _ in range(places)]
+    await until(lambda: engine.status.stats.running == places)
+    assert finish_of(await events_of(engine, a_request(seconds=0.2))).queued
+    assert not any(finish_of(events).queued for events in await asyncio.gather(*taken))
+
+
 async def test_one_request_more_than_may_wait_is_rejected_and_told_when_to_come_back(engine: Engines) -> None:
     places = most_at_once(engine) + QUEUE
     taken = [asyncio.create_task(events_of(engine, a_request(new=LONG))) for _ in range(places)]
