@@ -12,6 +12,8 @@ import time
 from contextvars import ContextVar
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
+request_notes: ContextVar[dict[str, object] | None] = ContextVar("request_notes", default=None)
+"""What the line about the request that is being served will say besides; None outside of one."""
 
 ACCEPT_FAILED = "socket.accept() out of system resource"
 """What asyncio logs, a thousand times at once, when no more file may be opened."""
@@ -74,6 +76,13 @@ def _one_line(value: object) -> str:
     """A prompt may hold line breaks; in quotes and escaped, it cannot pass for lines of the log."""
     text = str(value)
     return text if text.isprintable() else repr(text)
+
+
+def note(**fields: object) -> None:
+    """Have the line about the request that is being served say this, too. Outside of one, nothing happens."""
+    notes = request_notes.get()
+    if notes is not None:
+        notes |= fields
 
 
 def is_console(log_format: str) -> bool:

@@ -6,7 +6,7 @@ latest snapshot at scrape time, so that a scrape never waits for the engine or t
 
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -16,7 +16,7 @@ from service.engine.base import EngineState, EngineStats, EngineStatus, FinishRe
 
 # An answer takes seconds to minutes; buckets that stop at ten seconds hide every slow one.
 REQUEST_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
-FIRST_TOKEN_BUCKETS = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60)
+FIRST_TOKEN_BUCKETS = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60, 120, 300, 600)
 # Those that OpenTelemetry's semantic conventions propose for gen_ai.server.time_per_output_token.
 OUTPUT_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 TOKEN_BUCKETS = (1, 8, 32, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -61,7 +61,7 @@ class Metrics:
         )
         self.queue_seconds = Histogram(
             "internlm_request_queue_time_seconds",
-            "From request to admission by the scheduler.",
+            "From request to admission by the scheduler; to the end of one that gave up before.",
             registry=registry,
             buckets=FIRST_TOKEN_BUCKETS,
         )
@@ -75,6 +75,7 @@ class Metrics:
         build = Gauge("internlm_build_info", "Version of the service.", ["version"], registry=registry)
         build.labels(__version__).set(1)
         registry.register(EngineCollector(status))
+        ProcessCollector(registry=registry)  # of the web process, under the names that every dashboard knows
 
 
 class EngineCollector(Collector):

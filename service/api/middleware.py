@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.lifecycle import Lifecycle, State
-from service.log import request_id
+from service.log import request_id, request_notes
 from service.metrics import Metrics
 
 logger = logging.getLogger("service.access")
@@ -35,7 +35,7 @@ class RequestContext:
             return await self._app(scope, receive, send)
         start, status = time.perf_counter(), 499
         name = _request_id(Headers(scope=scope).get("x-request-id", ""))
-        token = request_id.set(name)
+        token, notes_token = request_id.set(name), request_notes.set({})
 
         async def send_marked(message: Message) -> None:
             nonlocal status
@@ -49,6 +49,7 @@ class RequestContext:
         finally:
             self._record(scope, status, time.perf_counter() - start)
             request_id.reset(token)
+            request_notes.reset(notes_token)
 
     def _mark(self, headers: MutableHeaders, name: str) -> None:
         headers["X-Request-Id"] = name
@@ -60,16 +61,15 @@ class RequestContext:
         method = scope["method"] if scope["method"] in METHODS else "other"  # a client may invent any number of them
         self._metrics.http_requests.labels(route, method, status).inc()
         quiet = route in PROBES and status == 200
-        fields = {"status": status, "route": route, "seconds": round(seconds, 4)}
-        if "problem" in scope:
-            fields["problem"] = scope["problem"]
+        client = (scope.get("client") or ("",))[0]
+        fields = {"status": status, "route": route, "seconds": round(seconds, 4), "client": client}
         logger.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %d",
             scope["method"],
             shown_path(scope["path"]),
             status,
-            extra={"fields": fields},
+            extra={"fields": fields | (request_notes.get() or {})},
         )
 
 

@@ -11,6 +11,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from service.api.disconnect import ClientGoneError
 from service.api.middleware import shown_path
 from service.errors import ServiceError
+from service.log import note
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,9 @@ def response(error: ServiceError) -> JSONResponse:
     return JSONResponse(document(error), error.status, headers, MEDIA_TYPE)
 
 
-async def on_service_error(request: Request, error: Exception) -> Response:
+async def on_service_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    request.scope["problem"] = error.code  # for the request's line of the log
+    note(problem=error.code)
     return response(error)
 
 

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from service.api import problems
 from service.api.disconnect import ClientGoneError, until_disconnect
 from service.errors import ServiceError
+from service.log import note
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class EventStream(Response, Generic[Piece]):
             async for piece in self._rest:
                 await _send_body(send, self._encode(piece))
         except ServiceError as problem:
-            logger.info("the stream ends early", extra={"fields": {"problem": problem.code}})
+            note(problem=problem.code)  # the status has been 200 for long
             await _send_body(send, error(problem))
         await _send_body(send, DONE)
         await _send_body(send, b"", more=False)

@@ -13,12 +13,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from service.chat.detokenizer import Detokenizer
+from service.chat.endings import reason_of, too_late
 from service.chat.stops import StopMatcher
 from service.chat.stopwatch import Stopwatch
 from service.chat.templates import ChatTemplate, Message
 from service.chat.tokenizer import Tokenizer
 from service.engine.base import Engine, Finish, FinishReason, GenerationRequest, SamplingParams
-from service.errors import ContextTooLong, DeadlineExceeded, EngineFailed, InvalidRequest, QueueFull, ServiceError
+from service.errors import ContextTooLong
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 
@@ -109,28 +110,28 @@ class Generation:
 
     async def _answer(self, chat: Chat, watch: Stopwatch) -> AsyncGenerator[TextDelta | Done]:
         with watch:
-            request = await self._request(chat)
-            watch.prompt_tokens = len(request.prompt_ids)
+            request = await self._request(chat, watch)
+            watch.submitted(len(request.prompt_ids))
             answer = _Answer(Detokenizer(self._tokenizer), StopMatcher(chat.stop))
             async with aclosing(self._engine.submit(request)) as events:
                 async for event in events:
                     if isinstance(event, Finish):
-                        watch.finish = event
+                        watch.end(event)
                         break
                     watch.token(event)
                     if text := answer.push(event.token):
                         yield TextDelta(text)
                     if answer.stopped:
-                        watch.finish = Finish(request.id, FinishReason.STOP)
+                        watch.end(Finish(request.id, FinishReason.STOP))
                         break
-            reason = _reason(watch.finish, self._limits)
+            reason = reason_of(watch, self._limits.request_timeout)
             if text := answer.flush():
                 yield TextDelta(text)
-            yield Done(reason, watch.prompt_tokens, watch.tokens, watch.cached_tokens)
+            yield Done(reason, len(request.prompt_ids), watch.tokens, watch.cached_tokens)
 
-    async def _request(self, chat: Chat) -> GenerationRequest:
+    async def _request(self, chat: Chat, watch: Stopwatch) -> GenerationRequest:
         deadline = time.monotonic() + self._limits.request_timeout
-        prompt = await self._encode(chat.messages)
+        prompt = await self._encode(chat.messages, watch)
         return GenerationRequest(
             id=uuid.uuid4().hex,
             prompt_ids=prompt,
@@ -140,7 +141,7 @@ class Generation:
             sampling=chat.sampling,
         )
 
-    async def _encode(self, messages: list[Message]) -> list[int]:
+    async def _encode(self, messages: list[Message], watch: Stopwatch) -> list[int]:
         if sum(len(message.content) for message in messages) <= INLINE_CHARACTERS:
             return self._template.encode(messages)
         try:
@@ -148,7 +149,7 @@ class Generation:
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self._tokenizing, self._template.encode, messages)
         except TimeoutError:
-            raise _too_late(self._limits) from None
+            raise too_late(watch, self._limits.request_timeout) from None
 
     def _new_tokens(self, prompt: int, wanted: int | None) -> int:
         room = self._limits.max_context - prompt
@@ -185,29 +186,3 @@ class _Answer:
         if self.stopped:
             return ""
         return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-
-
-def _reason(finish: Finish | None, limits: AnswerLimits) -> str:
-    """The answer's finish_reason, or the error that the engine's ending means."""
-    if finish is None:
-        raise EngineFailed("the engine ended the answer without a reason")
-    if finish.reason in (FinishReason.STOP, FinishReason.LENGTH):
-        return finish.reason.value
-    raise _error(finish, limits)
-
-
-def _error(finish: Finish, limits: AnswerLimits) -> ServiceError:
-    if finish.reason is FinishReason.DEADLINE:
-        return _too_late(limits)
-    if finish.reason is FinishReason.REJECTED and finish.retry_after:
-        return QueueFull(finish.message, retry_after=finish.retry_after)
-    if finish.reason is FinishReason.REJECTED:
-        return InvalidRequest(finish.message, field="prompt")
-    return EngineFailed(finish.message or "the engine failed", retry_after=finish.retry_after or 5)
-
-
-def _too_late(limits: AnswerLimits) -> DeadlineExceeded:
-    return DeadlineExceeded(
-        f"the answer was not done after {limits.request_timeout:g} s, the most a request may take. "
-        "Ask for fewer tokens (max_new_tokens), or stream the answer."
-    )

@@ -1,36 +1,50 @@
-"""What one request adds to the metrics: how long it took, how many tokens it had, and the one way in which it ended."""
+"""What one request adds to metrics and log: how long it took, how many tokens it had, the one way in which it ended."""
 
 import asyncio
 import time
 from typing import Self
 
+from service import log
 from service.engine.base import Finish, FinishReason, Token
 from service.errors import DeadlineExceeded, InvalidRequest
 from service.metrics import Metrics
+
+GAVE_UP = (FinishReason.DEADLINE, FinishReason.CANCELLED)
+"""Left out, those that waited longest would make the queue look shortest when it is longest."""
 
 
 class Stopwatch:
     """Times one request from its making to the end of its `with` block, where its outcome is counted once.
 
-    Without `metrics` it counts nothing. `prompt_tokens`: None until the prompt is tokenized. `finish`: None until the
-    answer has come to an end.
+    Without `metrics` it counts and notes nothing. `prompt_tokens`: None until `submitted`. `queue_seconds`: None until
+    the first token, or the end of a request that gave up before it. `finish`: None until the answer has come to an end.
     """
 
     def __init__(self, metrics: Metrics | None) -> None:
         self._metrics = metrics
         self._start = time.perf_counter()
-        self._first = self._last = 0.0
+        self._submitted = self._first = self._last = 0.0
         self.prompt_tokens: int | None = None
         self.tokens = 0
         self.cached_tokens = 0
+        self.queue_seconds: float | None = None
         self.finish: Finish | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self.finish is None:
+            self._end(_outcome(error))
         if self._metrics is not None:
-            self._count(self._metrics, self.finish.reason if self.finish else _outcome(error))
+            outcome = self.finish.reason if self.finish else _outcome(error)
+            self._count(self._metrics, outcome)
+            self._note(outcome)
+
+    def submitted(self, prompt_tokens: int) -> None:
+        """The engine gets the request now, with so many tokens."""
+        self._submitted = time.perf_counter()
+        self.prompt_tokens = prompt_tokens
 
     def token(self, event: Token) -> None:
         """Take in a token that has just come."""
@@ -40,9 +54,23 @@ class Stopwatch:
             return
         self._first = self._last
         self.cached_tokens = event.cached_tokens
+        self._queued(event.queue_time)
         if self._metrics is not None:
             self._metrics.first_token_seconds.observe(self._first - self._start)
-            self._metrics.queue_seconds.observe(event.queue_time)
+
+    def end(self, finish: Finish) -> None:
+        """The answer has come to its end."""
+        self.finish = finish
+        self._end(finish.reason)
+
+    def _end(self, outcome: FinishReason) -> None:
+        if self.queue_seconds is None and self.prompt_tokens is not None and outcome in GAVE_UP:
+            self._queued(time.perf_counter() - self._submitted)
+
+    def _queued(self, seconds: float) -> None:
+        self.queue_seconds = seconds
+        if self._metrics is not None:
+            self._metrics.queue_seconds.observe(seconds)
 
     def _count(self, metrics: Metrics, outcome: FinishReason) -> None:
         metrics.requests.labels(outcome.value).inc()
@@ -54,6 +82,16 @@ class Stopwatch:
         metrics.request_seconds.observe(time.perf_counter() - self._start)
         if self.tokens > 1:
             metrics.output_token_seconds.observe((self._last - self._first) / (self.tokens - 1))
+
+    def _note(self, outcome: FinishReason) -> None:
+        """For the request's line of the log."""
+        log.note(outcome=outcome.value, completion_tokens=self.tokens)
+        if self.prompt_tokens is not None:
+            log.note(prompt_tokens=self.prompt_tokens, cached_tokens=self.cached_tokens)
+        if self.queue_seconds is not None:
+            log.note(queue_seconds=round(self.queue_seconds, 4))
+        if self.tokens:
+            log.note(first_token_seconds=round(self._first - self._start, 4))
 
 
 def _outcome(error: BaseException | None) -> FinishReason:

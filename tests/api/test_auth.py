@@ -1,5 +1,7 @@
 """API keys: everything under /v1 asks for one, probes do not, and a rotated file counts at once."""
 
+import hashlib
+import logging
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,20 @@ async def test_without_a_known_key_nothing_is_answered(guarded: Service, headers
 async def test_each_key_opens(guarded: Service, key: str) -> None:
     response = await guarded.http.post("/v1/chat", json={"prompt": "hi"}, headers=bearer(key))
     assert response.status_code == 200
+
+
+async def test_the_log_tells_which_key_was_used_without_telling_the_key(
+    guarded: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for key in ("alpha-key", "beta-key", "alpha-key"):
+        await guarded.http.post("/v1/chat", json={"prompt": "hi"}, headers=bearer(key))
+    await guarded.http.post("/v1/chat", json={"prompt": "hi"}, headers=bearer("gamma"))
+    lines = [record.fields for record in caplog.records if record.name == "service.access"]
+    first, other, again, refused = (fields.get("key_id") for fields in lines)
+    assert first == again == hashlib.sha256(b"alpha-key").hexdigest()[:8] != other
+    assert refused is None
+    assert not any(key in str(fields) for key in ("alpha-key", "beta-key", "gamma") for fields in lines)
 
 
 async def test_probes_need_no_key(guarded: Service) -> None:

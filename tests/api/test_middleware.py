@@ -1,12 +1,14 @@
 """Every request has an id and one log line; prompts and answers are in no line unless switched on."""
 
 import logging
+from typing import Any
 
 import pytest
 
 from service.engine.fake import FakeScript
 from service.log import request_id
 from tests.api.conftest import Service, Start
+from tests.support.server import until
 
 SECRET = "the launch code is xyzzy"
 
@@ -34,16 +36,57 @@ async def test_one_line_per_request_with_status_and_id(service: Service, caplog:
     assert lines[0].fields["problem"] == "invalid_request"
 
 
-async def test_a_stream_that_fails_says_so_in_the_log_under_its_id(
-    start: Start, caplog: pytest.LogCaptureFixture
+async def the_line(caplog: pytest.LogCaptureFixture) -> Any:
+    """The one about the only request; a client has a stream's last byte before it is written."""
+    await until(lambda: [record for record in caplog.records if record.name == "service.access"])
+    (record,) = [record for record in caplog.records if record.name == "service.access"]
+    return record
+
+
+CUT = {
+    "engine": (FakeScript(crash_at_step=8), 60.0, "error", "engine_failed"),
+    "deadline": (FakeScript(step_seconds=0.05), 1.0, "deadline", "deadline_exceeded"),
+}
+
+
+@pytest.mark.parametrize(("script", "seconds", "outcome", "problem"), CUT.values(), ids=CUT)
+async def test_a_stream_that_is_cut_says_so_in_its_one_line_under_its_id(
+    start: Start, caplog: pytest.LogCaptureFixture, script: FakeScript, seconds: float, outcome: str, problem: str
 ) -> None:
     """Its request was answered 200, long before."""
-    service = await start(FakeScript(crash_at_step=8))
+    service = await start(script, request_timeout=seconds)
     caplog.set_level(logging.INFO)
     caplog.handler.addFilter(lambda record: setattr(record, "request_id", request_id.get()) or True)
-    await service.http.post("/v1/chat", json={"prompt": SECRET, "stream": True}, headers={"X-Request-Id": "one"})
-    (record,) = [record for record in caplog.records if record.getMessage() == "the stream ends early"]
-    assert (record.fields, record.request_id) == ({"problem": "engine_failed"}, "one")
+    body = {"prompt": SECRET * 4, "stream": True}
+    await service.http.post("/v1/chat", json=body, headers={"X-Request-Id": "one"})
+    record = await the_line(caplog)
+    assert record.fields["status"] == 200
+    assert (record.fields["outcome"], record.fields["problem"], record.request_id) == (outcome, problem, "one")
+    assert record.fields["completion_tokens"] > 0
+    assert [r for r in caplog.records if getattr(r, "request_id", "") == "one"] == [record]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_the_line_of_an_answer_tells_who_asked_how_much_and_how_long_it_took(
+    service: Service, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    await service.ask(stream=stream)
+    fields = (await the_line(caplog)).fields
+    assert (fields["client"], fields["outcome"]) == ("127.0.0.1", "stop")
+    assert min(fields["prompt_tokens"], fields["completion_tokens"]) > 1
+    assert 0 <= fields["queue_seconds"] < fields["first_token_seconds"] < fields["seconds"]
+    assert "key_id" not in fields
+
+
+async def test_a_line_without_an_answer_has_no_figures_of_one(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    await service.ask()
+    caplog.set_level(logging.INFO)
+    await service.http.get("/v1/models")
+    (fields,) = [record.fields for record in caplog.records if record.name == "service.access"]
+    assert fields.keys() == {"status", "route", "seconds", "client"}
 
 
 async def test_probes_that_succeed_are_quiet(service: Service, caplog: pytest.LogCaptureFixture) -> None:

@@ -92,6 +92,7 @@ async def take(generation: Generation, chat: Chat) -> None:
             pass
 
 
+WAITED = {"request_queue_time_seconds": 1}
 LATENCIES = {"time_to_first_token_seconds": 1, "time_per_output_token_seconds": 1, "request_queue_time_seconds": 1}
 TAKEN_IN = {"request_duration_seconds": 1, "request_prompt_tokens": 1, "request_generation_tokens": 1}
 
@@ -105,7 +106,11 @@ async def test_a_whole_answer_is_counted_with_all_its_figures(
 
 
 ENGINE_ENDINGS = {
-    "deadline": (ScriptedEngine(Finish("", FinishReason.DEADLINE)), DeadlineExceeded, {"deadline": 1} | TAKEN_IN),
+    "deadline": (
+        ScriptedEngine(Finish("", FinishReason.DEADLINE)),
+        DeadlineExceeded,
+        {"deadline": 1} | TAKEN_IN | WAITED,
+    ),
     "full": (ScriptedEngine(Finish("", FinishReason.REJECTED, retry_after=3)), QueueFull, {"rejected": 1}),
     "never fits": (ScriptedEngine(Finish("", FinishReason.REJECTED, "too long")), InvalidRequest, {"rejected": 1}),
     "failed": (ScriptedEngine(Finish("", FinishReason.ERROR)), EngineFailed, {"error": 1} | TAKEN_IN),
@@ -152,6 +157,34 @@ async def test_a_client_that_leaves_in_its_answer_is_counted_as_cancelled(make: 
     assert counted(metrics).keys() == {"cancelled"} | TAKEN_IN.keys() | LATENCIES.keys() - {
         "time_per_output_token_seconds"
     }
+
+
+async def test_a_client_that_leaves_the_queue_is_counted_with_the_time_it_waited(make: Make, metrics: Metrics) -> None:
+    """Else the queue would look shortest when nobody gets out of it."""
+    asking = asyncio.create_task(take(make(ScriptedEngine(hangs=True)), SHORT))
+    await asyncio.sleep(0.1)
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert counted(metrics) == {"cancelled": 1} | TAKEN_IN | WAITED
+    (waited,) = [s.value for f in metrics.queue_seconds.collect() for s in f.samples if s.name.endswith("_sum")]
+    assert 0.05 < waited < 30
+
+
+TOO_LATE_AT = {
+    "in the queue": ([Finish("", FinishReason.DEADLINE, queued=True)], ["waited 0 s in the queue", "Come back later"]),
+    "before a token": ([Finish("", FinishReason.DEADLINE)], ["had not begun", "Shorten the conversation"]),
+    "in its answer": ([*TOKENS, Finish("", FinishReason.DEADLINE)], ["it had 2 tokens", "(max_new_tokens)"]),
+}
+
+
+@pytest.mark.parametrize(("events", "said"), TOO_LATE_AT.values(), ids=TOO_LATE_AT)
+async def test_an_answer_that_is_too_late_says_where_the_time_went_and_what_helps(
+    make: Make, events: list[Event], said: list[str]
+) -> None:
+    with pytest.raises(DeadlineExceeded) as caught:
+        await take(make(ScriptedEngine(*events)), SHORT)
+    assert all(part in caught.value.message for part in [*said, "300 s, the most a request may take"])
+    assert "stream" not in caught.value.message
 
 
 async def test_a_client_that_leaves_while_its_prompt_is_tokenized_is_counted_as_cancelled(

@@ -73,4 +73,19 @@ def test_every_outcome_exists_at_zero_from_the_first_scrape(reason: FinishReason
 
 def test_every_series_has_our_prefix_and_no_colon() -> None:
     found = scrape(EngineStatus(state=EngineState.READY, info=INFO, stats=EngineStats(gpus=[GPU])))
-    assert all(name.startswith("internlm_") and ":" not in name for name in found)
+    ours = {name for name in found if not name.startswith("process_")}
+    assert all(name.startswith("internlm_") and ":" not in name for name in ours)
+
+
+def test_the_web_process_tells_its_age_memory_and_open_files() -> None:
+    found = scrape(EngineStatus(state=EngineState.READY))
+    for name in ("process_start_time_seconds", "process_resident_memory_bytes", "process_open_fds", "process_max_fds"):
+        assert found[name][0][1] > 0
+
+
+@pytest.mark.parametrize("name", ["request_duration", "time_to_first_token", "request_queue_time"])
+def test_a_request_that_takes_as_long_as_it_may_has_a_bucket(name: str) -> None:
+    """Longer than 60 s all would look alike; a request may take 300 s, and an operator may allow more."""
+    found = scrape(EngineStatus(state=EngineState.READY))
+    bounds = {labels["le"] for labels, _ in found[f"internlm_{name}_seconds_bucket"]}
+    assert {"120.0", "300.0", "600.0"} <= bounds

@@ -1,0 +1,42 @@
+"""What the way in which an answer ended means to its client."""
+
+from service.chat.stopwatch import Stopwatch
+from service.engine.base import Finish, FinishReason
+from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, QueueFull, ServiceError
+
+
+def reason_of(watch: Stopwatch, request_timeout: float) -> str:
+    """The answer's finish_reason; raises the error that any other ending means."""
+    finish = watch.finish
+    if finish is None:
+        raise EngineFailed("the engine ended the answer without a reason")
+    if finish.reason in (FinishReason.STOP, FinishReason.LENGTH):
+        return finish.reason.value
+    raise _error(finish, watch, request_timeout)
+
+
+def too_late(watch: Stopwatch, request_timeout: float) -> DeadlineExceeded:
+    """The error of an answer that was not done in time: where the time went, and what would help."""
+    limit = f"{request_timeout:g} s, the most a request may take"
+    waited = f"{watch.queue_seconds or 0:.0f} s in the queue"
+    if watch.finish is not None and watch.finish.queued:
+        return DeadlineExceeded(
+            f"the request waited {waited} and was not begun within {limit}: more is asked of the service than it "
+            "can do. Come back later, or send fewer requests at once."
+        )
+    if watch.tokens:
+        return DeadlineExceeded(
+            f"the answer was not done after {limit}: it had {watch.tokens} tokens, after {waited}. "
+            "Ask for fewer tokens (max_new_tokens)."
+        )
+    return DeadlineExceeded(f"the answer had not begun after {limit}. Shorten the conversation, or come back later.")
+
+
+def _error(finish: Finish, watch: Stopwatch, request_timeout: float) -> ServiceError:
+    if finish.reason is FinishReason.DEADLINE:
+        return too_late(watch, request_timeout)
+    if finish.reason is FinishReason.REJECTED and finish.retry_after:
+        return QueueFull(finish.message, retry_after=finish.retry_after)
+    if finish.reason is FinishReason.REJECTED:
+        return InvalidRequest(finish.message, field="prompt")
+    return EngineFailed(finish.message or "the engine failed", retry_after=finish.retry_after or 5)
