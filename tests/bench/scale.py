@@ -123,7 +123,9 @@ def _give_every_id_text(file: Path, vocab: int) -> None:
 
 
 def _write_shards(directory: Path, shapes: dict[str, torch.Size], shape: Shape) -> None:
-    noise = (torch.randn(NOISE_NUMBERS if shape.hidden > 1000 else 1 << 20) * shape.scale).to(shape.dtype)
+    count = NOISE_NUMBERS if shape.hidden > 1000 else 1 << 20
+    seeded = torch.Generator().manual_seed(shape.seed)  # what the model says does not differ from run to run
+    noise = (torch.randn(count, generator=seeded) * shape.scale).to(shape.dtype)
     shards: list[list[str]] = [[]]
     size = 0
     for name, wanted in shapes.items():

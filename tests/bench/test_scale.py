@@ -33,6 +33,12 @@ def test_nearly_every_id_that_a_random_model_says_has_a_text_of_its_own(tmp_path
     assert tokenizer.decode(ids) == "A text of words w421 w16383."
 
 
+def test_a_random_model_is_the_same_every_time(tmp_path: Path) -> None:
+    written = [write_random_model(tmp_path / name, TINY.shape) for name in ("one", "other")]
+    one, other = (next(path.glob("model-*.safetensors")).read_bytes() for path in written)
+    assert one == other
+
+
 def test_a_random_model_is_written_once_and_again_if_it_was_cut_off(tmp_path: Path) -> None:
     model = ready_model(tmp_path / "model", TINY.shape)
     shard = next(model.glob("model-*.safetensors"))
