@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.settings import PREFIX
+from service.settings import SETTINGS
 
 Source = Literal["modelscope", "huggingface", "dir"]
 
@@ -23,7 +23,7 @@ _REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 class DownloadSettings(BaseSettings):
     """What an operator can set about the model's delivery. Units are in the descriptions."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+    model_config = SettingsConfigDict(**SETTINGS)
 
     model_dir: Path | None = Field(None, description="Directory the model is brought to; the server reads it there.")
     source: Source = Field(

@@ -48,4 +48,6 @@ def known_variables() -> list[str]:
 def _complaint(error: dict[str, object]) -> str:
     location = error["loc"]
     assert isinstance(location, tuple)
+    if not location:  # of several settings together; the sentence names them
+        return str(error["msg"])
     return f"{PREFIX}{str(location[0]).upper()}={error['input']!r}: {error['msg']}"

@@ -6,12 +6,17 @@ refuses to start: a typo must not serve with a default.
 
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "INTERNLM_"
+SETTINGS = SettingsConfigDict(
+    env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, allow_inf_nan=False
+)
+"""Of the server's and the download's settings alike. No number is infinite: no timer counts to it."""
 CONTEXT_CAP = 32_768
 """Beyond 32,768 positions InternLM3's dynamic-NTK RoPE depends on the longest sequence seen, so that one
 request would change another's answer. Up to it the frequencies are constant (transformers, `rope_type` dynamic)."""
@@ -20,7 +25,7 @@ request would change another's answer. Up to it the frequencies are constant (tr
 class Settings(BaseSettings):
     """What an operator can set. Units are in the names or the descriptions."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+    model_config = SettingsConfigDict(**SETTINGS)
 
     host: str = Field("0.0.0.0", description="Address the API listens on.")  # noqa: S104
     port: int = Field(6006, ge=0, le=65535, description="Port of the API.")
@@ -73,6 +78,17 @@ class Settings(BaseSettings):
     run_dir: Path | None = Field(
         None, description="Directory of the engine's socket; unset: a new private one. Set by the gunicorn master."
     )
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.port and self.port == self.metrics_port:
+            raise PydanticCustomError(
+                "same_port",
+                "{prefix}METRICS_PORT and {prefix}PORT are both {port}: the metrics have a port of their own, so that "
+                "nothing which exposes the API exposes them; 0 switches them off",
+                {"prefix": PREFIX, "port": self.port},
+            )
+        return self
 
     @property
     def drain_timeout(self) -> float:

@@ -1,9 +1,13 @@
 """Settings come from the environment, are bounded, and a typo never serves with a default."""
 
+import itertools
+import math
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from service.download_settings import DownloadSettings
 from service.environment import known_variables, load_settings
 from service.errors import ConfigurationError
 from service.settings import PREFIX, Settings
@@ -39,6 +43,9 @@ def test_an_unknown_name_with_our_prefix_refuses_to_start(monkeypatch: pytest.Mo
         ("ENGINE", "vllm"),
         ("LOG_LEVEL", "loud"),
         ("REQUEST_TIMEOUT", "0"),
+        ("REQUEST_TIMEOUT", "inf"),
+        ("DRAIN_DELAY", "inf"),
+        ("BODY_TIMEOUT", "nan"),
         ("PREFIX_CACHE", "perhaps"),
     ],
 )
@@ -49,6 +56,22 @@ def test_a_value_out_of_bounds_is_named_with_its_variable(
     with pytest.raises(ConfigurationError) as caught:
         load_settings()
     assert f"{PREFIX}{name}={value!r}" in caught.value.message
+
+
+def test_no_setting_is_infinite_or_no_number() -> None:
+    for kind in (Settings, DownloadSettings):
+        floats = [name for name, field in kind.model_fields.items() if field.annotation is float]
+        for name, value in itertools.product(floats, (math.inf, math.nan)):
+            with pytest.raises(ValidationError, match=name):
+                kind(**{name: value})
+
+
+def test_one_port_for_api_and_metrics_is_refused_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERNLM_PORT", "7000")
+    monkeypatch.setenv("INTERNLM_METRICS_PORT", "7000")
+    with pytest.raises(ConfigurationError, match=r"^INTERNLM_METRICS_PORT and INTERNLM_PORT are both 7000: "):
+        load_settings()
+    assert Settings(port=0, metrics_port=0).port == 0, "any free port, and none"
 
 
 def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
