@@ -42,7 +42,7 @@ def check_all(settings: Settings, download: DownloadSettings) -> list[Finding]:
     if settings.model_dir is None:
         return [skip("model files", "INTERNLM_MODEL_DIR is not set"), *check_gpu(settings, None)]
     model_dir = settings.model_dir.expanduser()
-    files = check_files(model_dir)
+    files = check_files(model_dir, download.source)
     complete = files.state is State.OK
     return [
         files,

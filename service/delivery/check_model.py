@@ -9,7 +9,7 @@ from service.delivery.failures import DeliveryFailed
 from service.delivery.finding import Finding, fail, ok, skip, warn
 from service.delivery.inspection import inspect
 from service.delivery.symptoms import failure_of
-from service.download_settings import DownloadSettings
+from service.download_settings import DownloadSettings, Source
 from service.engine.config import read_config
 from service.errors import ConfigurationError
 
@@ -17,27 +17,35 @@ INTERNLM3_BYTES = 17_700_000_000
 """InternLM3-8B-Instruct in bfloat16 with tokenizer; the exact figure comes with the hub's listing."""
 
 SETTING = "INTERNLM_MODEL_DIR"
-DOWNLOAD = "run `internlm-chat download`, or set INTERNLM_MODEL_DIR to a directory that holds the model"
+ELSEWHERE = "or set INTERNLM_MODEL_DIR to a directory that holds the model"
+DOWNLOAD = f"run `internlm-chat download`, {ELSEWHERE}"
+COPY = f"copy what is missing or damaged there again, {ELSEWHERE}"
+RECORD = "run `INTERNLM_SOURCE=dir internlm-chat download`: it hashes what is there, so that later damage is noticed"
 
 
-def check_files(model_dir: Path) -> Finding:
-    """Everything a server needs of the directory, and a model it knows; without hashing the weights."""
+def check_files(model_dir: Path, source: Source = "modelscope") -> Finding:
+    """Everything a server needs of the directory, and a model it knows; without hashing the weights.
+
+    `source` decides what helps: what a hub has can be fetched again, what somebody carried there cannot.
+    """
+    remedy = COPY if source == "dir" else DOWNLOAD
     if not model_dir.is_dir():
-        return fail("model files", f"there is no directory {model_dir}", DOWNLOAD, SETTING)
+        return fail("model files", f"there is no directory {model_dir}", remedy, SETTING)
     try:
         manifest = manifests.read(model_dir)
         if manifest is None:
             check_consistent(model_dir, [path.name for path in model_dir.iterdir()])
         elif damages := inspect(model_dir, manifest).damages:
-            return fail("model files", "; ".join(map(str, damages)), DOWNLOAD, SETTING)
+            return fail("model files", "; ".join(map(str, damages)), remedy, SETTING)
         read_config(model_dir)
     except ConfigurationError as error:
-        return fail("model files", error.message, DOWNLOAD, SETTING)
+        return fail("model files", error.message, remedy, SETTING)
     except (DeliveryFailed, OSError) as error:
         failure = failure_of(error, f"reading {model_dir}")
-        return fail("model files", failure.what, DOWNLOAD, SETTING)
+        return fail("model files", failure.what, remedy, SETTING)
     if manifest is None:
-        return warn("model files", f"{model_dir} has no manifest, but seems whole", DOWNLOAD)
+        advice = RECORD if source == "dir" else DOWNLOAD
+        return warn("model files", f"{model_dir} has no manifest, but seems whole", advice)
     return ok("model files", f"{len(manifest.files)} files, {manifest.total_bytes:,} bytes in {model_dir}")
 
 

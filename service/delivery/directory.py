@@ -70,9 +70,9 @@ def load_json(path: Path) -> dict[str, Any]:
     try:
         body = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise DeliveryFailed(Cause.INTEGRITY, f"{path} is no JSON: {error}") from None
+        raise DeliveryFailed(Cause.DAMAGED, f"{path} is no JSON: {error}") from None
     if not isinstance(body, dict):
-        raise DeliveryFailed(Cause.INTEGRITY, f"{path} is no JSON object")
+        raise DeliveryFailed(Cause.DAMAGED, f"{path} is no JSON object")
     return body
 
 
@@ -80,9 +80,9 @@ def _check_shard(path: Path) -> None:
     try:
         expected, found = read_header(path).file_bytes, path.stat().st_size
     except BadHeader as error:
-        raise DeliveryFailed(Cause.INTEGRITY, f"{path}: {error}") from None
+        raise DeliveryFailed(Cause.DAMAGED, f"{path}: {error}") from None
     if expected != found:
-        raise DeliveryFailed(Cause.INTEGRITY, f"{path} has {found:,} bytes, its header says {expected:,}")
+        raise DeliveryFailed(Cause.DAMAGED, f"{path} has {found:,} bytes, its header says {expected:,}")
 
 
 def _record(path: Path, digests: Digests | OSError) -> FileRecord:

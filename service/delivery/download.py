@@ -125,7 +125,7 @@ class Delivery:
             return None
         damages, manifest = self._inspect(manifest, verify)
         if damages:
-            raise DeliveryFailed(Cause.INCOMPLETE, f"in {self._dir} {'; '.join(map(str, damages))}")
+            raise DeliveryFailed(Cause.DAMAGED, f"in {self._dir} {'; '.join(map(str, damages))}")
         self._check_digest(manifest)
         return manifest
 

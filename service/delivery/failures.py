@@ -31,6 +31,7 @@ class Cause(StrEnum):
     MOVED = "moved"
     DIGEST = "digest"
     INCOMPLETE = "incomplete"
+    DAMAGED = "damaged"
     LOCKED = "locked"
     CLIENT = "client-crashed"
     STOPPED = "stopped"
@@ -67,9 +68,10 @@ TREATMENTS: dict[Cause, Treatment] = {
     Cause.INTEGRITY: Treatment("the hub or something on the way changes files; try another INTERNLM_HUB_ENDPOINT", 2),
     Cause.MOVED: Treatment("pin INTERNLM_REVISION to a tag or a commit", 5),
     Cause.DIGEST: Treatment(
-        "set INTERNLM_REVISION to what the digest was taken from, or correct INTERNLM_MODEL_DIGEST"
+        "bring the revision that the digest was taken from (INTERNLM_REVISION), or correct INTERNLM_MODEL_DIGEST"
     ),
-    Cause.INCOMPLETE: Treatment("copy the missing files there, or set INTERNLM_SOURCE to a hub"),
+    Cause.INCOMPLETE: Treatment("copy what is missing there, or set INTERNLM_SOURCE to a hub"),
+    Cause.DAMAGED: Treatment("copy that file again, or set INTERNLM_SOURCE to a hub"),
     Cause.LOCKED: Treatment("look at the pod that holds the lock; deleting it frees the lock"),
     Cause.CLIENT: Treatment("see the lines above; the next start resumes", 3),
     Cause.STOPPED: Treatment("what has arrived is kept; the next start resumes"),

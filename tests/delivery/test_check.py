@@ -66,6 +66,18 @@ def test_a_complete_model_passes_and_asks_no_hub(hub: FakeHub, model_dir: Path) 
     assert not hub.requests
 
 
+def test_a_carried_model_is_to_be_recorded_and_one_that_is_cut_to_be_copied_again(tmp_path: Path) -> None:
+    """Where there is no hub, `internlm-chat download` alone would look for one."""
+    carried = make_repository(tmp_path / "model")
+    served, fetched = Settings(model_dir=carried), DownloadSettings(model_dir=carried, source="dir")
+    whole = check_all(served, fetched)[0]
+    assert (whole.state, "`INTERNLM_SOURCE=dir internlm-chat download`" in whole.remedy) == (State.WARN, True)
+    os.truncate(carried / SHARDS[0], 2000)
+    cut = check_all(served, fetched)[0]
+    assert (cut.state, "copy what is missing or damaged" in cut.remedy) == (State.FAIL, True)
+    assert "internlm-chat download" not in cut.remedy
+
+
 def test_a_hub_is_asked_when_something_is_missing(hub: FakeHub, model_dir: Path) -> None:
     found = findings(model_dir, hub)
     assert found["hub"].state is State.OK

@@ -69,6 +69,8 @@ def test_what_is_not_whole_is_refused_by_name(carried: Path, damage: object, com
     outcome = verify(carried)
     assert outcome.code == 1
     assert complaint in outcome.last_line
+    assert "copy " in outcome.last_line, "there is no hub that could be at fault"
+    assert "ENDPOINT" not in outcome.last_line
     assert manifests.read(carried) is None
 
 
@@ -79,7 +81,8 @@ def test_damage_under_the_manifest_is_named_and_not_adopted(carried: Path) -> No
     assert outcome.code == 1
     assert f"{SECOND} is missing" in outcome.last_line
     (carried / SECOND).write_bytes(b"x" * 10)
-    assert f"{SECOND} has 10 of " in verify(carried).last_line
+    assert f"{SECOND} has 10 of " in (again := verify(carried).last_line)
+    assert "copy that file again" in again
 
 
 def test_a_volume_that_was_downloaded_elsewhere_keeps_its_origin(hub: FakeHub, model_dir: Path, tmp_path: Path) -> None:
