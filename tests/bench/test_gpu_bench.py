@@ -10,13 +10,15 @@ import torch
 
 from service.engine.base import EngineConfig
 from tests.bench import run as benchmark_run
+from tests.bench.floor import prefill_flop
 from tests.bench.gpu import machine, main, parse, run_sections
+from tests.bench.limits import Limits
 from tests.bench.load import Rates
 from tests.bench.measures import CONTINUOUS_BATCHING, ENGINE, LIMIT, REFERENCE
 from tests.bench.results_file import Line, Results
 from tests.bench.run import Run
 from tests.bench.scale import TINY
-from tests.bench.sections import OURS, SECTIONS, Section, product, with_needs
+from tests.bench.sections import OURS, SECTIONS, Section, product, steps, with_needs
 from tests.bench.targets import TARGETS
 
 ONE_AT_A_TIME = ("ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99")
@@ -183,6 +185,18 @@ def test_the_engine_is_measured_with_the_settings_that_the_server_takes(
     _ = bench(tmp_path, []).core
     assert (built[0].step_tokens, built[0].device, built[0].kind) == (96, "cpu", "native")
     assert machine("cpu")["switches"] == {"INTERNLM_STEP_TOKENS": "96"}, "and the line says so"
+
+
+def test_a_prefill_is_what_prompts_take_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first finds the GPU rested, and is held against a rate that no rested GPU has."""
+    times, lines = iter([0.5, 1.0, 1.0, 4.0, 1.0]), list[Line]()
+    run = bench(tmp_path, lines)
+    run._core = SimpleNamespace()  # type: ignore[assignment]
+    run.limits = Limits(memory=1.0, matmul=1e12)
+    monkeypatch.setattr(steps, "serve", lambda core, requests: Rates(1, next(times), 1, 1, 1))
+    steps.prefill(run)
+    expected = prefill_flop(run.config, TINY.prefill) / 1.0 / 1e12
+    assert [line["figures"] for line in lines if "figures" in line] == [{"prefill_of_matmul": expected}]
 
 
 def test_a_load_is_held_against_a_reading_that_came_right_before_it(
