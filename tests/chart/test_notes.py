@@ -82,6 +82,21 @@ CASES: dict[str, tuple[Values, list[str], list[str]]] = {
 }
 
 
+EXPOSED: dict[str, tuple[Values, bool]] = {
+    "inside the cluster": ({}, False),
+    "a load balancer": ({"service": {"type": "LoadBalancer"}}, True),
+    "a node port": ({"service": {"type": "NodePort"}}, True),
+    "an ingress": ({"ingress": {"enabled": True}}, True),
+    "a route": ({"gateway": {"httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}]}}}, True),
+}
+
+
+@pytest.mark.parametrize(("values", "warned"), EXPOSED.values(), ids=EXPOSED.keys())
+def test_a_service_that_strangers_reach_without_a_key_is_warned_of(values: Values, warned: bool) -> None:
+    assert ("WARNING: whoever reaches this address may use the GPU" in notes(values)) is warned
+    assert "WARNING" not in notes(values | {"apiKeys": {"secretName": "keys"}})
+
+
 @pytest.mark.parametrize(("values", "said", "unsaid"), CASES.values(), ids=CASES.keys())
 def test_the_notes_fit_the_values(values: Values, said: list[str], unsaid: list[str]) -> None:
     text = notes(values)

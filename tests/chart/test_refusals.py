@@ -87,6 +87,14 @@ IMPOSSIBLE: dict[str, tuple[Values, str]] = {
         {"monitoring": {"rules": True, "scrape": "annotations"}},
         "needs monitoring.scrape=serviceMonitor or podMonitor",
     ),
+    "callers of a ClusterIP": (
+        {"service": {"loadBalancerSourceRanges": ["10.0.0.0/8"]}},
+        "service.loadBalancerSourceRanges needs service.type=LoadBalancer, not ClusterIP",
+    ),
+    "a load balancer's class on a NodePort": (
+        {"service": {"type": "NodePort", "loadBalancerClass": "internal"}},
+        "service.loadBalancerClass needs service.type=LoadBalancer, not NodePort",
+    ),
     "a node port of a ClusterIP": ({"service": {"nodePort": 30080}}, "needs service.type=NodePort, not ClusterIP"),
 }
 

@@ -13,6 +13,18 @@ def test_the_claim_outlives_the_release_unless_told_otherwise() -> None:
     assert "annotations" not in render({"storage": {"keep": False}}).one("PersistentVolumeClaim")["metadata"]
 
 
+def test_the_operators_annotations_are_on_every_claim_and_cannot_give_it_up() -> None:
+    own = {"backup": "never", KEEP: "delete"}
+    claim = render({"storage": {"annotations": own}}).one("PersistentVolumeClaim")
+    assert claim["metadata"]["annotations"] == {"backup": "never", KEEP: "keep"}, "storage.keep decides that"
+    (template,) = render({"storage": {"annotations": own, "perReplica": True}}).one("StatefulSet")["spec"][
+        "volumeClaimTemplates"
+    ]
+    assert template["metadata"]["annotations"] == own
+    plain = render({"commonAnnotations": {"a": "b"}, "storage": {"perReplica": True}}).one("StatefulSet")
+    assert "annotations" not in plain["spec"]["volumeClaimTemplates"][0]["metadata"], "they could never be changed"
+
+
 def test_class_size_and_access_mode_are_the_operators() -> None:
     storage = {"storageClass": "fast", "size": "100Gi", "accessMode": "ReadWriteMany"}
     assert render({"storage": storage}).one("PersistentVolumeClaim")["spec"] == {

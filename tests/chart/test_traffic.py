@@ -49,6 +49,14 @@ def test_the_service_leads_to_the_api(service: Values, expected: Values) -> None
     assert found["metadata"]["annotations"] == {"a": "b"}
 
 
+def test_a_load_balancer_has_its_class_and_its_callers() -> None:
+    service = {"type": "LoadBalancer", "loadBalancerClass": "internal", "loadBalancerSourceRanges": ["10.0.0.0/8"]}
+    spec = render({"service": service}).one("Service", NAME)["spec"]
+    assert spec.items() >= service.items()
+    pods = render({"service": service}).one("Service", f"{NAME}-pods")["spec"]
+    assert not {"loadBalancerClass", "loadBalancerSourceRanges"} & set(pods)
+
+
 def test_the_ingress_has_host_class_path_and_certificate() -> None:
     ingress = {"enabled": True, "host": "chat.example.com", "className": "internal", "tlsSecret": "tls"}
     spec = render({"ingress": ingress}).one("Ingress")["spec"]

@@ -174,8 +174,49 @@ def test_names_can_be_chosen_and_every_derived_name_still_fits(values: Values, n
     assert all(len(each["metadata"]["name"]) <= 63 for each in manifests)
 
 
-def test_every_object_carries_the_common_labels() -> None:
-    for each in render({"commonLabels": {"cost": "42"}, "ingress": {"enabled": True}}):
-        labels = each["metadata"]["labels"]
-        assert labels["cost"] == "42", each["kind"]
-        assert labels["app.kubernetes.io/managed-by"] == "Helm"
+def test_every_object_carries_the_common_labels_and_annotations() -> None:
+    common: Values = {"commonLabels": {"cost": "42"}, "commonAnnotations": {"owner": "nlp", "a": "common"}}
+    everything: Values = {
+        "ingress": {"enabled": True, "annotations": {"a": "own"}},
+        "service": {"annotations": {"a": "own"}},
+        "serviceAccount": {"annotations": {"a": "own"}},
+        "storage": {"accessMode": "ReadWriteMany", "annotations": {"a": "own"}},
+        "gateway": {"httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}]}},
+        "networkPolicy": {"enabled": True},
+        "monitoring": {"scrape": "podMonitor", "rules": True, "dashboards": {"enabled": True, "folder": "Models"}},
+        "replicas": 2,
+        "pdb": {"enabled": True},
+    }
+    with_own = {"Ingress", "Service", "ServiceAccount", "PersistentVolumeClaim"}
+    for each in render(common | everything):
+        metadata = each["metadata"]
+        assert metadata["labels"]["cost"] == "42", each["kind"]
+        assert metadata["labels"]["app.kubernetes.io/managed-by"] == "Helm"
+        own = each["kind"] in with_own and metadata["name"] != f"{NAME}-pods"
+        assert metadata["annotations"].items() >= {"owner": "nlp", "a": "own" if own else "common"}.items(), each[
+            "kind"
+        ]
+    pod = render(common).workload["spec"]["template"]["metadata"]["annotations"]
+    assert "owner" not in pod, "a changed annotation would restart the pods"
+
+
+def test_more_environment_comes_from_config_maps_and_secrets_and_the_charts_own_wins() -> None:
+    more = [{"secretRef": {"name": "proxy"}}, {"configMapRef": {"name": "site", "optional": True}}]
+    manifests = render({"extraEnvFrom": more})
+    for container in (manifests.server, manifests.download):
+        assert container["envFrom"] == [*more, {"configMapRef": {"name": NAME}}], "the last one wins"
+
+
+def test_further_objects_are_part_of_the_release_and_may_be_templates() -> None:
+    extra = {
+        "apiVersion": "external-secrets.io/v1",
+        "kind": "ExternalSecret",
+        "metadata": {"name": '{{ include "chat.fullname" . }}-keys', "namespace": "{{ .Release.Namespace }}"},
+        "spec": {"target": {"name": "{{ .Values.apiKeys.secretName }}"}},
+    }
+    other = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other"}, "data": {"a": "1"}}
+    manifests = render({"extraObjects": [extra, other], "apiKeys": {"secretName": "keys"}})
+    made = manifests.one("ExternalSecret")
+    assert made["metadata"] == {"name": f"{NAME}-keys", "namespace": "models"}
+    assert made["spec"] == {"target": {"name": "keys"}}
+    assert manifests.one("ConfigMap", "other") == other

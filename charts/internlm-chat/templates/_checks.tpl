@@ -109,6 +109,11 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- if and .Values.monitoring.rules (not (has .Values.monitoring.scrape (list "serviceMonitor" "podMonitor"))) }}
 {{- fail "monitoring.rules needs monitoring.scrape=serviceMonitor or podMonitor: the alerts find their series by the job label that those set." }}
 {{- end }}
+{{- range $name := list "loadBalancerClass" "loadBalancerSourceRanges" }}
+{{- if and (get $.Values.service $name) (ne $.Values.service.type "LoadBalancer") }}
+{{- fail (printf "service.%s needs service.type=LoadBalancer, not %s." $name $.Values.service.type) }}
+{{- end }}
+{{- end }}
 {{- if and .Values.service.nodePort (ne .Values.service.type "NodePort") }}
 {{- fail (printf "service.nodePort=%v needs service.type=NodePort, not %s." .Values.service.nodePort .Values.service.type) }}
 {{- end }}

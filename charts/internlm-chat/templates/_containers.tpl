@@ -56,6 +56,10 @@ volumeMounts:
 
 {{- define "chat.environment" -}}
 envFrom:
+  {{- with .Values.extraEnvFrom }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+  # Last, and so the one that counts: what it says is not said otherwise by chance.
   - configMapRef:
       name: {{ include "chat.fullname" . }}
 {{- with .Values.extraEnv }}

@@ -20,11 +20,16 @@ app.kubernetes.io/name: {{ include "chat.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
-{{- define "chat.labels" -}}
-{{- include "chat.labelsWith" (list . dict) }}
+{{/* Labels and annotations, those that every object has and some of its own: `(list . labels annotations)`. */}}
+{{- define "chat.metadata" -}}
+{{- $root := index . 0 -}}
+labels: {{- include "chat.labelsWith" (list $root (index . 1)) | nindent 2 }}
+{{- with merge (dict) (index . 2 | default dict) ($root.Values.commonAnnotations | default dict) }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
-{{/* The labels every object has, and some of its own: `(list . (dict ...))`. Each is said once, whoever says it twice. */}}
+{{/* The labels of `chat.metadata`. Each is said once, whoever says it twice. */}}
 {{- define "chat.labelsWith" -}}
 {{- $root := index . 0 }}
 {{- $chart := printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
