@@ -7,7 +7,8 @@
 Prints JSON lines: `microseconds`, `torch_microseconds`, and `of_limit`, the share of the time that the bytes a kernel
 must move would take at the measured bandwidth. `--sweep` prints each launch choice's time instead, over all that it is
 timed on and for each, and the best of a group once more: that is what `service/engine/kernels/tuning.py` is filled
-from. Each choice is compiled for each shape, some second apiece: all of them take longer than many a time limit.
+from. Every choice is compiled for every shape, some five hundred in all, which a command's time limit may be too short
+for: `--only` takes some.
 """
 
 import argparse
