@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.engine.defaults import RUNNING_ON_CPU, RUNNING_ON_GPU, STEP_TOKENS_ON_CPU, STEP_TOKENS_ON_GPU
+
 PREFIX = "INTERNLM_"
 SETTINGS = SettingsConfigDict(
     env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, allow_inf_nan=False
@@ -51,10 +53,18 @@ class Settings(BaseSettings):
     max_context: int = Field(
         CONTEXT_CAP, ge=16, le=CONTEXT_CAP, description="Most tokens of prompt and answer; the model may have less."
     )
-    max_running: int = Field(0, ge=0, le=1024, description="Requests decoded at once; 0: 256 on a GPU, 8 on a CPU.")
+    max_running: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description=f"Requests decoded at once; 0: {RUNNING_ON_GPU} on a GPU, {RUNNING_ON_CPU} on a CPU.",
+    )
     max_queue: int = Field(256, ge=0, description="Requests that may wait; one more is answered 429.")
     step_tokens: int = Field(
-        0, ge=0, description="Most tokens one engine step computes: the prefill chunk; 0: 2048 on a GPU, 512 on a CPU."
+        0,
+        ge=0,
+        description="Most tokens one engine step computes: the prefill chunk; "
+        f"0: {STEP_TOKENS_ON_GPU} on a GPU, {STEP_TOKENS_ON_CPU} on a CPU.",
     )
     kv_cache_tokens: int = Field(0, ge=0, description="Tokens the KV cache holds; 0: what fits the memory.")
     gpu_memory_fraction: float = Field(0.9, gt=0, le=1, description="Share of the GPU's memory the engine may use.")

@@ -44,7 +44,7 @@ def generation_config(request: GenerationRequest) -> GenerationConfig:
     )
 
 
-class Generation(BaseStreamer, StoppingCriteria):  # type: ignore[misc]  # transformers has no types
+class GenerateCall(BaseStreamer, StoppingCriteria):  # type: ignore[misc]  # transformers has no types
     """One `generate()` call on its own thread, read token by token."""
 
     def __init__(self, model: Any, request: GenerationRequest) -> None:

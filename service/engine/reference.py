@@ -22,13 +22,13 @@ from service.engine.base import (
     StepFailed,
     Token,
 )
-from service.engine.generate import Generation
+from service.engine.generate import GenerateCall
 
 
 class _Running:
     """The request that is being answered."""
 
-    def __init__(self, request: GenerationRequest, queue_time: float, generation: Generation) -> None:
+    def __init__(self, request: GenerationRequest, queue_time: float, generation: GenerateCall) -> None:
         self.request = request
         self.queue_time = queue_time
         self.generation = generation
@@ -128,7 +128,7 @@ class ReferenceCore:
     def _start(self) -> None:
         request, arrival = self._waiting.popleft()
         self._prompt_tokens += len(request.prompt_ids)
-        self._running = _Running(request, self._clock() - arrival, Generation(self._model, request))
+        self._running = _Running(request, self._clock() - arrival, GenerateCall(self._model, request))
 
     def _advance(self, running: _Running) -> list[Event]:
         request, token = running.request, running.generation.next()
