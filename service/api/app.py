@@ -1,13 +1,14 @@
 """The app, built by a factory from finished parts; nothing is made at import."""
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 from fastapi import Depends, FastAPI
 
 from service import __version__
-from service.api import chat, health, models, problems
-from service.api.auth import ApiKeys, guard
+from service.api import chat, docs, health, models, openapi, problems
+from service.api.auth import BEARER, ApiKeys, guard
 from service.api.health import Identity
 from service.api.middleware import RequestContext
 from service.api.unread_body import UnreadBody
@@ -33,13 +34,16 @@ def create_app(
         version=__version__,
         description="Chat with one model on one GPU.",
         lifespan=lifespan,
-        redoc_url=None,
+        openapi_url=None,  # and no pages that load scripts from elsewhere: see docs.py
         redirect_slashes=False,  # a redirect would be built from the Host header, with the wrong scheme behind TLS
     )
     app.include_router(health.router(lifecycle, status, identity))
+    app.include_router(docs.router(app))
     keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file else None
+    locks = [Depends(BEARER), Depends(guard(keys))] if keys else []
     for router in (chat.router(generation, settings), models.router(identity)):
-        app.include_router(router, dependencies=[Depends(guard(keys))])
+        app.include_router(router, dependencies=locks, responses=openapi.problems(401, 503) if keys else None)
+    app.openapi = cache(partial(openapi.document, app))  # type: ignore[method-assign]
     problems.install(app)
     app.add_middleware(RequestContext, lifecycle=lifecycle, metrics=metrics)
     app.add_middleware(UnreadBody)

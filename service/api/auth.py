@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import Request
+from fastapi.security import HTTPBearer
 
 from service.errors import ConfigurationError, NotReady, Unauthorized
 from service.log import note
@@ -61,12 +62,14 @@ def read_keys(file: Path) -> list[bytes]:
     return [_digest(line) for line in lines if line and not line.startswith("#")]
 
 
-def guard(keys: ApiKeys | None) -> Guard:
-    """A FastAPI dependency that lets only holders of a key pass; without keys, everybody."""
+BEARER = HTTPBearer(auto_error=False, description="One of the service's API keys.")
+"""Says in the OpenAPI document what `guard` asks for, and does nothing else."""
+
+
+def guard(keys: ApiKeys) -> Guard:
+    """A FastAPI dependency that lets only holders of a key pass."""
 
     async def check(request: Request) -> None:
-        if keys is None:
-            return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if not keys.current():
             raise NotReady("the service has no API keys at the moment", retry_after=30)

@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from service.api import sse
+from service.api import openapi, sse
 from service.api.body import json_body
 from service.api.disconnect import until_disconnect
 from service.api.schema import DEFAULT_SYSTEM, ChatRequest, ChatResponse, Delta, FinalDelta, Usage
@@ -27,8 +27,23 @@ logger = logging.getLogger(__name__)
 
 Pieces = AsyncGenerator[TextDelta | Done]
 
+STREAMED = """\
+data: {"id": "5f0c…", "delta": "Hello"}
+
+data: {"id": "5f0c…", "delta": "", "response": "Hello", "status": 200, "time": "…", …}
+
+data: [DONE]
+"""
 DESCRIPTION = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": ChatRequest.model_json_schema()}}}
+    "requestBody": {"required": True, "content": {"application/json": {"schema": openapi.reference("ChatRequest")}}}
+}
+ANSWERS: openapi.Answers = {
+    200: {
+        "description": "The whole answer; with stream, an event for each piece of it (Delta), one with everything the "
+        "whole answer has (FinalDelta), then [DONE]. A stream that fails has an event named error with a Problem.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": STREAMED}},
+    },
+    **openapi.problems(400, 408, 413, 415, 429, 503, 504),
 }
 
 
@@ -39,7 +54,9 @@ def router(generation: Callable[[], Generation], settings: Settings) -> APIRoute
         ChatRequest, settings.max_body_bytes, settings.body_timeout
     )
 
-    @routes.post("/v1/chat", response_model=ChatResponse, openapi_extra=DESCRIPTION, summary="Answer a chat")
+    @routes.post(
+        "/v1/chat", response_model=ChatResponse, responses=ANSWERS, openapi_extra=DESCRIPTION, summary="Answer a chat."
+    )
     async def chat(request: Request, body: Annotated[ChatRequest, Depends(parse)]) -> Response:
         pieces = generation().stream(to_chat(body))
         transcript = Transcript(body.prompt if settings.log_prompts else None)

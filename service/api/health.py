@@ -13,6 +13,7 @@ from service.delivery.manifest import Manifest
 from service.engine.base import EngineState, EngineStatus
 from service.lifecycle import RETRY_AFTER_SECONDS, Lifecycle, State
 
+UNREADY = "Not now: the reason says why."
 DEAD = {EngineState.STUCK, EngineState.FAILED}
 
 
@@ -37,7 +38,12 @@ def router(lifecycle: Lifecycle, status: Callable[[], EngineStatus], identity: I
 
     # Load balancers probe with HEAD; uvicorn leaves the body out.
     @routes.head("/", include_in_schema=False)
-    @routes.get("/", response_model=Health, summary="Does the model answer?")
+    @routes.get(
+        "/",
+        response_model=Health,
+        responses={503: {"model": Health, "description": UNREADY}},
+        summary="Does the model answer?",
+    )
     async def readiness() -> JSONResponse:
         body = health(lifecycle, status(), identity)
         ready = body.status == "healthy"
@@ -45,7 +51,11 @@ def router(lifecycle: Lifecycle, status: Callable[[], EngineStatus], identity: I
         return JSONResponse(body.model_dump(), 200 if ready else 503, headers)
 
     @routes.head("/healthz", include_in_schema=False)
-    @routes.get("/healthz", summary="Is the process worth keeping?")
+    @routes.get(
+        "/healthz",
+        responses={503: {"description": "No: the reason says why."}},
+        summary="Is the process worth keeping?",
+    )
     async def liveness() -> JSONResponse:
         engine = status()
         alive = engine.state not in DEAD

@@ -129,6 +129,17 @@ class FinalDelta(ChatResponse):
     delta: Literal[""] = ""
 
 
+class Problem(BaseModel):
+    """Why a request is not answered (RFC 9457). `code` is stable, `field` names what of the request is at fault."""
+
+    type: Literal["about:blank"] = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    field: str | None = None
+
+
 class Health(BaseModel):
     """Whether the model answers. `message`, `status` and `timestamp` are the original contract."""
 

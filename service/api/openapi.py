@@ -1,0 +1,50 @@
+"""The OpenAPI document: what FastAPI finds by itself, and what it cannot know of bodies read and answers made here."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.api.problems import MEDIA_TYPE
+from service.api.schema import ChatRequest, Delta, FinalDelta, Problem
+from service.errors import ServiceError
+
+REFERENCE = "#/components/schemas/{model}"
+BY_NAME = (ChatRequest, Delta, FinalDelta, Problem)
+"""Models that routes refer to with `reference`."""
+
+Answers = dict[int | str, dict[str, Any]]
+
+
+def reference(name: str) -> dict[str, str]:
+    """The schema of one of `BY_NAME`."""
+    return {"$ref": REFERENCE.format(model=name)}
+
+
+def problems(*statuses: int) -> Answers:
+    """What a route's `responses` say of errors with these statuses."""
+    content = {MEDIA_TYPE: {"schema": reference("Problem")}}
+    return {status: {"description": _meaning(status), "content": content} for status in statuses}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The whole document."""
+    built = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schemas = built["components"]["schemas"]
+    for model in BY_NAME:
+        schema = model.model_json_schema(ref_template=REFERENCE)
+        schemas |= {model.__name__: schema, **schema.pop("$defs", {})}
+    return built
+
+
+def _meaning(status: int) -> str:
+    """Every error with this status: its code, and what it says of itself."""
+    errors = [error for error in _errors(ServiceError) if error.status == status]
+    return " ".join(f"{error.code}: {(error.__doc__ or '').splitlines()[0]}" for error in errors)
+
+
+def _errors(kind: type[ServiceError]) -> Iterator[type[ServiceError]]:
+    for error in kind.__subclasses__():
+        yield error
+        yield from _errors(error)
