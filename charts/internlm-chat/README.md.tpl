@@ -58,7 +58,7 @@ the service must therefore wait for `requestTimeout` + 10 s (310 s as it comes) 
 
 | Proxy | What it needs |
 | --- | --- |
-| Gateway API | The preferred way: `gateway.httpRoute.enabled=true` and `gateway.httpRoute.parentRefs`. The route's timeouts are part of the standard and follow `requestTimeout`, with whichever implementation. |
+| Gateway API | The preferred way: `gateway.httpRoute.enabled=true` and `gateway.httpRoute.parentRefs`. The route's timeouts follow `requestTimeout`. They are an extended feature of the standard: see that your implementation has it, and that its listener has no shorter limit of its own (Traefik's, below). |
 | ingress-nginx | `ingress.className=nginx`: the chart sets timeouts, buffering and body size. The project was retired in March 2026 and gets no fixes. |
 | nginx.org (F5's) | Its class is often called `nginx`, too, and its annotations are others: `ingress.annotations` with `nginx.org/proxy-read-timeout: 310s`, `nginx.org/proxy-send-timeout: 310s`, `nginx.org/proxy-buffering: "False"`, `nginx.org/client-max-body-size: 4m`. |
 | Traefik | Timeouts are the entry point's: `transport.respondingTimeouts.readTimeout`, 60 s as it comes, to `310s` or `0`. Nothing is held back. Where its provider for ingress-nginx's annotations reads the class: `ingress.nginxAnnotations=true`. |
@@ -120,7 +120,7 @@ StatefulSet's events. Pods that run and are not scraped: look at the monitor's l
 
 ### InternlmChatNotReady
 Nothing has answered for `startupBudget` seconds. `GET /` names the phase and its reason. A download that is merely slow wants a larger
-`startupBudget`; one that fails says why in its last line. A load that fails for want of memory wants a larger GPU or a smaller `settings.gpuMemoryFraction`.
+`startupBudget`; one that fails says why in its last line. A load that fails for want of memory wants a larger GPU, or one that nothing else uses.
 
 ### InternlmChatLostReady
 The model answered, and does not any more, though the server runs. `GET /` says "draining" (it was told to stop: by a rollout, a node's drain, an
@@ -134,7 +134,7 @@ The server's process dies again and again; every answer it was giving is cut off
 ### InternlmChatFailing
 Answers end past the deadline (504) or in an error. Compare `internlm_requests_total` by outcome. `deadline` beside a long queue is too much load: add
 replicas, or lower `settings.maxQueue` so that clients learn it at once. `deadline` without a queue is answers too long for `requestTimeout`, or an engine that
-has become slow: see InternlmChatDegraded. `error` has its reason in the server's log, with the request's id.
+has become slow: see InternlmChatDegraded. The 504 itself and the request's line in the server's log say where its time went. `error` has its reason there.
 
 ### InternlmChatDecodeStalled
 Requests run and no token comes. Liveness restarts the pod when a step hangs; if the alert stays, look at the GPU: `nvidia-smi` in the pod, Xid errors in the

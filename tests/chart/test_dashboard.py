@@ -105,7 +105,8 @@ def test_no_query_names_a_series_the_service_does_not_have() -> None:
     metrics.http_requests.labels("/", "GET", "200").inc()
     known = {sample.name for family in metrics.registry.collect() for sample in family.samples}
     text = " ".join([*dashboards.queries(), *ALERTS.values()])
-    asked = set(re.findall(r"internlm_\w+", text))
+    asked = set(re.findall(r"(?:internlm|process)_\w+", text))
+    assert "process_start_time_seconds" in asked
     assert asked - known == set()
 
 

@@ -35,6 +35,10 @@ CASES: dict[str, tuple[Values, Values]] = {
         {"limits": {"memory": "8Gi", "cpu": "1500m"}},
         {"requests": {"cpu": "1500m", "memory": "8Gi"}, "limits": GPU | {"memory": "8Gi", "cpu": "1500m"}},
     ),
+    "a limit in bytes": (
+        {"limits": {"memory": 8589934592}},
+        {"requests": {"cpu": "4", "memory": "8589934592"}, "limits": GPU | {"memory": 8589934592}},
+    ),
     "a request above the default limit": (
         {"requests": {"memory": "40G"}},
         {"requests": {"cpu": "4", "memory": "40G"}, "limits": GPU | {"memory": "40G"}},

@@ -192,10 +192,8 @@ def test_every_object_carries_the_common_labels_and_annotations() -> None:
         metadata = each["metadata"]
         assert metadata["labels"]["cost"] == "42", each["kind"]
         assert metadata["labels"]["app.kubernetes.io/managed-by"] == "Helm"
-        own = each["kind"] in with_own and metadata["name"] != f"{NAME}-pods"
-        assert metadata["annotations"].items() >= {"owner": "nlp", "a": "own" if own else "common"}.items(), each[
-            "kind"
-        ]
+        a = "own" if each["kind"] in with_own and metadata["name"] != f"{NAME}-pods" else "common"
+        assert metadata["annotations"].items() >= {"owner": "nlp", "a": a}.items(), each["kind"]
     pod = render(common).workload["spec"]["template"]["metadata"]["annotations"]
     assert "owner" not in pod, "a changed annotation would restart the pods"
 

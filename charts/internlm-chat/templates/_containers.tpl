@@ -152,8 +152,8 @@ away. A default gives way to what is named: it asks for no more than the limit a
 
 {{/* The smaller and the larger of two quantities, as they were written. */}}
 {{- define "chat.least" -}}
-{{- ternary (first .) (last .) (le (include "chat.amount" (first .) | float64) (include "chat.amount" (last .) | float64)) }}
+{{- ternary (first .) (last .) (le (include "chat.amount" (first .) | float64) (include "chat.amount" (last .) | float64)) | include "chat.settingValue" }}
 {{- end }}
 {{- define "chat.most" -}}
-{{- ternary (first .) (last .) (ge (include "chat.amount" (first .) | float64) (include "chat.amount" (last .) | float64)) }}
+{{- ternary (first .) (last .) (ge (include "chat.amount" (first .) | float64) (include "chat.amount" (last .) | float64)) | include "chat.settingValue" }}
 {{- end }}
