@@ -3,7 +3,8 @@
 import asyncio
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,29 @@ async def load(service: Service, prometheus: Prometheus) -> Counter[int]:
     return answers
 
 
+Observe = Callable[..., AbstractAsyncContextManager[tuple[Service, Prometheus]]]
+
+
 @pytest.fixture
-async def observed(start: Start, tmp_path: Path) -> AsyncIterator[tuple[Service, Prometheus]]:
-    """A service and the Prometheus that watches it, its jobs named as the chart's monitors name them."""
-    metrics, port = free_port(), free_port()
-    service = await start(script=FakeScript(step_seconds=0.005), metrics_port=metrics, max_queue=4)
-    write_rules(RULES, tmp_path)
-    labels = {"job": RELEASE, "namespace": NAMESPACE, "pod": POD}
-    async with run_prometheus(tmp_path, port, metrics, labels) as prometheus:
-        yield service, prometheus
+def observe(start: Start, tmp_path: Path) -> Observe:
+    """Starts a service and the Prometheus that watches it, its jobs named as the chart's monitors name them."""
+
+    @asynccontextmanager
+    async def run(**settings: Any) -> AsyncIterator[tuple[Service, Prometheus]]:
+        metrics, port = free_port(), free_port()
+        service = await start(script=FakeScript(step_seconds=0.005), metrics_port=metrics, **settings)
+        write_rules(RULES, tmp_path)
+        labels = {"job": RELEASE, "namespace": NAMESPACE, "pod": POD}
+        async with run_prometheus(tmp_path, port, metrics, labels) as prometheus:
+            yield service, prometheus
+
+    return run
+
+
+@pytest.fixture
+async def observed(observe: Observe) -> AsyncIterator[tuple[Service, Prometheus]]:
+    async with observe(max_queue=4) as both:
+        yield both
 
 
 @needs_promtool
@@ -90,8 +105,26 @@ async def test_the_autoscaler_gets_a_number_for_this_releases_pods(observed: tup
 async def test_alerts_that_should_speak_do_and_the_others_are_silent(observed: tuple[Service, Prometheus]) -> None:
     service, prometheus = observed
     await load(service, prometheus)
-    speaking = {name for name, expression in ALERTS.items() if await prometheus.query(sooner(expression))}
-    assert speaking == {"InternlmChatRejecting"}
+    assert await speaking(prometheus) == {"InternlmChatRejecting"}
+
+
+@needs_promtool
+@pytest.mark.slow
+async def test_alerts_of_an_outage_speak(observe: Observe) -> None:
+    """Every answer takes longer than it may; then the model answers no more."""
+    async with observe(request_timeout=0.05) as (service, prometheus):
+        while "InternlmChatFailing" not in await speaking(prometheus):
+            assert await asyncio.gather(*(ask(service) for _ in range(8))) == [504] * 8
+        assert await speaking(prometheus) == {"InternlmChatFailing"}
+        assert await prometheus.query("process_start_time_seconds"), "what a restart is known by"
+        service.running.lifecycle.begin_drain()
+        await prometheus.until("internlm_ready == 0")
+        assert "InternlmChatLostReady" in await speaking(prometheus)
+
+
+async def speaking(prometheus: Prometheus) -> set[str]:
+    """Alerts whose expression gives something now."""
+    return {name for name, expression in ALERTS.items() if await prometheus.query(sooner(expression))}
 
 
 def sooner(expression: str) -> str:

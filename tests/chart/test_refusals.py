@@ -87,6 +87,19 @@ IMPOSSIBLE: dict[str, tuple[Values, str]] = {
         {"monitoring": {"rules": True, "scrape": "annotations"}},
         "needs monitoring.scrape=serviceMonitor or podMonitor",
     ),
+    "more asked for than allowed": (
+        {"resources": {"requests": {"memory": "64Gi"}, "limits": {"memory": "32G"}}},
+        "resources.requests.memory=64Gi is more than resources.limits.memory=32G",
+    ),
+    "more CPUs for the download than allowed": (
+        {"downloader": {"resources": {"requests": {"cpu": 2}, "limits": {"cpu": "1500m"}}}},
+        "downloader.resources.requests.cpu=2 is more than downloader.resources.limits.cpu=1500m",
+    ),
+    "IPv6 to a server of IPv4": ({"service": {"ipFamilies": ["IPv6"]}}, 'set settings.host="::"'),
+    "both families to a server of one": (
+        {"service": {"ipFamilyPolicy": "RequireDualStack"}, "settings": {"host": "127.0.0.1"}},
+        'set settings.host="::", which is both families',
+    ),
     "callers of a ClusterIP": (
         {"service": {"loadBalancerSourceRanges": ["10.0.0.0/8"]}},
         "service.loadBalancerSourceRanges needs service.type=LoadBalancer, not ClusterIP",

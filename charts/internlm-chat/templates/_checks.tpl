@@ -109,6 +109,10 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- if and .Values.monitoring.rules (not (has .Values.monitoring.scrape (list "serviceMonitor" "podMonitor"))) }}
 {{- fail "monitoring.rules needs monitoring.scrape=serviceMonitor or podMonitor: the alerts find their series by the job label that those set." }}
 {{- end }}
+{{- $ipv6 := or (has "IPv6" (.Values.service.ipFamilies | default list)) (eq (.Values.service.ipFamilyPolicy | default "") "RequireDualStack") }}
+{{- if and $ipv6 (not (contains ":" ((.Values.settings | default dict).host | default "0.0.0.0"))) }}
+{{- fail "service.ipFamilies or service.ipFamilyPolicy asks for IPv6, on which the server would not listen: set settings.host=\"::\", which is both families." }}
+{{- end }}
 {{- range $name := list "loadBalancerClass" "loadBalancerSourceRanges" }}
 {{- if and (get $.Values.service $name) (ne $.Values.service.type "LoadBalancer") }}
 {{- fail (printf "service.%s needs service.type=LoadBalancer, not %s." $name $.Values.service.type) }}

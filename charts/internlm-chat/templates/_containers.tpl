@@ -100,7 +100,7 @@ livenessProbe:
 {{- $gpu := eq .Values.mode "gpu" }}
 {{- $requests := ternary (dict "cpu" "4" "memory" "16Gi") (dict "cpu" "1" "memory" "2Gi") $gpu }}
 {{- $defaults := dict "requests" $requests "limits" (dict "memory" (ternary "32Gi" "4Gi" $gpu)) }}
-{{- $resources := include "chat.resources" (list $defaults .Values.resources) | fromYaml }}
+{{- $resources := include "chat.resources" (list "resources" $defaults .Values.resources) | fromYaml }}
 {{- if $gpu }}
 {{- $limits := merge (dict .Values.gpu.resource 1) ($resources.limits | default dict) }}
 {{- $_ := set $resources "limits" $limits }}
@@ -111,21 +111,22 @@ livenessProbe:
 {{/* The page cache of what is written counts too; the kernel takes it back before it kills. */}}
 {{- define "chat.downloaderResources" -}}
 {{- $defaults := dict "requests" (dict "cpu" "100m" "memory" "256Mi") "limits" (dict "memory" "1Gi") }}
-{{- include "chat.resources" (list $defaults .Values.downloader.resources) }}
+{{- include "chat.resources" (list "downloader.resources" $defaults .Values.downloader.resources) }}
 {{- end }}
 
 {{- define "chat.testResources" -}}
 {{- $defaults := dict "requests" (dict "cpu" "50m" "memory" "64Mi") "limits" (dict "memory" "128Mi") }}
-{{- include "chat.resources" (list $defaults .Values.test.resources) }}
+{{- include "chat.resources" (list "test.resources" $defaults .Values.test.resources) }}
 {{- end }}
 
 {{/*
-Resources as a value names them, over the defaults: `(list defaults value)`. What is not named keeps its default, null takes it
+Resources as a value names them, over the defaults: `(list path defaults value)`. What is not named keeps its default, null takes it
 away. A default gives way to what is named: it asks for no more than the limit and limits to no less than the request.
 */}}
 {{- define "chat.resources" -}}
-{{- $defaults := index . 0 }}
-{{- $own := index . 1 | default dict }}
+{{- $path := index . 0 }}
+{{- $defaults := index . 1 }}
+{{- $own := index . 2 | default dict }}
 {{- $made := omit $own "requests" "limits" }}
 {{- range $kind, $other := dict "requests" "limits" "limits" "requests" }}
 {{- $named := get $own $kind | default dict }}
@@ -145,6 +146,12 @@ away. A default gives way to what is named: it asks for no more than the limit a
 {{- end }}
 {{- with $section }}
 {{- $_ := set $made $kind . }}
+{{- end }}
+{{- end }}
+{{- range $name, $amount := get $made "requests" | default dict }}
+{{- $limit := get (get $made "limits" | default dict) $name | default $amount }}
+{{- if gt (include "chat.amount" $amount | float64) (include "chat.amount" $limit | float64) }}
+{{- fail (printf "%s.requests.%s=%v is more than %s.limits.%s=%v: Kubernetes would make no pod of it." $path $name $amount $path $name $limit) }}
 {{- end }}
 {{- end }}
 {{- toYaml $made }}
