@@ -52,6 +52,8 @@ class Worker:
     def __init__(self, orders: Orders, build: Build) -> None:
         self._orders = orders
         self._build = build
+        # Whoever hears the listener may send a SIGTERM at once; it waits until `run` can heed it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         self._listener = Listener(orders)
         self._steps: StepLoop | None = None
 
@@ -59,6 +61,7 @@ class Worker:
         """Load, then serve until the end; returns the exit code."""
         signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             self._serve()
         except SystemExit:
             return self._end("the engine was stopped while it was loading", EXIT_STOPPED)

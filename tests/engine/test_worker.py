@@ -194,6 +194,24 @@ def test_it_ends_cleanly_when_told_to_whatever_it_does(tmp_path: Path, way: str,
         assert list((tmp_path / "run").iterdir()) == []
 
 
+SLOW = """
+import time
+from service.engine import worker
+run = worker.Worker.run
+worker.Worker.run = lambda self: time.sleep(1) or run(self)
+worker.main()
+"""
+
+
+def test_it_ends_in_order_when_told_to_between_its_first_word_and_its_first_work(tmp_path: Path) -> None:
+    with engine_process(tmp_path, command=(sys.executable, "-c", SLOW)) as process:
+        process.first.until(lambda message: isinstance(message, wire.Beat))
+        os.kill(process.child.pid, signal.SIGTERM)
+        ended = process.first.until(lambda message: isinstance(message, wire.Ended))
+        assert isinstance(ended, wire.Ended)
+        assert process.child.wait(PATIENCE) == 0
+
+
 def test_a_stop_while_others_are_connected_only_ends_the_connection(tmp_path: Path) -> None:
     with engine_process(tmp_path) as process:
         second = process.connect()
