@@ -122,7 +122,8 @@ def _state(status: EngineStatus) -> Iterator[Metric]:
     degraded = GaugeMetricFamily(
         "internlm_engine_degraded", "1 per fast path replaced by a slower one.", labels=["path"]
     )
-    for path in info.degraded:
+    # Its name alone: a reason is a sentence, and `GET /` has it.
+    for path in sorted({reason.partition(":")[0] for reason in info.degraded}):
         degraded.add_metric([path], 1)
     yield degraded
 

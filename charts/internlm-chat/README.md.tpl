@@ -45,7 +45,7 @@ period shorter than the longest answer, a claim smaller than the model, and so o
   downloaded anew; or copy it to a claim of your own and name that in `storage.existingClaim`. A larger size works where the class can expand.
 - **`helm test`** leaves its finished pod behind for its log; the next test replaces it.
 - **A GPU nobody has tried**: at every start each kernel is compared with torch on the very card, and timed against it. What fails is replaced by
-  torch's own operations, slower and never wrong, and named with its reason in `degraded` of `GET /`, in `internlm_engine_degraded` and in the log:
+  torch's own operations, slower and never wrong, and named in `internlm_engine_degraded`, with its reason in `degraded` of `GET /` and in the log:
   a kernel by its name, `overlap` (launches that overlap, Hopper and later), `race` (the timing), `flash_prefill`, `flash_decode`, `cuda_graphs` and `segments` (recorded
   steps). A kernel that ends the engine's process is left out when that is started again. The image brings the kernels
   compiled for compute capabilities 8.0, 8.6, 8.9, 9.0, 10.0 and 12.0 (build argument `KERNEL_TARGETS`); a first start on another card, or of a model of other shapes, compiles for some ten

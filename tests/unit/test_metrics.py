@@ -15,7 +15,7 @@ INFO = EngineInfo(
     max_running=256,
     vocab_size=128512,
     versions={"torch": "2.13.0"},
-    degraded=["gemv"],
+    degraded=["gemv: off by 3.0e-01", "cuda_graphs: batch size 4: no", "cuda_graphs: batch size 8: no"],
     startup_seconds={"weights": 8.5},
     weights_bytes_per_second=2e9,
 )
@@ -49,7 +49,7 @@ def test_a_running_engine_tells_load_totals_phases_and_what_is_degraded() -> Non
     assert found["internlm_engine_restarts_total"] == [({}, 1.0)]
     assert found["internlm_startup_seconds"] == [({"phase": "weights"}, 8.5)]
     assert found["internlm_weights_bytes_per_second"] == [({}, 2e9)]
-    assert found["internlm_engine_degraded"] == [({"path": "gemv"}, 1.0)]
+    assert found["internlm_engine_degraded"] == [({"path": name}, 1.0) for name in ("cuda_graphs", "gemv")]
     assert found["internlm_engine_info"][0][0]["torch"] == "2.13.0"
 
 
