@@ -24,6 +24,7 @@ from tests.support.engines import (
     fake_config,
     finish_of,
     is_alive,
+    is_stopped,
     leave_after,
     reason_of,
     recorded_pid,
@@ -318,6 +319,7 @@ async def test_a_silent_engine_found_is_killed_and_replaced(tmp_path: Path, monk
     monkeypatch.setattr(process, "HELLO_TIMEOUT", 1.0)
     with web_worker(tmp_path / "run", fake_config(), orphan=60) as old:
         os.kill(old, signal.SIGSTOP)
+        await until(lambda: is_stopped(old))
     async with running(tmp_path / "run"):
         await until(lambda: not is_alive(old))  # SIGKILL is sent; a busy machine takes a moment to act on it
         assert recorded_pid(tmp_path / "run") != old

@@ -110,6 +110,11 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def is_stopped(pid: int) -> bool:
+    """True once SIGSTOP has reached every thread of the process: on a busy machine some run on for a moment."""
+    return all("\nState:\tT" in (task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir())
+
+
 def recorded_pid(run_dir: Path) -> int:
     """The pid of a run directory's engine process."""
     return int((run_dir / "engine.pid").read_text())
