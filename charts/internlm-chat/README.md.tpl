@@ -64,9 +64,6 @@ the service must therefore wait for `requestTimeout` + 10 s (310 s as it comes) 
 | Traefik | Timeouts are the entry point's: `transport.respondingTimeouts.readTimeout`, 60 s as it comes, to `310s` or `0`. Nothing is held back. Where its provider for ingress-nginx's annotations reads the class: `ingress.nginxAnnotations=true`. |
 | AWS ALB | `ingress.annotations` with `alb.ingress.kubernetes.io/load-balancer-attributes: idle_timeout.timeout_seconds=310` and `alb.ingress.kubernetes.io/target-type: ip`. |
 
-An Ingress of an earlier chart that named no class had `nginx`: say `ingress.className=nginx` before you upgrade it, since a class that is taken away is not
-replaced by the default one.
-
 ## Behind an endpoint picker
 `gateway.inferencePool.enabled=true` makes an InferencePool over the pods; the picker (Gateway API inference extension, llm-d) is yours to install, and
 must be told three things:
@@ -124,8 +121,9 @@ Nothing has answered for `startupBudget` seconds. `GET /` names the phase and it
 
 ### InternlmChatLostReady
 The model answered, and does not any more, though the server runs. `GET /` says "draining" (it was told to stop: by a rollout, a node's drain, an
-eviction), "loading" (the engine was started again: see InternlmChatEngineRestarting) or "failed" with the reason. Nothing of it passes by itself after 10
-minutes: `kubectl delete pod <pod>` starts a new one; where that fails as well, look at the GPU (`nvidia-smi` and Xid errors in the node's kernel log).
+eviction), "loading" (the engine was started again: see InternlmChatEngineRestarting) or "failed" with the reason. A new pod that still loads is not meant: let it, as
+long as the phase it names goes on. Else `kubectl delete pod <pod>` starts a new one; where that fails as well, look at the GPU (`nvidia-smi` and Xid errors in
+the node's kernel log).
 
 ### InternlmChatServerRestarting
 The server's process dies again and again; every answer it was giving is cut off. `kubectl describe pod <pod>`: OOMKilled wants a larger
@@ -158,7 +156,7 @@ a card that had passed it is a sign of a failing card or of a driver that was ch
 
 ## Security
 Both containers run as user 10001 with a read-only root, no capabilities, seccomp and no service account token: the namespace can enforce the
-`restricted` Pod Security standard. Secrets are mounted as files by reference; none appears in a manifest or in the environment. Metrics have a port
+`restricted` Pod Security standard. Secrets are mounted as files by reference; none appears in a manifest, or in the environment unless `extraEnvFrom` brings one. Metrics have a port
 and a Service of their own, which no Ingress leads to.
 
 ## Values

@@ -124,6 +124,11 @@ CASES: dict[str, dict[str, tuple[dict[str, str], int, dict[str, str] | None]]] =
             JOB,
         ),
         "the engine started again": (ready("1x20 0x36 1x100", up="1x160"), 16, None),
+        "a new pod that loads for long": (
+            ready("1x20 0x300", up="1x320") | {f'internlm_engine_state{{{LABELS},state="loading"}}': "0x20 1x300"},
+            30,
+            None,
+        ),
         "another pod answers": (
             ready("1x20 0x300", up="1x320") | {'internlm_ready{namespace="models",job="chat",pod="chat-1"}': "1x320"},
             20,

@@ -74,7 +74,7 @@ IMPOSSIBLE: dict[str, tuple[Values, str]] = {
     ),
     "KEDA on a metric nobody scrapes": (
         {"mode": "cpu", "autoscaling": {"kind": "keda", "prometheusAddress": "http://p:9090"}},
-        "set monitoring.scrape to serviceMonitor, podMonitor or annotations",
+        "set monitoring.scrape to serviceMonitor or podMonitor, or to annotations where something of your own scrapes",
     ),
     "a disruption budget over one pod": ({"pdb": {"enabled": True}}, "pdb.enabled with one replica"),
     "a route to nowhere": ({"gateway": {"httpRoute": {"enabled": True}}}, "needs gateway.httpRoute.parentRefs"),
@@ -94,6 +94,14 @@ IMPOSSIBLE: dict[str, tuple[Values, str]] = {
     "more CPUs for the download than allowed": (
         {"downloader": {"resources": {"requests": {"cpu": 2}, "limits": {"cpu": "1500m"}}}},
         "downloader.resources.requests.cpu=2 is more than downloader.resources.limits.cpu=1500m",
+    ),
+    "a second GPU": (
+        {"resources": {"limits": {"nvidia.com/gpu": 2}}},
+        "resources.limits names nvidia.com/gpu, of which a pod gets one",
+    ),
+    "both families if there are two to a server of one": (
+        {"service": {"ipFamilyPolicy": "PreferDualStack"}},
+        'set settings.host="::", which is both families',
     ),
     "IPv6 to a server of IPv4": ({"service": {"ipFamilies": ["IPv6"]}}, 'set settings.host="::"'),
     "both families to a server of one": (

@@ -111,7 +111,7 @@ def test_keda_asks_prometheus_for_this_releases_queue() -> None:
     (trigger,) = spec["triggers"]
     assert trigger["metadata"]["serverAddress"] == "http://p:9090"
     assert trigger["metadata"]["query"] == (
-        'sum(internlm_num_requests_waiting{namespace="models",pod=~"chat-internlm-chat-[0-9]+"})'
+        'sum(max by (pod) (internlm_num_requests_waiting{namespace="models",pod=~"chat-internlm-chat-[0-9]+"}))'
     )
     assert "replicas" not in manifests.one("StatefulSet")["spec"]
 

@@ -92,7 +92,7 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- fail "autoscaling.kind=keda asks Prometheus how many requests wait: set autoscaling.prometheusAddress." }}
 {{- end }}
 {{- if and (ne $scaling.kind "none") (eq .Values.monitoring.scrape "none") }}
-{{- fail (printf "autoscaling.kind=%s goes by internlm_num_requests_waiting in Prometheus, and nothing brings it there: set monitoring.scrape to serviceMonitor, podMonitor or annotations." $scaling.kind) }}
+{{- fail (printf "autoscaling.kind=%s goes by internlm_num_requests_waiting in Prometheus, and nothing brings it there: set monitoring.scrape to serviceMonitor or podMonitor, or to annotations where something of your own scrapes the pods." $scaling.kind) }}
 {{- end }}
 {{- if and .Values.pdb.enabled (eq (include "chat.mostReplicas" . | int) 1) }}
 {{- fail "pdb.enabled with one replica protects nothing or blocks every node drain: a stopping pod finishes its answers without it. Set replicas or autoscaling, or pdb.enabled=false." }}
@@ -109,7 +109,7 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- if and .Values.monitoring.rules (not (has .Values.monitoring.scrape (list "serviceMonitor" "podMonitor"))) }}
 {{- fail "monitoring.rules needs monitoring.scrape=serviceMonitor or podMonitor: the alerts find their series by the job label that those set." }}
 {{- end }}
-{{- $ipv6 := or (has "IPv6" (.Values.service.ipFamilies | default list)) (eq (.Values.service.ipFamilyPolicy | default "") "RequireDualStack") }}
+{{- $ipv6 := or (has "IPv6" (.Values.service.ipFamilies | default list)) (has (.Values.service.ipFamilyPolicy | default "") (list "PreferDualStack" "RequireDualStack")) }}
 {{- if and $ipv6 (not (contains ":" ((.Values.settings | default dict).host | default "0.0.0.0"))) }}
 {{- fail "service.ipFamilies or service.ipFamilyPolicy asks for IPv6, on which the server would not listen: set settings.host=\"::\", which is both families." }}
 {{- end }}

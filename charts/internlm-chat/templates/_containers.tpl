@@ -102,6 +102,11 @@ livenessProbe:
 {{- $defaults := dict "requests" $requests "limits" (dict "memory" (ternary "32Gi" "4Gi" $gpu)) }}
 {{- $resources := include "chat.resources" (list "resources" $defaults .Values.resources) | fromYaml }}
 {{- if $gpu }}
+{{- range $part := list "requests" "limits" }}
+{{- if hasKey (get ($.Values.resources | default dict) $part | default dict) $.Values.gpu.resource }}
+{{- fail (printf "resources.%s names %s, of which a pod gets one: the chart asks for it by gpu.resource." $part $.Values.gpu.resource) }}
+{{- end }}
+{{- end }}
 {{- $limits := merge (dict .Values.gpu.resource 1) ($resources.limits | default dict) }}
 {{- $_ := set $resources "limits" $limits }}
 {{- end }}
