@@ -117,6 +117,10 @@ class ConfigurationError(ServiceError):
     code = "configuration_error"
 
 
+class UnknownModelError(ConfigurationError):
+    """The model is not one that this service can compute."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says; its type where it says nothing. CUDA adds further lines, which are for a debugger."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

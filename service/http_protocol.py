@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1, but a connection on which no request comes to be does not stay open for ever."""
+"""uvicorn's HTTP/1.1, but a connection on which no request arrives does not stay open for ever."""
 
 import asyncio
 from typing import Any
@@ -7,7 +7,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 20.0
-"""How long a request's head may take to arrive, from the connection's begin or its first byte on one kept alive."""
+"""How long a request's head may take to arrive: since the connection opened, or, on a reused one, its first byte."""
 
 
 class HttpProtocol(H11Protocol):

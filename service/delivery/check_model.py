@@ -11,7 +11,7 @@ from service.delivery.inspection import inspect
 from service.delivery.symptoms import failure_of
 from service.download_settings import DownloadSettings, Source
 from service.engine.config import read_config
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, UnknownModelError
 
 INTERNLM3_BYTES = 17_700_000_000
 """InternLM3-8B-Instruct in bfloat16 with tokenizer; the exact figure comes with the hub's listing."""
@@ -20,6 +20,7 @@ SETTING = "INTERNLM_MODEL_DIR"
 ELSEWHERE = "or set INTERNLM_MODEL_DIR to a directory that holds the model"
 DOWNLOAD = f"run `internlm-chat download`, {ELSEWHERE}"
 COPY = f"copy what is missing or damaged there again, {ELSEWHERE}"
+ANOTHER = "serve another model (INTERNLM_MODEL_REPO, INTERNLM_MODEL_DIR): InternLM3, or a Llama of unquantized weights"
 RECORD = "run `INTERNLM_SOURCE=dir internlm-chat download`: it hashes what is there, so that later damage is noticed"
 
 
@@ -38,6 +39,8 @@ def check_files(model_dir: Path, source: Source = "modelscope") -> Finding:
         elif damages := inspect(model_dir, manifest).damages:
             return fail("model files", "; ".join(map(str, damages)), remedy, SETTING)
         read_config(model_dir)
+    except UnknownModelError as error:
+        return fail("model files", error.message, ANOTHER, SETTING)
     except ConfigurationError as error:
         return fail("model files", error.message, remedy, SETTING)
     except (DeliveryFailed, OSError) as error:

@@ -69,8 +69,8 @@ Compiled = dict[tuple[str, str], Any]
 
 @contextmanager
 def unlaunched(capability: int) -> Iterator[Compiled]:
-    """Kernels launched in the block are bound and compiled for such a GPU, noted, and not run. The GPU stays behind as
-    the one that Triton believes in."""
+    """Kernels launched in the block are bound and compiled for such a GPU, noted, and not run. Triton's active driver
+    is not restored."""
     compiled: Compiled = {}
     run = JITFunction.run
 

@@ -9,7 +9,7 @@ from service.delivery.failures import DeliveryFailed
 from service.delivery.fit import Demand, Fit, FitOf, fit_of
 from service.delivery.remedies import remedies
 from service.engine.base import EngineConfig
-from service.engine.predecessor import once_free
+from service.engine.predecessor import NEIGHBOUR_SECONDS, PREDECESSOR_SECONDS, once_free
 from service.errors import ConfigurationError, EngineFailed
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def require_room(
         free, total = memory()
         return fit(demand, free + OWN_CONTEXT_BYTES, total), fit(demand, total, total), total
 
-    now, alone, total = once_free(look, _in_the_way, clock, sleep)
+    now, alone, total = once_free(look, _in_the_way, _patience, clock, sleep)
     if now.is_enough:
         if not now.is_whole:
             logger.warning("requests may have %s tokens at most: %s", now.longest, now.summary)
@@ -57,6 +57,10 @@ _Sight = tuple[Fit, Fit, int]
 def _in_the_way(sight: _Sight) -> str:
     now, alone, _ = sight
     return now.summary if now.grade < alone.grade else ""
+
+
+def _patience(sight: _Sight) -> float:
+    return NEIGHBOUR_SECONDS if sight[0].is_enough else PREDECESSOR_SECONDS
 
 
 def _fit_of(model_dir: Path) -> FitOf:

@@ -224,7 +224,9 @@ def test_a_null_in_the_configuration_is_to_the_doctor_what_it_is_to_the_engine(
 def test_a_model_that_the_engine_does_not_know_is_no_model(tmp_path: Path) -> None:
     model_dir = make_repository(tmp_path / "model", model_type="qwen2")
     assert findings(model_dir, device="cpu")["model files"].state is State.FAIL
-    with pytest.raises(ConfigurationError, match=r"model_type 'qwen2' .*internlm-chat download") as raised:
+    with pytest.raises(
+        ConfigurationError, match=r"model_type 'qwen2' .*serve another model \(INTERNLM_MODEL_REPO"
+    ) as raised:
         before_loading(Settings(model_dir=model_dir, device="cpu"), model_dir)
     assert raised.value.field == "INTERNLM_MODEL_DIR"
 

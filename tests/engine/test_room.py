@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from service.engine.base import EngineConfig
-from service.engine.predecessor import POLL_SECONDS, PREDECESSOR_SECONDS
+from service.engine.predecessor import NEIGHBOUR_SECONDS, POLL_SECONDS, PREDECESSOR_SECONDS
 from service.engine.room import OWN_CONTEXT_BYTES, require_room
 from service.errors import ConfigurationError, EngineFailed
 from tests.support.checkpoints import Shape, write_checkpoint
@@ -66,7 +66,7 @@ def test_it_is_waited_for_where_only_the_whole_context_has_no_room_beside_it(con
 
 def test_one_that_stays_is_lived_with_where_a_shorter_context_has_room(config: EngineConfig) -> None:
     fit, clock = room(config, iter(lambda: almost_whole(config), 1))
-    assert clock.now == PREDECESSOR_SECONDS
+    assert clock.now == NEIGHBOUR_SECONDS
     assert fit.is_enough
     assert not fit.is_whole
 

@@ -34,8 +34,8 @@ def items_of(tiles, per_item, exists):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def tiles_in_one_round(tiles, per_item, exists, most):  # type: ignore[no-untyped-def]
-    """The least tiles per item, from `per_item` to twice as many, with which `most` items do. As given where none is:
-    a second round then costs less than the longest item would."""
+    """The least tiles per item, from `per_item` to twice as many, that need at most `most` items; `per_item` if none
+    does: a second round then costs less than the longest item would."""
     low, high = per_item, 2 * per_item
     while low < high:
         middle = (low + high) // 2

@@ -40,7 +40,7 @@ def prove(shapes: ServedShapes, *, alone: bool = False) -> Proof:
 
     `alone`: no kernel's launch overlaps another's, also on a GPU that can do it.
 
-    Takes about a second, as long again for each few kernels that were neither shipped nor compiled before (see
+    Takes about a second, a third of one more for each kernel that was neither shipped nor compiled before (see
     `shipped`), and about 0.5 GB of device memory for an 8B model. Raises EngineFailed when a kernel left the device
     unusable.
     """
