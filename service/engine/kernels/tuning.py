@@ -58,10 +58,10 @@ BY_CAPABILITY = {
     # 4 x 1024 with 8 warps was the best of 12 for all five matrices of the 8B model: 2.58-3.17 TB/s of 3.09 TB/s read.
     9: Tuning(
         source="one_row and attention's tile measured on an H100 80GB, the rest estimated",
-        # Each has 32 KiB of KV on its way: two have twice what a multiprocessor's share of the bandwidth needs in
-        # flight, and leave fewer partial results than more would. With two stages five find room on a multiprocessor:
-        # 256 sequences, which are not divided, run in one round, where three stages would take 1.3.
-        attention=AttentionTuning(stages=2, programs_per_multiprocessor=2),
+        # Each has 64 KiB of KV on its way, three times what a multiprocessor's share of the bandwidth needs in flight:
+        # two of them do, in one round, and leave fewer partial results than more of them would. With two stages, five
+        # instead of three would find room on a multiprocessor, but none could load while it computes.
+        attention=AttentionTuning(programs_per_multiprocessor=2),
         # 128 KiB of shared memory: one at a time.
         chunks=AttentionTuning(warps=8, programs_per_multiprocessor=1),
         one_row=LinearTuning(block_n=4, block_k=1024, warps=8, stages=1),
