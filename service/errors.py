@@ -13,6 +13,7 @@ ServiceError                  500  what all have in common: status, code, messag
 ├── DeadlineExceeded          504  the answer took longer than a request may take
 ├── EngineFailed              503  the engine died or broke while it worked on the request
 └── ConfigurationError             a setting cannot work; refuses to start, never sent over HTTP
+    └── UnknownModel               the model is not one that this service can compute
 """
 
 
@@ -117,8 +118,10 @@ class ConfigurationError(ServiceError):
     code = "configuration_error"
 
 
-class UnknownModelError(ConfigurationError):
+class UnknownModel(ConfigurationError):
     """The model is not one that this service can compute."""
+
+    code = "unknown_model"
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from service.delivery.inspection import inspect
 from service.delivery.symptoms import failure_of
 from service.download_settings import DownloadSettings, Source
 from service.engine.config import read_config
-from service.errors import ConfigurationError, UnknownModelError
+from service.errors import ConfigurationError, UnknownModel
 
 INTERNLM3_BYTES = 17_700_000_000
 """InternLM3-8B-Instruct in bfloat16 with tokenizer; the exact figure comes with the hub's listing."""
@@ -39,7 +39,7 @@ def check_files(model_dir: Path, source: Source = "modelscope") -> Finding:
         elif damages := inspect(model_dir, manifest).damages:
             return fail("model files", "; ".join(map(str, damages)), remedy, SETTING)
         read_config(model_dir)
-    except UnknownModelError as error:
+    except UnknownModel as error:
         return fail("model files", error.message, ANOTHER, SETTING)
     except ConfigurationError as error:
         return fail("model files", error.message, remedy, SETTING)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.errors import ConfigurationError, UnknownModelError
+from service.errors import ConfigurationError, UnknownModel
 
 MODEL_TYPES = ("internlm3", "llama")
 CONSTANT_ROPE_TYPES = ("default", "dynamic")
@@ -80,7 +80,7 @@ def read_config(model_dir: Path) -> ModelConfig:
         raise ConfigurationError(f"{path}: a JSON object is expected")
     problems = [*_wrong_numbers(raw), *_unsupported(raw)]
     if problems:
-        raise UnknownModelError(f"{path}: {'; '.join(problems)}")
+        raise UnknownModel(f"{path}: {'; '.join(problems)}")
     config = _parse(raw)
     _check_shapes(path, config)
     return config
