@@ -21,10 +21,8 @@ from service.engine.base import (
     StepFailed,
     Token,
 )
+from service.engine.config import INTERNLM3_8B
 from service.engine.defaults import RUNNING_ON_CPU
-
-VOCABULARY = 128_512
-"""InternLM3's."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class FakeCore:
             max_queue=config.max_queue,
             step_tokens=config.step_tokens,
             cache_tokens=config.max_context,
-            vocab_size=VOCABULARY,
+            vocab_size=INTERNLM3_8B.vocab_size,
         )
         self._rate = CompletionRate()
         self._waiting: deque[_Sequence] = deque()
@@ -92,7 +90,7 @@ class FakeCore:
             dtype="none",
             max_context=self._limits.max_context,
             max_running=self._limits.max_running,
-            vocab_size=VOCABULARY,
+            vocab_size=INTERNLM3_8B.vocab_size,
             startup_seconds={"load": self._script.load_seconds},
         )
 
