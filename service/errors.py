@@ -3,6 +3,7 @@
 ServiceError                  500  what all have in common: status, code, message, field, retry_after
 ├── InvalidRequest            400  a field's value cannot be served
 │   ├── ContextTooLong        400  prompt and answer do not fit the context
+│   ├── ModelNotFound         404  another model than the one that is served is asked for
 │   ├── MessageRefused        400  the model's chat template takes no such message, or no such order of them
 │   ├── BodyTooLarge          413  more bytes than a request may have
 │   ├── BodyTimeout           408  the body did not arrive in time
@@ -54,6 +55,13 @@ class MessageRefused(InvalidRequest):
     def __init__(self, message: str, index: int | None) -> None:
         super().__init__(message)
         self.index = index
+
+
+class ModelNotFound(InvalidRequest):
+    """Another model than the one that is served is asked for."""
+
+    status = 404
+    code = "model_not_found"
 
 
 class BodyTooLarge(InvalidRequest):

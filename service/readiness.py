@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 
 from service.api.health import Identity
-from service.api.schema import DEFAULT_NEW_TOKENS
 from service.chat.generation import AnswerLimits, Chat, Generation
 from service.chat.loading import load_tokenizer
 from service.chat.templates import ChatTemplate, Message
@@ -120,7 +119,7 @@ class Readiness:
     def _built(self, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate) -> Generation:
         info = engine.status.info
         assert info is not None, "a started engine knows what it loaded"
-        limits = AnswerLimits(info.max_context, DEFAULT_NEW_TOKENS, self._settings.request_timeout)
+        limits = AnswerLimits(info.max_context, self._settings.request_timeout)
         return Generation(engine, tokenizer, template, limits, self._lifecycle, self.metrics)
 
     async def _probe(self) -> None:

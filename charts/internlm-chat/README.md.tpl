@@ -67,8 +67,9 @@ the service must therefore wait for `requestTimeout` + 10 s (310 s as it comes) 
 ## Behind an endpoint picker
 `gateway.inferencePool.enabled=true` makes an InferencePool over the pods; the picker (Gateway API inference extension, llm-d) is yours to install, and
 must be told three things:
-- **Which parser.** The reference picker takes bodies for OpenAI's and refuses those without `model`, and the server refuses a field it does not know, `model`
-  among them. Only the `passthrough-parser` serves: it reads no body, so whatever scores by a prompt (prefix caches) has nothing to go by.
+- **Which parser.** The reference picker takes bodies for OpenAI's and refuses those without `model`, as those of `/v1/chat` are. The `passthrough-parser`
+  serves every route: it reads no body, so whatever scores by a prompt (prefix caches) has nothing to go by. Where all clients use `/v1/chat/completions` and
+  name the model, the picker's own parser does.
 - **Which port.** Metrics are on 6007, not on the pool's target port: `--model-server-metrics-port=6007`. With a NetworkPolicy, the picker belongs into
   `networkPolicy.allowMetricsFrom` and the gateway into `allowFrom`.
 - **Which metrics.** `internlm_num_requests_waiting` and `internlm_num_requests_running`. There is none for the share of the KV cache in use, for LoRA, or for the

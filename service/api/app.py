@@ -7,10 +7,11 @@ from typing import Any
 from fastapi import Depends, FastAPI
 
 from service import __version__
-from service.api import chat, docs, health, models, openapi, problems
+from service.api import chat, docs, health, openapi, problems
 from service.api.auth import BEARER, ApiKeys, guard
 from service.api.health import Identity
 from service.api.middleware import RequestContext
+from service.api.openai import completions, models
 from service.api.unread_body import UnreadBody
 from service.chat.generation import Generation
 from service.engine.base import EngineStatus
@@ -41,8 +42,12 @@ def create_app(
     app.include_router(docs.router(app))
     keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file else None
     locks = [Depends(BEARER), Depends(guard(keys))] if keys else []
-    for router in (chat.router(generation, settings), models.router(identity)):
-        app.include_router(router, dependencies=locks, responses=openapi.problems(401, 503) if keys else None)
+    for router, errors in (
+        (chat.router(generation, settings), openapi.problems),
+        (completions.router(generation, identity, settings), openapi.openai_errors),
+        (models.router(identity), openapi.openai_errors),
+    ):
+        app.include_router(router, dependencies=locks, responses=errors(401, 503) if keys else None)
     app.openapi = cache(partial(openapi.document, app))  # type: ignore[method-assign]
     problems.install(app)
     app.add_middleware(RequestContext, lifecycle=lifecycle, metrics=metrics)

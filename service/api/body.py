@@ -69,16 +69,15 @@ def _decode(body: bytes) -> Any:
     try:
         return json.loads(body)
     except RecursionError:
-        raise InvalidRequest(
-            "the body's JSON is nested too deep; the fields here need three levels", field="body"
-        ) from None
+        raise InvalidRequest("the body's JSON is nested far deeper than any field here needs", field="body") from None
     except ValueError as error:  # not UTF-8, not JSON, or a number of more digits than Python will read
         raise InvalidRequest(f"the body is not JSON: {error}", field="body") from None
 
 
 def _validate(model: type[Model], value: Any) -> Model:
     if not isinstance(value, dict):
-        raise InvalidRequest(f"the body is a JSON {type(value).__name__}; send an object with a prompt", field="body")
+        required = " and ".join(name for name, each in model.model_fields.items() if each.is_required())
+        raise InvalidRequest(f"the body is a JSON {type(value).__name__}; send an object with {required}", field="body")
     try:
         return model.model_validate(value, strict=True)
     except ValidationError as error:

@@ -1,31 +1,30 @@
 """POST /v1/chat: the wire's fields become a Chat, the answer becomes one JSON object or a stream of events."""
 
-import logging
-import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from datetime import datetime
-from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse
 
 from service.api import openapi, sse
+from service.api.answer import respond
 from service.api.body import json_body
-from service.api.disconnect import until_disconnect
-from service.api.schema import DEFAULT_SYSTEM, ChatRequest, ChatResponse, Delta, FinalDelta, Usage
-from service.chat.generation import Chat, Done, Generation, TextDelta
+from service.api.sampling import params
+from service.api.schema import (
+    DEFAULT_NEW_TOKENS,
+    DEFAULT_SYSTEM,
+    ChatRequest,
+    ChatResponse,
+    Delta,
+    FinalDelta,
+    Usage,
+)
+from service.chat.generation import Chat, Done, Generation
 from service.chat.templates import Message
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
-from service.engine.base import SamplingParams
-from service.errors import InvalidRequest, MessageRefused
+from service.errors import InvalidRequest, MessageRefused, ServiceError
 from service.log import request_id
 from service.settings import Settings
-
-logger = logging.getLogger(__name__)
-
-Pieces = AsyncGenerator[TextDelta | Done]
 
 STREAMED = """\
 data: {"id": "5f0c…", "delta": "Hello"}
@@ -34,9 +33,6 @@ data: {"id": "5f0c…", "delta": "", "response": "Hello", "status": 200, "time":
 
 data: [DONE]
 """
-DESCRIPTION = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": openapi.reference("ChatRequest")}}}
-}
 ANSWERS: openapi.Answers = {
     200: {
         "description": "The whole answer; with stream, an event for each piece of it (Delta), one with everything the "
@@ -55,16 +51,17 @@ def router(generation: Callable[[], Generation], settings: Settings) -> APIRoute
     )
 
     @routes.post(
-        "/v1/chat", response_model=ChatResponse, responses=ANSWERS, openapi_extra=DESCRIPTION, summary="Answer a chat."
+        "/v1/chat",
+        response_model=ChatResponse,
+        responses=ANSWERS,
+        openapi_extra=openapi.json_body("ChatRequest"),
+        summary="Answer a chat.",
     )
     async def chat(request: Request, body: Annotated[ChatRequest, Depends(parse)]) -> Response:
         pieces = generation().stream(to_chat(body))
-        transcript = Transcript(body.prompt if settings.log_prompts else None)
+        logged = body.prompt if settings.log_prompts else None
         try:
-            if body.stream:
-                first = await until_disconnect(request.receive, first_of(pieces))
-                return sse.EventStream(first, pieces, partial(encode, transcript))
-            return JSONResponse(await until_disconnect(request.receive, collect(pieces, transcript)))
+            return await respond(request, pieces, ChatWriter(), stream=body.stream, logged_prompt=logged)
         except MessageRefused as refusal:
             refusal.field = field_of(refusal.index, body)
             raise
@@ -78,14 +75,9 @@ def to_chat(body: ChatRequest) -> Chat:
         raise InvalidRequest("thinking is a system prompt of its own; send either thinking or system", field="thinking")
     return Chat(
         messages=[message for _, message in conversation(body)],
-        sampling=SamplingParams(
-            temperature=body.temperature,
-            top_k=body.top_k,
-            top_p=body.top_p,
-            repetition_penalty=body.repetition_penalty,
-            seed=secrets.randbits(63) if body.seed is None else body.seed,
-        ),
-        max_new_tokens=body.max_new_tokens,
+        sampling=params(body),
+        max_new_tokens=body.max_new_tokens or DEFAULT_NEW_TOKENS,
+        or_what_fits=body.max_new_tokens is None,
         stop=body.stop,
     )
 
@@ -105,26 +97,23 @@ def field_of(index: int | None, body: ChatRequest) -> str:
     return conversation(body)[index][0]
 
 
-class Transcript:
-    """The answer so far. With a prompt given, both are logged when the answer is whole."""
+class ChatWriter:
+    """Writes answers as the original contract has them."""
 
-    def __init__(self, logged_prompt: str | None) -> None:
-        self.id = request_id.get()
-        self._prompt = logged_prompt
-        self._texts: list[str] = []
+    def __init__(self) -> None:
+        self._id = request_id.get()
 
-    def add(self, piece: TextDelta) -> Delta:
-        self._texts.append(piece.text)
-        return Delta(id=self.id, delta=piece.text)
+    def delta(self, text: str) -> Delta:
+        return Delta(id=self._id, delta=text)
 
-    def finish(self, done: Done) -> ChatResponse:
-        response = "".join(self._texts)
-        if self._prompt is not None:
-            logger.info("answered", extra={"fields": {"prompt": self._prompt, "response": response}})
+    def last(self, response: str, done: Done) -> list[FinalDelta]:
+        return [FinalDelta(**self.whole(response, done).model_dump())]
+
+    def whole(self, response: str, done: Done) -> ChatResponse:
         return ChatResponse(
             response=response,
             time=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
-            id=self.id,
+            id=self._id,
             finish_reason=done.finish_reason,
             usage=Usage(
                 prompt_tokens=done.prompt_tokens,
@@ -133,23 +122,5 @@ class Transcript:
             ),
         )
 
-
-async def first_of(pieces: Pieces) -> TextDelta | Done:
-    """The first piece, before which nothing is sent: what fails until then is answered with its own status."""
-    return await anext(pieces)
-
-
-async def collect(pieces: Pieces, transcript: Transcript) -> dict[str, object]:
-    """The whole answer as one object; it is over, and counted, before it is sent."""
-    async with aclosing(pieces):
-        async for piece in pieces:
-            if isinstance(piece, Done):
-                return transcript.finish(piece).model_dump()
-            transcript.add(piece)
-    raise AssertionError("an answer ends in Done or raises")
-
-
-def encode(transcript: Transcript, piece: TextDelta | Done) -> bytes:
-    if isinstance(piece, TextDelta):
-        return sse.event(transcript.add(piece))
-    return sse.event(FinalDelta(**transcript.finish(piece).model_dump()))
+    def error(self, problem: ServiceError) -> bytes:
+        return sse.error(problem)

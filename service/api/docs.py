@@ -20,6 +20,7 @@ LIMITS = {
     "exclusiveMaximum": "below {}",
     "minLength": "at least {} character(s)",
     "maxLength": "at most {} characters",
+    "minItems": "at least {} item(s)",
     "maxItems": "at most {} items",
 }
 
@@ -100,10 +101,10 @@ def _fields(document: Schema, route: Schema) -> Iterator[Field]:
     body = _resolved(document, route["requestBody"]["content"]["application/json"]["schema"])
     for name, schema in body["properties"].items():
         required = name in body["required"]
-        meant = _resolved(document, next(iter(schema.get("anyOf", [schema]))))  # the other one is null: unset
+        meant = next(iter(_alternatives(document, schema)))
         yield Field(
             name=name,
-            kind=_kind(document, meant),
+            kind=_kind(document, schema),
             default="required" if required else _default(schema.get("default")),
             limits=", ".join(words.format(_number(meant[key])) for key, words in LIMITS.items() if key in meant),
             description=schema.get("description", ""),
@@ -117,18 +118,31 @@ def _answer(status: str, answer: Schema) -> Answer:
 
 
 def _kind(document: Schema, schema: Schema) -> str:
-    if "enum" in schema:
-        return " or ".join(f'"{value}"' for value in schema["enum"])
+    return " or ".join(_simple_kind(document, each) for each in _alternatives(document, schema))
+
+
+def _simple_kind(document: Schema, schema: Schema) -> str:
+    if "enum" in schema or "const" in schema:
+        return " or ".join(f'"{value}"' for value in schema.get("enum") or [schema["const"]])
     if schema["type"] == "array":
-        return f"array of {_kind(document, _resolved(document, schema['items']))}"
+        return f"array of {_kind(document, schema['items'])}"
     if "properties" in schema:
-        of = (f"{name}: {_kind(document, _resolved(document, each))}" for name, each in schema["properties"].items())
+        of = (f"{name}: {_kind(document, each)}" for name, each in schema["properties"].items())
         return f"{{{', '.join(of)}}}"
     return str(schema["type"])
 
 
+def _alternatives(document: Schema, schema: Schema) -> list[Schema]:
+    """What a value may be, but for null, which is a field unset."""
+    resolved = _resolved(document, schema)
+    each = (_resolved(document, one) for one in resolved.get("anyOf", [resolved]))
+    return [one for one in each if one.get("type") != "null"]
+
+
 def _default(value: object) -> str:
-    return "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, dict) or value is None:
+        return "unset"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _number(value: float) -> str:

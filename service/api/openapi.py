@@ -1,17 +1,20 @@
 """The OpenAPI document: what FastAPI finds by itself, and what it cannot know of bodies read and answers made here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.api.openai.answer import Chunk, CountedChunk
+from service.api.openai.errors import ErrorBody
+from service.api.openai.request import CompletionRequest
 from service.api.problems import MEDIA_TYPE
 from service.api.schema import ChatRequest, Delta, FinalDelta, Problem
 from service.errors import ServiceError
 
 REFERENCE = "#/components/schemas/{model}"
-BY_NAME = (ChatRequest, Delta, FinalDelta, Problem)
+BY_NAME = (ChatRequest, Delta, FinalDelta, Problem, CompletionRequest, Chunk, CountedChunk, ErrorBody)
 """Models that routes refer to with `reference`."""
 
 Answers = dict[int | str, dict[str, Any]]
@@ -22,9 +25,22 @@ def reference(name: str) -> dict[str, str]:
     return {"$ref": REFERENCE.format(model=name)}
 
 
+def json_body(name: str) -> dict[str, Any]:
+    """What a route says of its body, which is one of `BY_NAME`."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference(name)}}}}
+
+
 def problems(*statuses: int) -> Answers:
     """What a route's `responses` say of errors with these statuses."""
-    content = {MEDIA_TYPE: {"schema": reference("Problem")}}
+    return _errors_as({MEDIA_TYPE: {"schema": reference("Problem")}}, statuses)
+
+
+def openai_errors(*statuses: int) -> Answers:
+    """The same for a route of OpenAI's API."""
+    return _errors_as({"application/json": {"schema": reference("ErrorBody")}}, statuses)
+
+
+def _errors_as(content: dict[str, Any], statuses: Iterable[int]) -> Answers:
     return {status: {"description": _meaning(status), "content": content} for status in statuses}
 
 

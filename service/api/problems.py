@@ -1,4 +1,7 @@
-"""Errors as RFC 9457 problem documents: every one says what was wrong, where, and the way out."""
+"""Errors as answers: every one says what was wrong, where, and the way out.
+
+They are RFC 9457 problem documents, and on the routes of OpenAI's API what its clients read.
+"""
 
 import logging
 from http import HTTPStatus
@@ -10,6 +13,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 
 from service.api.disconnect import ClientGoneError
 from service.api.middleware import shown_path
+from service.api.openai import errors as openai_errors
 from service.errors import ServiceError
 from service.log import note
 
@@ -32,32 +36,32 @@ def document(error: ServiceError) -> dict[str, object]:
     return body
 
 
-def response(error: ServiceError) -> JSONResponse:
-    """The problem as a response, with Retry-After where waiting helps and the scheme where a key is asked for."""
+def response(error: ServiceError, path: str) -> JSONResponse:
+    """The error as the clients of `path` expect it, with Retry-After where waiting helps and the scheme where a key is
+    asked for."""
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
+    if path in openai_errors.ROUTES:
+        return JSONResponse(openai_errors.body(error).model_dump(), error.status, headers)
     return JSONResponse(document(error), error.status, headers, MEDIA_TYPE)
 
 
-async def on_service_error(_: Request, error: Exception) -> Response:
+async def on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     note(problem=error.code)
-    return response(error)
+    return response(error, request.scope["path"])
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """What the router itself answers: 404 and 405."""
     assert isinstance(error, HTTPException)
-    detail = f"{request.method} {shown_path(request.scope['path'])}: {error.detail}"
-    body = {
-        "type": "about:blank",
-        "title": error.detail,
-        "status": error.status_code,
-        "detail": detail,
-        "code": "http_error",
-    }
-    return JSONResponse(body, error.status_code, error.headers, MEDIA_TYPE)
+    path = request.scope["path"]
+    refusal = ServiceError(f"{request.method} {shown_path(path)}: {error.detail}")
+    refusal.status, refusal.code = error.status_code, "http_error"
+    answer = response(refusal, path)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def on_client_gone(_: Request, __: Exception) -> Response:
@@ -65,10 +69,11 @@ async def on_client_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def on_bug(_: Request, error: Exception) -> Response:
+async def on_bug(request: Request, error: Exception) -> Response:
     """Anything unforeseen: logged in full, answered without details of the inside."""
     logger.error("unhandled error", exc_info=error)
-    return response(ServiceError("an internal error; the log has it under this answer's X-Request-Id"))
+    hidden = ServiceError("an internal error; the log has it under this answer's X-Request-Id")
+    return response(hidden, request.scope["path"])
 
 
 def install(app: FastAPI) -> None:

@@ -1,9 +1,11 @@
 """The wire models of our own route. Unknown fields are refused, never ignored; every bound is stated once, here."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from service.api.sampling import RepetitionPenalty, Seed, Temperature, TopK, TopP
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 DEFAULT_NEW_TOKENS = 1024
@@ -11,6 +13,7 @@ MAX_TEXT_CHARACTERS = 400_000
 """More than 32,768 tokens of natural language ever hold; what is longer is refused without tokenizing it."""
 
 MAX_STOP_CHARACTERS = 1000
+MAX_TURNS = 1000
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -28,7 +31,8 @@ def _printable(text: str) -> str:
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS), AfterValidator(_printable)]
 NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS), AfterValidator(_printable)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS), AfterValidator(_printable)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Stops = Annotated[list[Stop], Field(max_length=16)]
+NewTokens = Annotated[int, Field(ge=1, le=32_768)]
 
 
 class Strict(BaseModel):
@@ -54,17 +58,28 @@ class Turn(Strict):
     content: Text
 
 
-def _bounded(turns: list[Turn]) -> list[Turn]:
-    characters = sum(len(turn.content) for turn in turns)
+class HasContent(Protocol):
+    """A message, of whichever form."""
+
+    @property
+    def content(self) -> str: ...
+
+
+Message = TypeVar("Message", bound=HasContent)
+
+
+def bounded(messages: list[Message]) -> list[Message]:
+    """A validator: the messages, if they are not too long together."""
+    characters = sum(len(message.content) for message in messages)
     if characters > MAX_TEXT_CHARACTERS:
         raise ValueError(
-            f"its turns have {characters} characters together; at most {MAX_TEXT_CHARACTERS} are read. "
+            f"its messages have {characters} characters together; at most {MAX_TEXT_CHARACTERS} are read. "
             "Leave out the oldest ones."
         )
-    return turns
+    return messages
 
 
-History = Annotated[list[Turn], Field(max_length=1000), AfterValidator(_bounded)]
+History = Annotated[list[Turn], Field(max_length=MAX_TURNS), AfterValidator(bounded)]
 
 
 class ChatRequest(Strict):
@@ -79,22 +94,15 @@ class ChatRequest(Strict):
     history: History = Field([], description="Earlier turns, oldest first.")
     thinking: bool = Field(False, description="Think step by step: InternLM3's deep-thinking system prompt.")
     stream: bool = Field(False, description="Answer as server-sent events, piece by piece.")
-    max_new_tokens: int | None = Field(
-        None,
-        ge=1,
-        le=32_768,
-        description=f"Most tokens of the answer; unset: {DEFAULT_NEW_TOKENS} or what the context leaves.",
+    max_new_tokens: NewTokens | None = Field(
+        None, description=f"Most tokens of the answer; unset: {DEFAULT_NEW_TOKENS} or what the context leaves."
     )
-    temperature: Number = Field(1.0, ge=0, le=10, description="0 is greedy.")
-    top_k: int = Field(40, ge=0, le=200_000, description="Draw from the k likeliest tokens; 0: from all.")
-    top_p: Number = Field(
-        0.8, gt=0, le=1, description="Draw from the likeliest tokens that hold this share; 1: from all."
-    )
-    repetition_penalty: Number = Field(
-        1.005, ge=0.01, le=10, description="Above 1: shun tokens that were used; 1: off."
-    )
-    seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed and settings give the same answer.")
-    stop: list[Stop] = Field([], max_length=16, description="The answer ends before the first of these texts.")
+    temperature: Temperature = 1.0
+    top_k: TopK = 40
+    top_p: TopP = 0.8
+    repetition_penalty: RepetitionPenalty = 1.005
+    seed: Seed | None = Field(None, description="The same seed and settings give the same answer.")
+    stop: Stops = Field([], description="The answer ends before the first of these texts.")
 
 
 class Usage(BaseModel):

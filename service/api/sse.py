@@ -54,12 +54,19 @@ class EventStream(Response, Generic[Piece]):
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: Piece, rest: AsyncGenerator[Piece], encode: Callable[[Piece], bytes]) -> None:
+    def __init__(
+        self,
+        first: Piece,
+        rest: AsyncGenerator[Piece],
+        encode: Callable[[Piece], bytes],
+        encode_error: Callable[[ServiceError], bytes] = error,
+    ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._first = first
         self._rest = rest
         self._encode = encode
+        self._encode_error = encode_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._rest):  # by its owner: a generator around it would not close it before it has begun
@@ -76,7 +83,7 @@ class EventStream(Response, Generic[Piece]):
                 await _send_body(send, self._encode(piece))
         except ServiceError as problem:
             note(problem=problem.code)  # the status has been 200 for long
-            await _send_body(send, error(problem))
+            await _send_body(send, self._encode_error(problem))
         await _send_body(send, DONE)
         await _send_body(send, b"", more=False)
 

@@ -34,13 +34,23 @@ INLINE_CHARACTERS = 4096
 
 
 @dataclass(frozen=True)
+class FieldNames:
+    """What a client calls the fields of its request: a complaint must name what it can change."""
+
+    messages: str = "prompt"
+    max_new_tokens: str = "max_new_tokens"
+
+
+@dataclass(frozen=True)
 class Chat:
-    """What a client wants answered. `max_new_tokens` None: up to the default, or what the context leaves."""
+    """What a client wants answered, with at most so many tokens: `or_what_fits`, where the context leaves fewer."""
 
     messages: list[Message]
     sampling: SamplingParams
-    max_new_tokens: int | None = None
+    max_new_tokens: int
+    or_what_fits: bool = False
     stop: list[str] = field(default_factory=list)
+    fields: FieldNames = FieldNames()
 
 
 @dataclass(frozen=True)
@@ -64,12 +74,10 @@ class Done:
 class AnswerLimits:
     """What bounds an answer.
 
-    `max_context`: tokens of prompt and answer together. `default_new_tokens`: tokens of the answer if the client sets
-    no limit. `request_timeout`: seconds in all.
+    `max_context`: tokens of prompt and answer together. `request_timeout`: seconds in all.
     """
 
     max_context: int
-    default_new_tokens: int
     request_timeout: float
 
 
@@ -135,7 +143,7 @@ class Generation:
         return GenerationRequest(
             id=uuid.uuid4().hex,
             prompt_ids=prompt,
-            max_new_tokens=self._new_tokens(len(prompt), chat.max_new_tokens),
+            max_new_tokens=self._new_tokens(len(prompt), chat),
             stop_ids=self._tokenizer.stop_ids,
             deadline=deadline,
             sampling=chat.sampling,
@@ -151,21 +159,22 @@ class Generation:
         except TimeoutError:
             raise too_late(watch, self._limits.request_timeout) from None
 
-    def _new_tokens(self, prompt: int, wanted: int | None) -> int:
-        room = self._limits.max_context - prompt
+    def _new_tokens(self, prompt: int, chat: Chat) -> int:
+        context, wanted, fields = self._limits.max_context, chat.max_new_tokens, chat.fields
+        room = context - prompt
         if room < 1:
             raise ContextTooLong(
-                f"the conversation has {prompt} tokens; the context of {self._limits.max_context} tokens must hold it "
-                "and at least one token of answer. Shorten the prompt or the history.",
-                field="prompt",
+                f"the conversation has {prompt} tokens; the context of {context} tokens must hold it "
+                "and at least one token of answer. Shorten the conversation.",
+                field=fields.messages,
             )
-        if wanted is not None and wanted > room:
+        if wanted > room and not chat.or_what_fits:
             raise ContextTooLong(
-                f"max_new_tokens is {wanted}, but after the conversation's {prompt} tokens the context of "
-                f"{self._limits.max_context} leaves {room}. Ask for at most {room}, or shorten the conversation.",
-                field="max_new_tokens",
+                f"{fields.max_new_tokens} is {wanted}, but after the conversation's {prompt} tokens the context of "
+                f"{context} leaves {room}. Ask for at most {room}, or shorten the conversation.",
+                field=fields.max_new_tokens,
             )
-        return wanted or min(self._limits.default_new_tokens, room)
+        return min(wanted, room)
 
 
 class _Answer:

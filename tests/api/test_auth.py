@@ -36,7 +36,7 @@ async def test_without_a_known_key_nothing_is_answered(guarded: Service, headers
         response = await guarded.http.request(method, path, headers=headers)
         assert response.status_code == 401
         assert response.headers["www-authenticate"] == "Bearer"
-        assert response.json()["field"] == "Authorization"
+        assert "Authorization: Bearer KEY" in response.text
 
 
 @pytest.mark.parametrize("key", ["alpha-key", "beta-key"])

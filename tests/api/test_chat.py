@@ -11,7 +11,8 @@ from datetime import datetime
 import pytest
 import requests
 
-from service.api.chat import Transcript, collect
+from service.api.answer import Transcript
+from service.api.chat import ChatWriter
 from service.chat.generation import Done, TextDelta
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from tests.api.conftest import Service
@@ -115,5 +116,6 @@ async def test_an_answer_is_over_before_it_is_sent() -> None:
             over.append(True)
 
     kept = pieces()  # so that no garbage collection ends it
-    assert (await collect(kept, Transcript(None)))["response"] == "hi"
+    whole = await Transcript(ChatWriter(), None).collect(kept)
+    assert whole.model_dump()["response"] == "hi"
     assert over

@@ -31,9 +31,9 @@ def ended(**outcomes: str) -> dict[str, str]:
     return {f'internlm_requests_total{{{LABELS},outcome="{name}"}}': values for name, values in outcomes.items()}
 
 
-def answered(*, ok: str, full: str) -> dict[str, str]:
-    """Answers of the chat's route: 200, and 429."""
-    chat = f'internlm_http_requests_total{{{LABELS},route="/v1/chat",method="POST",status="%s"}}'
+def answered(*, ok: str, full: str, route: str = "/v1/chat") -> dict[str, str]:
+    """Answers of one of the chat's routes: 200, and 429."""
+    chat = f'internlm_http_requests_total{{{LABELS},route="{route}",method="POST",status="%s"}}'
     return {chat % 200: ok, chat % 429: full}
 
 
@@ -160,6 +160,12 @@ CASES: dict[str, dict[str, tuple[dict[str, str], int, dict[str, str] | None]]] =
     },
     "InternlmChatRejecting": {
         "one in ten for long": (answered(ok="0+90x100", full="0+10x100"), 20, JOB),
+        "the same of OpenAI's clients": (
+            answered(ok="0+90x100", full="0x100")
+            | answered(ok="0+90x100", full="0+20x100", route="/v1/chat/completions"),
+            20,
+            JOB,
+        ),
         "one in a hundred": (answered(ok="0+99x100", full="0+1x100"), 20, None),
         "prompts that are too long": (
             answered(ok="0+90x100", full="0x100")

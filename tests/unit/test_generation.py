@@ -27,9 +27,10 @@ from service.metrics import Metrics
 from tests.support.server import PATIENCE
 from tests.support.tokenizers import write_byte_level_dir
 
-SHORT = Chat([Message("user", "hi")], SamplingParams())
-LONG = Chat([Message("user", "the quick brown fox 你好世界 " * 10_000)], SamplingParams())
+SHORT = Chat([Message("user", "hi")], SamplingParams(), max_new_tokens=8)
+LONG = Chat([Message("user", "the quick brown fox 你好世界 " * 10_000)], SamplingParams(), max_new_tokens=8)
 """Longer than the context, which is known only once it is tokenized."""
+NO_SUCH_ROLE = Chat([Message("tool", "hi")], SamplingParams(), max_new_tokens=8)
 NO_ROOM = Chat([Message("user", "hi")], SamplingParams(), max_new_tokens=64)
 TOKENS = [Token("", 40), Token("", 41)]
 IN_TIME, TOO_LATE = 300.0, 0.001
@@ -67,7 +68,7 @@ class Make:
         self._metrics = metrics
 
     def __call__(self, engine: Any, request_timeout: float = IN_TIME, state: State = State.READY) -> Generation:
-        limits = AnswerLimits(max_context=64, default_new_tokens=8, request_timeout=request_timeout)
+        limits = AnswerLimits(max_context=64, request_timeout=request_timeout)
         lifecycle = Lifecycle()
         lifecycle.move(state)
         return Generation(engine, self._tokenizer, self._template, limits, lifecycle, self._metrics)
@@ -137,7 +138,7 @@ NEVER_SUBMITTED = {
     ),
     "too long": (LONG, IN_TIME, ContextTooLong, ["rejected"]),
     "no room": (NO_ROOM, IN_TIME, ContextTooLong, ["rejected"]),
-    "no such role": (Chat([Message("tool", "hi")], SamplingParams()), IN_TIME, InvalidRequest, ["rejected"]),
+    "no such role": (NO_SUCH_ROLE, IN_TIME, InvalidRequest, ["rejected"]),
 }
 
 

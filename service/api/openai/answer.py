@@ -1,0 +1,148 @@
+"""What a client of OpenAI's API is answered: one chat completion, or the chunks of one."""
+
+import time
+from typing import Literal
+
+from pydantic import BaseModel
+
+from service.api import sse
+from service.api.health import Identity
+from service.api.openai import errors
+from service.chat.generation import Done
+from service.errors import ServiceError
+from service.log import request_id
+
+FinishReason = Literal["stop", "length"]
+
+
+class PromptTokens(BaseModel):
+    """Of the prompt's tokens, how many were found in the prefix cache."""
+
+    cached_tokens: int
+
+
+class CompletionUsage(BaseModel):
+    """What the answer cost, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokens
+
+
+class AnswerMessage(BaseModel):
+    """The answer itself."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """The one answer there is."""
+
+    index: Literal[0] = 0
+    message: AnswerMessage
+    logprobs: None = None
+    finish_reason: FinishReason
+
+
+class Named(BaseModel):
+    """What every object of an answer says: of which answer it is, since when, of which model and weights."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str | None
+
+
+class Completion(Named):
+    """The whole answer."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[Choice]
+    usage: CompletionUsage
+
+
+class FirstDelta(BaseModel):
+    """The first piece of an answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class TextPiece(BaseModel):
+    """A further piece of an answer."""
+
+    content: str
+
+
+class NoDelta(BaseModel):
+    """No more text."""
+
+
+class ChunkChoice(BaseModel):
+    """A piece of the one answer there is; the last one tells how it ended."""
+
+    index: Literal[0] = 0
+    delta: FirstDelta | TextPiece | NoDelta
+    logprobs: None = None
+    finish_reason: FinishReason | None = None
+
+
+class Chunk(Named):
+    """An event of a streamed answer."""
+
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    choices: list[ChunkChoice]
+
+
+class CountedChunk(Chunk):
+    """The same for a client that asked for usage: only the last event has one, and no piece of the answer."""
+
+    usage: CompletionUsage | None = None
+
+
+class CompletionWriter:
+    """Writes one answer."""
+
+    def __init__(self, identity: Identity, *, include_usage: bool) -> None:
+        self._named = {
+            "id": f"chatcmpl-{request_id.get()}",
+            "created": int(time.time()),
+            "model": identity.model,
+            "system_fingerprint": f"fp_{identity.manifest[:10]}" if identity.manifest else None,
+        }
+        self._include_usage = include_usage
+        self._begun = False
+
+    def error(self, problem: ServiceError) -> bytes:
+        """An event without a name: clients look for `error` in the data of any."""
+        return sse.event(errors.body(problem))
+
+    def delta(self, text: str) -> Chunk:
+        piece = TextPiece(content=text) if self._begun else FirstDelta(content=text)
+        self._begun = True
+        return self._chunk([ChunkChoice(delta=piece)])
+
+    def last(self, response: str, done: Done) -> list[Chunk]:
+        piece = NoDelta() if self._begun else FirstDelta(content=response)
+        end = self._chunk([ChunkChoice(delta=piece, finish_reason=done.finish_reason)])
+        return [end, CountedChunk(**self._named, choices=[], usage=usage(done))] if self._include_usage else [end]
+
+    def whole(self, response: str, done: Done) -> Completion:
+        choice = Choice(message=AnswerMessage(content=response), finish_reason=done.finish_reason)
+        return Completion(**self._named, choices=[choice], usage=usage(done))
+
+    def _chunk(self, choices: list[ChunkChoice]) -> Chunk:
+        return (CountedChunk if self._include_usage else Chunk)(**self._named, choices=choices)
+
+
+def usage(done: Done) -> CompletionUsage:
+    """An answer's counts as OpenAI names them."""
+    return CompletionUsage(
+        prompt_tokens=done.prompt_tokens,
+        completion_tokens=done.completion_tokens,
+        total_tokens=done.prompt_tokens + done.completion_tokens,
+        prompt_tokens_details=PromptTokens(cached_tokens=done.cached_tokens),
+    )

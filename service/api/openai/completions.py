@@ -1,0 +1,119 @@
+"""POST /v1/chat/completions: the same answers as from /v1/chat, for clients of OpenAI's API."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from service.api import openapi
+from service.api.answer import respond
+from service.api.body import json_body
+from service.api.health import Identity
+from service.api.openai.answer import Completion, CompletionWriter
+from service.api.openai.request import DEFAULT_NEW_TOKENS, CompletionRequest
+from service.api.sampling import params
+from service.chat.generation import Chat, FieldNames, Generation
+from service.chat.templates import Message
+from service.chat.thinking import THINKING_SYSTEM_PROMPT
+from service.errors import InvalidRequest, MessageRefused, ModelNotFound
+from service.log import note
+from service.settings import Settings
+
+STREAMED = """\
+data: {"id": "chatcmpl-5f0c…", …, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hello"}, …}]}
+
+data: {"id": "chatcmpl-5f0c…", …, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop", …}]}
+
+data: [DONE]
+"""
+ANSWERS: openapi.Answers = {
+    200: {
+        "description": "The whole answer; with stream, an event for each piece of it (Chunk), then [DONE]. A stream "
+        "that fails has an event with an ErrorBody.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": STREAMED}},
+    },
+    **openapi.openai_errors(400, 404, 408, 413, 415, 429, 503, 504),
+}
+
+
+def router(generation: Callable[[], Generation], identity: Identity, settings: Settings) -> APIRouter:
+    """The route, for the model that `generation` gives (it raises NotReady while there is none)."""
+    routes = APIRouter()
+    parse: Callable[[Request], Awaitable[CompletionRequest]] = json_body(
+        CompletionRequest, settings.max_body_bytes, settings.body_timeout
+    )
+
+    @routes.post(
+        "/v1/chat/completions",
+        response_model=Completion,
+        responses=ANSWERS,
+        openapi_extra=openapi.json_body("CompletionRequest"),
+        summary="Answer a chat, for clients of OpenAI's API.",
+    )
+    async def completions(request: Request, body: Annotated[CompletionRequest, Depends(parse)]) -> Response:
+        model = generation()  # before the name is looked at: until it is loaded none is known
+        require_model(body.model, identity.model)
+        if body.user is not None:
+            note(user=body.user)
+        writer = CompletionWriter(identity, include_usage=body.stream_options.include_usage)
+        logged = body.messages[-1].content if settings.log_prompts else None
+        try:
+            pieces = model.stream(to_chat(body))
+            return await respond(request, pieces, writer, stream=body.stream, logged_prompt=logged)
+        except MessageRefused as refusal:
+            refusal.field = field_of(refusal.index, body)
+            raise
+
+    return routes
+
+
+def require_model(asked: str | None, served: str) -> None:
+    """Raises ModelNotFound when another model is asked for than the one there is."""
+    if asked is not None and asked != served:
+        raise ModelNotFound(f"the model {asked[:100]!r} is not served here; {served!r} is", field="model")
+
+
+def to_chat(body: CompletionRequest) -> Chat:
+    """The wire's fields as the use case has them. Raises InvalidRequest for fields that exclude each other."""
+    if "stream_options" in body.model_fields_set and not body.stream:
+        raise InvalidRequest("stream_options is for streams; leave it out, or set stream", field="stream_options")
+    wanted = new_tokens(body)
+    return Chat(
+        messages=conversation(body),
+        sampling=params(body),
+        max_new_tokens=wanted or DEFAULT_NEW_TOKENS,
+        or_what_fits=wanted is None,
+        stop=body.stop,
+        fields=FieldNames(messages="messages", max_new_tokens=body.limit_name),
+    )
+
+
+def new_tokens(body: CompletionRequest) -> int | None:
+    """The limit under either of its names. Raises InvalidRequest for two limits."""
+    limits = {body.max_tokens, body.max_completion_tokens} - {None}
+    if len(limits) > 1:
+        raise InvalidRequest(
+            "max_tokens and max_completion_tokens are two names of one limit; send one of them", field="max_tokens"
+        )
+    return limits.pop() if limits else None
+
+
+def conversation(body: CompletionRequest) -> list[Message]:
+    """Its messages. Raises InvalidRequest for a system prompt beside the one that thinking is."""
+    messages = [Message("system" if each.role == "developer" else each.role, each.content) for each in body.messages]
+    if not body.thinking:
+        return messages
+    for at, message in enumerate(messages):
+        if message.role == "system":
+            raise InvalidRequest(
+                f"thinking is a system prompt of its own; send either thinking or messages.{at}", field="thinking"
+            )
+    return [Message("system", THINKING_SYSTEM_PROMPT), *messages]
+
+
+def field_of(index: int | None, body: CompletionRequest) -> str:
+    """The field that a message of the conversation comes from; `index` None: all of them."""
+    if index is None:
+        return "messages"
+    at = index - body.thinking
+    return "thinking" if at < 0 else f"messages.{at}"

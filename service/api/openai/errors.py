@@ -1,0 +1,53 @@
+"""Errors as the `openai` client reads them. What is wrong, and the way out, is said in the same words as elsewhere."""
+
+from http import HTTPStatus
+from typing import Literal
+
+from pydantic import BaseModel
+
+from service.errors import ServiceError
+
+Type = Literal["invalid_request_error", "rate_limit_error", "server_error"]
+
+ROUTES = ("/v1/chat/completions", "/v1/models")
+"""Whatever is answered here that is no success is answered in this form."""
+
+CODES = {
+    "context_too_long": "context_length_exceeded",
+    "queue_full": "rate_limit_exceeded",
+    "unauthorized": "invalid_api_key",
+}
+"""Those that clients look for, by ours; any other is the same in both."""
+
+
+class Error(BaseModel):
+    """Why a request is not answered. `code` is stable, `param` names what of the request is at fault."""
+
+    message: str
+    type: Type
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """An error as a whole answer, or as an event of a stream that fails half-way."""
+
+    error: Error
+
+
+def body(error: ServiceError) -> ErrorBody:
+    """What is sent of `error`."""
+    return ErrorBody(
+        error=Error(
+            message=error.message,
+            type=_type(error.status),
+            param=error.field,
+            code=CODES.get(error.code, error.code),
+        )
+    )
+
+
+def _type(status: int) -> Type:
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return "rate_limit_error"
+    return "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"

@@ -1,0 +1,62 @@
+"""OpenAI's parameters that are not served: refused by name, unless a value asks for nothing."""
+
+import json
+from typing import Any
+
+from service.errors import InvalidRequest
+
+Neutral = dict[str, tuple[object, ...]]
+
+OF_REQUEST: Neutral = {
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "moderation": (),
+    "n": (1,),
+    "parallel_tool_calls": (False, True),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "prompt_cache_key": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": (),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "safety_identifier": (),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""With the values, besides null, that change nothing. Source: https://platform.openai.com/docs/api-reference/chat/create"""
+
+OF_MESSAGE: Neutral = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "name": (),
+    "refusal": (),
+    "tool_calls": ([],),
+}
+"""The same of a message: clients send back what they were answered, whole."""
+
+
+def without(unserved: Neutral, value: Any, where: str = "") -> Any:
+    """An object without its nulls, which mean "unset", and without what asks for nothing. `where` it lies in the body.
+
+    Raises InvalidRequest for what does ask for something.
+    """
+    if not isinstance(value, dict):
+        return value
+    for name, neutral in unserved.items():
+        if value.get(name) is not None and value[name] not in neutral:
+            way_out = f" or send {json.dumps(neutral[0])}" if neutral else ""
+            raise InvalidRequest(f"{where}{name} is not served here; leave it out{way_out}", field=f"{where}{name}")
+    return {name: each for name, each in value.items() if each is not None and name not in unserved}
