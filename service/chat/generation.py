@@ -163,9 +163,9 @@ class Generation:
         context, wanted, fields = self._limits.max_context, chat.max_new_tokens, chat.fields
         room = context - prompt
         if room < 1:
-            raise ContextTooLong(
-                f"the conversation has {prompt} tokens; the context of {context} tokens must hold it "
-                "and at least one token of answer. Shorten the conversation.",
+            raise ContextTooLong(  # in words that LiteLLM looks for, to try a model with a longer context
+                f"with one token of answer, the conversation of {prompt} tokens is longer than the model's context "
+                f"length of {context} tokens. Shorten the conversation.",
                 field=fields.messages,
             )
         if wanted > room and not chat.or_what_fits:

@@ -141,6 +141,7 @@ async def test_a_conversation_that_is_too_long_has_the_code_clients_look_for(
     with pytest.raises(openai.BadRequestError) as caught:
         await client.chat.completions.create(model=model, messages=[{"role": "user", "content": "word " * 40_000}])
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+    assert "is longer than the model's context length" in caught.value.message, "LiteLLM goes by these words"
 
 
 async def test_a_full_queue_is_a_rate_limit_that_the_client_waits_out(start: Start) -> None:
