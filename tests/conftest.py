@@ -4,6 +4,8 @@ where there is no GPU."""
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +33,26 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+MOST_WORKERS = 4
+"""Each may hold a model and its torch."""
+HERE = Path(__file__).parent
+ONE_CLUSTER = {HERE / "e2e", HERE / "image"}
+"""What builds images and runs them shares one store of them."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes `-n auto` makes: one where there is a GPU, since tests fill its memory."""
+    return 1 if has_gpu_device() else min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: a file's tests stay together and in order, and so do its fixtures."""
+    for item in items:
+        folder = item.path.parent
+        item.add_marker(pytest.mark.xdist_group("cluster" if folder in ONE_CLUSTER else str(item.path)))
+
+
 FIGURES = pytest.StashKey[list[str]]()
 
 
@@ -38,6 +60,19 @@ FIGURES = pytest.StashKey[list[str]]()
 def tell(pytestconfig: pytest.Config) -> Callable[[str], None]:
     """Say a figure that was measured, passed or not: it is printed when the run ends."""
     return pytestconfig.stash.setdefault(FIGURES, []).append
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist hands in what was measured in it."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["figures"] = session.config.stash.get(FIGURES, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    figures = getattr(node, "workeroutput", {}).get("figures", [])
+    node.config.stash.setdefault(FIGURES, []).extend(figures)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
