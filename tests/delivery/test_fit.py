@@ -21,9 +21,9 @@ from service.delivery.fit import (
 from service.delivery.safetensors_header import read_header
 from service.engine.attention import PagedCache
 from service.engine.base import EngineConfig
-from service.engine.capacity import plan_capacity
 from service.engine.config import INTERNLM3_8B
 from service.engine.defaults import BLOCK_TOKENS
+from service.engine.startup.capacity import plan_capacity
 from service.settings import Settings
 from tests.support.model_files import SHARDS, make_repository
 
