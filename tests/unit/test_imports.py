@@ -117,7 +117,7 @@ def test_only_metrics_declare_series() -> None:
     kinds = re.compile(r"\b(?:Counter|Gauge|Histogram|Summary|Info|\w+MetricFamily)\(")
     texts = {name: path.read_text() for name, path in modules().items()}
     declaring = {name for name, text in texts.items() if "prometheus_client" in text and kinds.search(text)}
-    assert declaring == {"metrics", "delivery.metrics"}
+    assert declaring == {"metrics", "delivery.reporting.metrics"}
 
 
 def test_only_sse_writes_data_lines() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from service.delivery.safetensors_header import Entry, read_header
+from service.delivery.disk.safetensors_header import Entry, read_header
 from service.errors import ConfigurationError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

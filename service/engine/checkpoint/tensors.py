@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from service.delivery.directory import INDEX_FILE
-from service.delivery.safetensors_header import BadHeader
+from service.delivery.disk.directory import INDEX_FILE
+from service.delivery.disk.safetensors_header import BadHeader
 from service.engine.checkpoint.staging import Lanes
 from service.engine.checkpoint.tensor_file import Extent, read_extents
 from service.errors import ConfigurationError

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from service.delivery.gpu import BFLOAT16_CAPABILITY
+from service.delivery.checks.nvidia_driver import BFLOAT16_CAPABILITY
 from service.engine.attention import PagedCache, PrefillAttention
 from service.engine.base import EngineConfig, GenerationRequest
 from service.engine.config import INTERNLM3_8B, ModelConfig

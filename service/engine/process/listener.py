@@ -26,7 +26,7 @@ LARGEST_BACKLOG = 64 * 1024 * 1024
 FAREWELL_TIMEOUT = 2.0
 """Seconds the last message gets to leave the process."""
 EXIT_DEAF = 3
-"""The exit code of an engine that nobody can reach any more; those of `worker.py` are smaller."""
+"""The exit code of an engine that nobody can reach any more; those of `engine/worker.py` are smaller."""
 
 
 class _Connection:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from service.delivery.fit import kv_bytes_per_token
+from service.delivery.checks.fit import kv_bytes_per_token
 from service.engine.base import EngineConfig
 from service.engine.config import ModelConfig
 from service.engine.defaults import RUNNING_ON_CPU, RUNNING_ON_GPU, STEP_TOKENS_ON_CPU, STEP_TOKENS_ON_GPU

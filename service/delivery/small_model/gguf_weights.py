@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import TensorSpec, serialize_file
 
-from service.delivery.progress import CONVERTING, Progress
+from service.delivery.reporting.progress import CONVERTING, Progress
 from service.errors import ConfigurationError
 
 _MODEL = {

@@ -6,10 +6,10 @@ from typing import Any
 
 import gguf
 
-from service.delivery.durable import sync
-from service.delivery.gguf_tokenizer import END_OF_TURN, special_tokens, tokenizer_config, write_tokenizer
-from service.delivery.gguf_weights import write_weights
-from service.delivery.progress import Progress
+from service.delivery.disk.durable import sync
+from service.delivery.reporting.progress import Progress
+from service.delivery.small_model.gguf_tokenizer import END_OF_TURN, special_tokens, tokenizer_config, write_tokenizer
+from service.delivery.small_model.gguf_weights import write_weights
 from service.errors import ConfigurationError
 
 Metadata = dict[str, Any]

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from service.delivery.progress import Progress, shown
+from service.delivery.reporting.progress import Progress, shown
 
 WINDOW_SECONDS = 30.0
 
@@ -67,7 +67,7 @@ def show_transfer(metrics_file: Path | None, stream: TextIO | None = None) -> It
         if metrics_file is None:
             yield progress
             return
-        from service.delivery.metrics import TransferMetrics
+        from service.delivery.reporting.metrics import TransferMetrics
 
         metrics = TransferMetrics(metrics_file)
 

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+from service.delivery.checks.finding import Finding, State, fail, ok, skip, warn
+from service.delivery.checks.fit import GIB, Demand, Fit, FitOf, fit_of
+from service.delivery.checks.nvidia_driver import LEAST_CAPABILITY, Gpu, NoGpu, read_gpu, torch_cuda
+from service.delivery.checks.remedies import remedies
 from service.delivery.failures import DeliveryFailed
-from service.delivery.finding import Finding, State, fail, ok, skip, warn
-from service.delivery.fit import GIB, Demand, Fit, FitOf, fit_of
-from service.delivery.gpu import LEAST_CAPABILITY, Gpu, NoGpu, read_gpu, torch_cuda
-from service.delivery.remedies import remedies
 from service.delivery.symptoms import failure_of
 from service.errors import ConfigurationError
 from service.settings import Settings

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from service.delivery import manifest as manifests
-from service.delivery import volume
-from service.delivery.directory import check_consistent
+from service.delivery.checks.finding import Finding, fail, ok, skip, warn
+from service.delivery.disk import volume
+from service.delivery.disk.directory import check_consistent
+from service.delivery.disk.inspection import inspect
 from service.delivery.failures import DeliveryFailed
-from service.delivery.finding import Finding, fail, ok, skip, warn
-from service.delivery.inspection import inspect
 from service.delivery.symptoms import failure_of
 from service.download_settings import DownloadSettings, Source
 from service.engine.config import read_config

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from service.delivery.gguf_checkpoint import convert_gguf
-from service.delivery.gguf_weights import checkpoint_name, unpermute
+from service.delivery.small_model.gguf_checkpoint import convert_gguf
+from service.delivery.small_model.gguf_weights import checkpoint_name, unpermute
 from service.errors import ConfigurationError
 from tests.support import tiny_gguf
 from tests.support.tiny_gguf import write_gguf
@@ -134,12 +134,13 @@ def test_the_tokenizer_knows_its_special_tokens_and_the_chat_template(tmp_path: 
 
 
 def test_no_torch_and_no_transformers_is_imported_by_the_conversion(tmp_path: Path) -> None:
-    code = "import sys, service.delivery.gguf_checkpoint, service.delivery.smollm2; print(*sys.modules)"
+    imported = "service.delivery.small_model.gguf_checkpoint, service.delivery.small_model.smollm2"
+    code = f"import sys, {imported}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "service.engine"} & set(loaded)
 
 
 def test_a_start_that_finds_the_model_does_not_pay_for_the_converters_imports() -> None:
-    code = "import sys, service.delivery.smollm2; print(*sys.modules)"
+    code = "import sys, service.delivery.small_model.smollm2; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"gguf", "numpy", "tokenizers"} & set(loaded)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from service.delivery.smollm2 import SMOLLM2, SmallModel, ensure_small_model
+from service.delivery.small_model.smollm2 import SMOLLM2, SmallModel, ensure_small_model
 from service.errors import ConfigurationError
 from tests.support.package_index import PackageIndex
 from tests.support.tiny_gguf import write_wheel

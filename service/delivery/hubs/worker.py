@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from service.delivery.catalog import MAX_ENTRIES
+from service.delivery.hubs.catalog import MAX_ENTRIES
 from service.delivery.symptoms import Symptom, describe
 
 MEMORY_BYTES = 192 << 20

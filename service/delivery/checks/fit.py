@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from service.delivery.directory import shard_names
+from service.delivery.disk.directory import shard_names
+from service.delivery.disk.safetensors_header import BadHeader, read_header
 from service.delivery.failures import Cause, DeliveryFailed
-from service.delivery.safetensors_header import BadHeader, read_header
 from service.engine.config import ModelConfig, read_config
 from service.engine.defaults import BLOCK_TOKENS, RUNNING_ON_GPU, STEP_TOKENS_ON_GPU
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from service.delivery.fit import GIB, Demand, Fit
+from service.delivery.checks.fit import GIB, Demand, Fit
 from service.engine.defaults import BLOCK_TOKENS
 
 MOST_FRACTION = 0.97

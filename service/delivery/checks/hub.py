@@ -6,8 +6,8 @@ import ssl
 import urllib.error
 import urllib.request
 
+from service.delivery.checks.finding import Finding, fail, ok, skip
 from service.delivery.failures import TREATMENTS, Cause
-from service.delivery.finding import Finding, fail, ok, skip
 from service.delivery.sources import endpoint
 from service.delivery.symptoms import failure_of
 from service.download_settings import DownloadSettings

@@ -9,8 +9,8 @@ import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from service.delivery.catalog import RemoteFile
-from service.delivery.durable import write_atomically
+from service.delivery.disk.durable import write_atomically
+from service.delivery.hubs.catalog import RemoteFile
 from service.delivery.manifest import FileRecord
 
 log = logging.getLogger(__name__)

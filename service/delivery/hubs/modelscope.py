@@ -1,4 +1,4 @@
-"""ModelScope as a source, through its own client; run as a child process (`python -m service.delivery.modelscope`).
+"""ModelScope as a source, through its own client; a child process (`python -m service.delivery.hubs.modelscope`).
 
 The parent has listed, judged and measured before; the client is only given files it may fetch, with size and hash.
 """
@@ -6,8 +6,8 @@ The parent has listed, judged and measured before; the client is only given file
 import os
 from typing import Any
 
-from service.delivery.catalog import MAX_ENTRIES
-from service.delivery.worker import CLIENT_SCRATCH, Hub, Listing, Request, main
+from service.delivery.hubs.catalog import MAX_ENTRIES
+from service.delivery.hubs.worker import CLIENT_SCRATCH, Hub, Listing, Request, main
 
 A_WEEK_SECONDS = 7 * 24 * 3600
 

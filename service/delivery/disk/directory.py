@@ -9,12 +9,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from service.delivery.catalog import is_wanted
+from service.delivery.disk.hashing import Digests, hash_files
+from service.delivery.disk.safetensors_header import BadHeader, read_header
 from service.delivery.failures import Cause, DeliveryFailed
-from service.delivery.hashing import Digests, hash_files
+from service.delivery.hubs.catalog import is_wanted
 from service.delivery.manifest import FileRecord
-from service.delivery.progress import VERIFYING, Progress
-from service.delivery.safetensors_header import BadHeader, read_header
+from service.delivery.reporting.progress import VERIFYING, Progress
 from service.delivery.symptoms import failure_of
 
 log = logging.getLogger(__name__)
