@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from service.delivery.progress import LogProgress
-from service.delivery.smollm2 import ensure_small_model
+from service.delivery.reporting.progress import LogProgress
+from service.delivery.small_model.smollm2 import ensure_small_model
 
 if __name__ == "__main__":
     ensure_small_model(Path(sys.argv[1]), LogProgress())

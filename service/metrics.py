@@ -1,4 +1,4 @@
-"""Every Prometheus series of the server, declared here and nowhere else; the download's are in `delivery/metrics.py`.
+"""Every Prometheus series of the server, declared here alone; those of the download: `delivery/reporting/metrics.py`.
 
 Counters and histograms are fed by the code that knows; what the engine reports about itself is read from its
 latest snapshot at scrape time, so that a scrape never waits for the engine or touches the GPU.

@@ -13,7 +13,7 @@ from service.chat.templates import ChatTemplate, Message
 from service.chat.tokenizer import Tokenizer
 from service.daemon_thread import in_daemon_thread
 from service.delivery.local import LocalModel, find_model
-from service.delivery.progress import show_progress
+from service.delivery.reporting.progress import show_progress
 from service.engine.base import Engine, EngineConfig, EngineState, EngineStatus, SamplingParams
 from service.errors import DeadlineExceeded, EngineFailed, NotReady, ServiceError
 from service.lifecycle import RETRY_AFTER_SECONDS, Lifecycle, State

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from service.delivery import manifest as manifests
-from service.delivery import volume
-from service.delivery.catalog import Catalog, RemoteFile
-from service.delivery.client import HubClient
-from service.delivery.durable import sync
+from service.delivery.disk import volume
+from service.delivery.disk.durable import sync
+from service.delivery.disk.hashing import Digests, hash_files
+from service.delivery.disk.journal import Journal
 from service.delivery.failures import Cause, DeliveryFailed
-from service.delivery.hashing import Digests, hash_files
-from service.delivery.journal import Journal
+from service.delivery.hubs.catalog import Catalog, RemoteFile
+from service.delivery.hubs.client import HubClient
 from service.delivery.manifest import FileRecord
-from service.delivery.progress import DOWNLOADING, VERIFYING, Progress
+from service.delivery.reporting.progress import DOWNLOADING, VERIFYING, Progress
 from service.delivery.sources import HUBS, fetch_revision
 from service.delivery.symptoms import failure_of
 from service.download_settings import DownloadSettings

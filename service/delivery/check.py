@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from service.delivery import manifest as manifests
-from service.delivery.check_gpu import check_gpu
-from service.delivery.check_hub import check_hub
-from service.delivery.check_model import check_disk, check_files, check_manifest
-from service.delivery.finding import Finding, State, skip
+from service.delivery.checks.finding import Finding, State, skip
+from service.delivery.checks.gpu import check_gpu
+from service.delivery.checks.hub import check_hub
+from service.delivery.checks.model import check_disk, check_files, check_manifest
 from service.delivery.manifest import Manifest
 from service.download_settings import DownloadSettings
 from service.environment import load_download_settings, load_settings

@@ -11,22 +11,22 @@ from pathlib import Path
 
 from service import __version__
 from service.delivery import manifest as manifests
-from service.delivery import volume
 from service.delivery.attempt import Attempt
-from service.delivery.directory import examine
+from service.delivery.disk import volume
+from service.delivery.disk.directory import examine
+from service.delivery.disk.inspection import Damage, inspect
+from service.delivery.disk.journal import Journal
+from service.delivery.disk.lock import volume_lock
 from service.delivery.failures import TREATMENTS, Cause, DeliveryFailed
-from service.delivery.inspection import Damage, inspect
-from service.delivery.journal import Journal
-from service.delivery.lock import volume_lock
+from service.delivery.hubs.worker import CLIENT_SCRATCH
 from service.delivery.manifest import FileRecord, Manifest
-from service.delivery.progress import VERIFYING, Progress
+from service.delivery.reporting.progress import VERIFYING, Progress
+from service.delivery.reporting.termination import leave_message
+from service.delivery.reporting.transfer_progress import show_transfer
 from service.delivery.retry import keep_trying
 from service.delivery.signals import Stopped, stopping
 from service.delivery.sources import hub_client
 from service.delivery.symptoms import failure_of
-from service.delivery.termination import leave_message
-from service.delivery.transfer_progress import show_transfer
-from service.delivery.worker import CLIENT_SCRATCH
 from service.download_settings import DownloadSettings
 from service.environment import load_download_settings
 from service.errors import ConfigurationError

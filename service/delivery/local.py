@@ -5,8 +5,8 @@ from pathlib import Path
 
 from service.delivery.check import before_loading
 from service.delivery.manifest import Manifest
-from service.delivery.progress import Progress
-from service.delivery.smollm2 import ensure_small_model
+from service.delivery.reporting.progress import Progress
+from service.delivery.small_model.smollm2 import ensure_small_model
 from service.errors import ConfigurationError
 from service.settings import Settings
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from service.delivery.catalog import RESERVED_PREFIX
-from service.delivery.durable import write_atomically
+from service.delivery.disk.durable import write_atomically
+from service.delivery.hubs.catalog import RESERVED_PREFIX
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
-from service.delivery.client import LEAST_BYTES_PER_SECOND
 from service.delivery.failures import Cause, DeliveryFailed
+from service.delivery.hubs.client import LEAST_BYTES_PER_SECOND
 
 log = logging.getLogger(__name__)
 

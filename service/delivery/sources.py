@@ -4,9 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.delivery.catalog import Catalog
-from service.delivery.client import HubClient
-from service.delivery.worker import Request
+from service.delivery.hubs.catalog import Catalog
+from service.delivery.hubs.client import HubClient
+from service.delivery.hubs.worker import Request
 from service.download_settings import DownloadSettings
 from service.errors import ConfigurationError
 
@@ -26,13 +26,13 @@ HUBS: dict[str, HubKind] = {
     # ModelScope names a file's last commit, not the tree's, so files are asked for by the revision and the listing
     # is compared again at the end.
     "modelscope": HubKind(
-        "service.delivery.modelscope",
+        "service.delivery.hubs.modelscope",
         by_commit=False,
         public="https://modelscope.cn",
         variables=("MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN"),
     ),
     "huggingface": HubKind(
-        "service.delivery.huggingface", by_commit=True, public="https://huggingface.co", variables=("HF_ENDPOINT",)
+        "service.delivery.hubs.huggingface", by_commit=True, public="https://huggingface.co", variables=("HF_ENDPOINT",)
     ),
 }
 

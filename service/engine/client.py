@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.engine import wire
 from service.engine.base import (
     EngineConfig,
     EngineInfo,
@@ -18,13 +17,14 @@ from service.engine.base import (
     Finish,
     GenerationRequest,
 )
-from service.engine.link import Link
-from service.engine.load_watch import LoadWatch, limit_after
-from service.engine.process import EXIT_TIMEOUT, WORKER, find_or_start
-from service.engine.restarts import RestartPolicy
-from service.engine.run_dir import forget
-from service.engine.streams import Streams, refusal
-from service.engine.watchdog import Watchdog
+from service.engine.process import wire
+from service.engine.process.lifetime import EXIT_TIMEOUT, WORKER, find_or_start
+from service.engine.process.link import Link
+from service.engine.process.load_watch import LoadWatch, limit_after
+from service.engine.process.restarts import RestartPolicy
+from service.engine.process.run_dir import forget
+from service.engine.process.streams import Streams, refusal
+from service.engine.process.watchdog import Watchdog
 from service.errors import EngineFailed, ServiceError
 
 logger = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from service.engine.base import (
     StepFailed,
 )
 from service.engine.kv_cache import BlockPool
-from service.engine.pace import PrefillPace
 from service.engine.scheduler import Scheduler
-from service.engine.step import OutOfMemory, Pending, Runner, Sequence, StepPlan
+from service.engine.steps.pace import PrefillPace
+from service.engine.steps.plan import OutOfMemory, Pending, Runner, Sequence, StepPlan
 from service.errors import first_line
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 import pynvml
 import torch
 
-from service.delivery.gpu import BFLOAT16_CAPABILITY
+from service.delivery.checks.nvidia_driver import BFLOAT16_CAPABILITY
 from service.engine.base import GpuMemory
 from service.errors import ConfigurationError
 

@@ -1,8 +1,8 @@
 """The InternLM3 / Llama decoder on fused weights: linear, RMSNorm, RoPE, grouped-query attention, SiLU-gated MLP.
 
 Attention itself is a callable of the step (see `attention`): a model computes tokens, whoever they belong to. Between
-two attentions lies a segment, which depends on its rows alone (see `segments`). What it computes with is an `Ops`; on
-torch's operations the arithmetic follows transformers' Llama to the cast, so that fp32 tokens are the same.
+two attentions lies a segment, which depends on its rows alone (see `cuda.segments`). What it computes with is an `Ops`;
+on torch's operations the arithmetic follows transformers' Llama to the cast, so that fp32 tokens are the same.
 """
 
 from dataclasses import dataclass

@@ -6,16 +6,16 @@ from typing import TypeVar
 import torch
 
 from service.engine.attention import Attention, ChunkSpan, MixedAttention, PagedCache
+from service.engine.cuda.graphs import RECORDING_SECONDS, DecodeGraphs, Recorder
+from service.engine.cuda.paths import Paths
+from service.engine.cuda.segments import Segments, shapes_for
 from service.engine.device_errors import is_out_of_memory
-from service.engine.graphs import RECORDING_SECONDS, DecodeGraphs, Recorder
 from service.engine.kernels import torch_ops
 from service.engine.model import Model
-from service.engine.paths import Paths
-from service.engine.pending import PendingTokens
 from service.engine.sampling import Method
-from service.engine.segments import Segments, shapes_for
-from service.engine.slots import Slots
-from service.engine.step import Chunk, OutOfMemory, Sequence, StepPlan
+from service.engine.steps.pending import PendingTokens
+from service.engine.steps.plan import Chunk, OutOfMemory, Sequence, StepPlan
+from service.engine.steps.slots import Slots
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from itertools import chain
 from service.engine.admission import CompletionRate, Limits, queue_full, refusal
 from service.engine.base import EngineStats, Event, Finish, FinishReason, GenerationRequest, Token
 from service.engine.kv_cache import BlockPool, Lease
-from service.engine.pace import PrefillPace, PromptBudget, is_long
-from service.engine.step import Chunk, Decode, Sequence, StepPlan
+from service.engine.steps.pace import PrefillPace, PromptBudget, is_long
+from service.engine.steps.plan import Chunk, Decode, Sequence, StepPlan
 
 RECOVERY = 64
 """Steps in which prompts' share doubles again, once one of them did not fit the memory."""

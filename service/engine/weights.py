@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from service.engine.checkpoint import Checkpoint
+from service.engine.checkpoint.tensors import Checkpoint
 from service.engine.config import ModelConfig
 
 

@@ -16,10 +16,10 @@ import msgspec
 
 from service import log
 from service.engine.base import Core, EngineConfig, StepFailed
-from service.engine.listener import Listener
-from service.engine.loop import StepLoop
-from service.engine.process import Orders
-from service.engine.run_dir import forget
+from service.engine.process.lifetime import Orders
+from service.engine.process.listener import Listener
+from service.engine.process.loop import StepLoop
+from service.engine.process.run_dir import forget
 from service.errors import ConfigurationError
 
 logger = logging.getLogger("service.engine.worker")  # __name__ is "__main__" here
@@ -41,7 +41,7 @@ def build(config: EngineConfig, progress: Callable[[str], None]) -> Core:
 
         return FakeCore(config, FakeScript(step_seconds=FAKE_STEP_SECONDS))
     progress("importing torch")
-    from service.engine.build import build_core
+    from service.engine.startup.build import build_core
 
     return build_core(config, progress)
 

@@ -17,11 +17,11 @@ from functools import partial
 import torch
 
 from service.engine.attention import PagedCache
-from service.engine.compile_ahead import unlaunched
+from service.engine.cuda.compile_ahead import unlaunched
+from service.engine.cuda.paths import Paths
 from service.engine.model import Model
-from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
-from service.engine.step import Chunk, Decode, StepPlan
+from service.engine.steps.plan import Chunk, Decode, StepPlan
 from service.engine.weights import allocate
 from tests.bench.stall import SETTLING
 from tests.engine.kernels.bind_for import CONFIG, serving_ops

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from service.engine.checkpoint import READERS
-from service.engine.staging import BUFFER_BYTES
+from service.engine.checkpoint.staging import BUFFER_BYTES
+from service.engine.checkpoint.tensors import READERS
 from tests.bench.timing import read_bandwidth, sustained_seconds
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from service.engine.base import Core, EngineConfig, GenerationRequest
-from service.engine.build import build_core
+from service.engine.startup.build import build_core
 from tests.bench.load import Prompts, Rates, Timeline, rates_of, serve
 
 CONTINUOUS_BATCHING_SETTINGS = {"auto_switch_to_flash": False}

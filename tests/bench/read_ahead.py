@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from service.engine.read_ahead import reading_ahead
+from service.engine.checkpoint.read_ahead import reading_ahead
 
 PIECE = 16 << 20
 

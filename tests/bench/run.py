@@ -10,8 +10,8 @@ import torch
 
 from service.delivery.local import LocalModel
 from service.engine.base import Core
-from service.engine.build import build_core
 from service.engine.config import ModelConfig, read_config
+from service.engine.startup.build import build_core
 from service.readiness import engine_config
 from service.settings import Settings
 from tests.bench.floor import Floor

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.engine.checkpoint import READERS
+from service.engine.checkpoint.staging import BUFFER_BYTES
+from service.engine.checkpoint.tensors import READERS
 from service.engine.config import INTERNLM3_8B
 from service.engine.kernels.stopwatch import Work
-from service.engine.staging import BUFFER_BYTES
 from tests.bench import limits, timing
 from tests.bench.floor import Floor, parameters, prefill_flop, step_bytes
 from tests.bench.limits import Limits

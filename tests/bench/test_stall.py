@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from service.engine.base import Event, Finish, FinishReason, GenerationRequest, Token
-from service.engine.pace import CROWD
+from service.engine.steps.pace import CROWD
 from tests.bench.load import Prompts
 from tests.bench.results_file import Line
 from tests.bench.run import Run

@@ -10,11 +10,11 @@ import json
 import time
 from pathlib import Path
 
-from service.delivery.progress import LogProgress
-from service.delivery.smollm2 import ensure_small_model
+from service.delivery.reporting.progress import LogProgress
+from service.delivery.small_model.smollm2 import ensure_small_model
 from service.engine.base import Core, EngineConfig, GenerationRequest, SamplingParams
-from service.engine.build import build_core
 from service.engine.config import read_config
+from service.engine.startup.build import build_core
 from service.settings import Settings
 from tests.support.driving import drain, tokens_of
 

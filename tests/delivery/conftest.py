@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.delivery.smollm2 import SmallModel
+from service.delivery.small_model.smollm2 import SmallModel
 from tests.support.fake_hub import FakeHub, running_hub
 from tests.support.model_files import make_repository
 from tests.support.package_index import PackageIndex, serve_index

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.delivery.catalog import MAX_ENTRIES, Catalog, RemoteFile, check_name, is_wanted, read_listing
 from service.delivery.failures import Cause, DeliveryFailed
+from service.delivery.hubs.catalog import MAX_ENTRIES, Catalog, RemoteFile, check_name, is_wanted, read_listing
 
 MODEL = [{"path": "config.json", "size": 10}, {"path": "model.safetensors", "size": 100, "sha256": "A" * 64}]
 

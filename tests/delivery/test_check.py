@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from service.delivery import check_gpu
 from service.delivery import manifest as manifests
 from service.delivery.check import before_loading, check_all
-from service.delivery.check_hub import check_hub
-from service.delivery.finding import Finding, State, skip
-from service.delivery.gpu import Gpu, Memory, NoGpu, read_gpu
+from service.delivery.checks import gpu as gpu_checks
+from service.delivery.checks.finding import Finding, State, skip
+from service.delivery.checks.hub import check_hub
+from service.delivery.checks.nvidia_driver import Gpu, Memory, NoGpu, read_gpu
 from service.delivery.local import find_model
 from service.delivery.sources import endpoint
 from service.download_settings import DownloadSettings, Source
@@ -39,8 +39,8 @@ def findings(model_dir: Path | None, hub: FakeHub | None = None, **settings: obj
 
 
 def with_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> None:
-    monkeypatch.setattr(check_gpu, "read_gpu", lambda: gpu)
-    monkeypatch.setattr(check_gpu, "torch_cuda", lambda: (13, 0))
+    monkeypatch.setattr(gpu_checks, "read_gpu", lambda: gpu)
+    monkeypatch.setattr(gpu_checks, "torch_cuda", lambda: (13, 0))
 
 
 def test_check_prints_a_table_and_fails_with_a_code(hub: FakeHub, model_dir: Path) -> None:
@@ -143,7 +143,7 @@ def test_damage_and_another_model_are_named(hub: FakeHub, model_dir: Path) -> No
 def test_a_gpu_that_fits_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with_gpu(monkeypatch, H100)
     found = findings(make_repository(tmp_path / "model"))
-    for name in check_gpu.NAMES:
+    for name in gpu_checks.NAMES:
         assert found[name].state is State.OK, found[name]
     assert "bfloat16: yes, fp8: yes" in found["compute capability"].found
 
@@ -192,7 +192,7 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_fails(monkeypatch: pytest.Mon
     def none() -> Gpu:
         raise NoGpu("no NVIDIA driver: not found")
 
-    monkeypatch.setattr(check_gpu, "read_gpu", none)
+    monkeypatch.setattr(gpu_checks, "read_gpu", none)
     model_dir = make_repository(tmp_path / "model")
     assert findings(model_dir)["NVIDIA driver"].state is State.WARN
     assert findings(model_dir, device="cuda")["NVIDIA driver"].state is State.FAIL

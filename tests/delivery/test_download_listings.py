@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from service.delivery import manifest as manifests
-from service.delivery.catalog import PARTIAL_SUFFIX
+from service.delivery.hubs.catalog import PARTIAL_SUFFIX
 from tests.support.download_process import Download, assert_complete, download, wait_until
 from tests.support.fake_hub import FakeHub, Fault, running_hub
 from tests.support.model_files import SHARDS, UNWANTED, make_repository, sha256_of, wanted_files, write_shard

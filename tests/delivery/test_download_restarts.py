@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from service.delivery import manifest as manifests
-from service.delivery.catalog import PARTIAL_SUFFIX
-from service.delivery.lock import volume_lock
+from service.delivery.disk.lock import volume_lock
+from service.delivery.disk.volume import SCRATCH, prepare
+from service.delivery.hubs.catalog import PARTIAL_SUFFIX
 from service.delivery.manifest import FileRecord, Manifest
-from service.delivery.volume import SCRATCH, prepare
 from tests.support.download_process import (
     Download,
     assert_complete,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.delivery import manifest as manifests
-from service.delivery.catalog import PARTIAL_SUFFIX
+from service.delivery.hubs.catalog import PARTIAL_SUFFIX
 from tests.support.download_process import Download, assert_complete, download, wait_until
 from tests.support.fake_hub import FakeHub, Fault
 from tests.support.model_files import SHARDS, make_repository, write_shard

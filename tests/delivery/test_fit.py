@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.delivery.check_gpu import judge_fit
-from service.delivery.finding import State
-from service.delivery.fit import (
+from service.delivery.checks.finding import State
+from service.delivery.checks.fit import (
     Demand,
     Fit,
     compute_fit,
@@ -18,12 +17,13 @@ from service.delivery.fit import (
     kv_bytes_per_token,
     working_bytes,
 )
-from service.delivery.safetensors_header import read_header
+from service.delivery.checks.gpu import judge_fit
+from service.delivery.disk.safetensors_header import read_header
 from service.engine.attention import PagedCache
 from service.engine.base import EngineConfig
-from service.engine.capacity import plan_capacity
 from service.engine.config import INTERNLM3_8B
 from service.engine.defaults import BLOCK_TOKENS
+from service.engine.startup.capacity import plan_capacity
 from service.settings import Settings
 from tests.support.model_files import SHARDS, make_repository
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.delivery import lock
+from service.delivery.disk import lock
 from service.delivery.failures import Cause, DeliveryFailed
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.delivery import manifest as manifests
-from service.delivery.durable import write_atomically
+from service.delivery.disk.durable import write_atomically
 from service.delivery.manifest import FileRecord, Manifest
 
 RECORD = FileRecord("config.json", 10, "a" * 64, 123, listed=True)

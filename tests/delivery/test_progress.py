@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress as Bars
 
-from service.delivery.progress import LOG_EVERY_SECONDS, BarProgress, LogProgress, show_progress
+from service.delivery.reporting.progress import LOG_EVERY_SECONDS, BarProgress, LogProgress, show_progress
 
 
 class Terminal(io.StringIO):

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from service.delivery.fit import Demand, compute_fit
-from service.delivery.remedies import LOWERED, MOST_FRACTION, FitsHow, remedies
+from service.delivery.checks.fit import Demand, compute_fit
+from service.delivery.checks.remedies import LOWERED, MOST_FRACTION, FitsHow, remedies
 from service.engine.config import INTERNLM3_8B
 from service.engine.defaults import BLOCK_TOKENS
 from tests.delivery.test_fit import ELEMENTS, GIB

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.delivery.metrics import TransferMetrics
-from service.delivery.progress import LogProgress
-from service.delivery.transfer_progress import TransferLine, describe, show_transfer
+from service.delivery.reporting.metrics import TransferMetrics
+from service.delivery.reporting.progress import LogProgress
+from service.delivery.reporting.transfer_progress import TransferLine, describe, show_transfer
 from tests.support.download_process import QUICK, download
 from tests.support.fake_hub import FakeHub
 

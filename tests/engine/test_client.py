@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from service.engine import process
 from service.engine.base import EngineConfig, EngineState, FinishReason
 from service.engine.client import EngineClient, Patience
+from service.engine.process import lifetime
 from service.errors import EngineFailed
 from tests.support.engines import (
     SUPPORT,
@@ -42,7 +42,7 @@ async def running(
     run_dir: Path,
     config: EngineConfig | None = None,
     *,
-    command: Sequence[str] = process.WORKER,
+    command: Sequence[str] = lifetime.WORKER,
     patience: Patience = HASTY,
 ) -> AsyncIterator[EngineClient]:
     """A started engine, stopped at the end whatever happens."""
@@ -100,11 +100,11 @@ async def test_the_run_directory_is_made_private(tmp_path: Path) -> None:
 
 async def test_a_run_directory_open_to_others_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir(mode=0o755)
-    assert "chmod 700" in (await failure_of(tmp_path / "run", process.WORKER)).status.reason
+    assert "chmod 700" in (await failure_of(tmp_path / "run", lifetime.WORKER)).status.reason
 
 
 async def test_a_run_directory_whose_name_no_socket_can_have_is_refused(tmp_path: Path) -> None:
-    assert "too long" in (await failure_of(tmp_path / ("x" * 100), process.WORKER)).status.reason
+    assert "too long" in (await failure_of(tmp_path / ("x" * 100), lifetime.WORKER)).status.reason
 
 
 async def test_loading_is_told_by_its_phase_and_a_request_meanwhile_ends_at_once(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ async def test_a_web_worker_whose_engine_was_replaced_does_not_take_it_back(tmp_
 
 
 async def test_a_silent_engine_found_is_killed_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "HELLO_TIMEOUT", 1.0)
+    monkeypatch.setattr(lifetime, "HELLO_TIMEOUT", 1.0)
     with web_worker(tmp_path / "run", fake_config(), orphan=60) as old:
         os.kill(old, signal.SIGSTOP)
         await until(lambda: is_stopped(old))

@@ -19,8 +19,8 @@ from service.engine.base import (
     Token,
 )
 from service.engine.core import NativeCore
-from service.engine.pace import PrefillPace
-from service.engine.step import OutOfMemory, Pending, StepPlan
+from service.engine.steps.pace import PrefillPace
+from service.engine.steps.plan import OutOfMemory, Pending, StepPlan
 from tests.support.runner import VOCAB, ContentPending, ContentRunner, expected_output
 
 NEVER = 1e9

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 
 from service.engine.base import Core, EngineConfig, GenerationRequest, SamplingParams
-from service.engine.build import build_core
+from service.engine.startup.build import build_core
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.driving import drain, tokens_of
 from tests.support.engines import a_request

@@ -19,14 +19,14 @@ from triton.runtime import KernelInterface
 from service.engine.attention import PagedCache
 from service.engine.base import SamplingParams
 from service.engine.config import INTERNLM3_8B
-from service.engine.flash import FLASH_PAGE, FlashDecode, FlashPrefillAttention
+from service.engine.cuda.flash import FLASH_PAGE, FlashDecode, FlashPrefillAttention
+from service.engine.cuda.paths import Paths, PrefillBySize
 from service.engine.kernels.candidates import candidates
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.tuning import tuning_for
 from service.engine.model import Model
-from service.engine.paths import Paths, PrefillBySize
 from service.engine.runner import TorchRunner
-from service.engine.step import Chunk, Decode, StepPlan
+from service.engine.steps.plan import Chunk, Decode, StepPlan
 from service.engine.weights import allocate
 from tests.support.plans import CPU, GREEDY, sequence_of
 from tests.support.tape import TapeRecorder
@@ -82,7 +82,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
     monkeypatch.setattr(KernelInterface, "__getitem__", lambda kernel, grid: lambda *args, **options: None)
-    for module in ("slots", "flash", "kernels.chunk_attention"):
+    for module in ("steps.slots", "cuda.flash", "kernels.chunk_attention"):
         monkeypatch.setattr(f"service.engine.{module}.upload", upload)
 
 

@@ -9,13 +9,13 @@ from torch.nn.attention.varlen import varlen_attn
 
 from service.engine.attention import PagedCache, PrefillAttention
 from service.engine.config import INTERNLM3_8B
-from service.engine.flash import FLASH_PAGE, FlashDecode, FlashPrefillAttention, Varlen, flash_kernel
+from service.engine.cuda.flash import FLASH_PAGE, FlashDecode, FlashPrefillAttention, Varlen, flash_kernel
+from service.engine.cuda.paths import Paths, PrefillFactory
 from service.engine.kernels.ops import Ops
 from service.engine.model import Model
-from service.engine.paths import Paths, PrefillFactory
 from service.engine.runner import TorchRunner
 from service.engine.sampling import Method
-from service.engine.step import Chunk, Decode, StepPlan
+from service.engine.steps.plan import Chunk, Decode, StepPlan
 from service.engine.weights import allocate
 from tests.support.plans import sequence_of
 

@@ -8,7 +8,8 @@ import pytest
 from service.engine.admission import Limits
 from service.engine.base import GenerationRequest
 from service.engine.kv_cache import BlockPool
-from service.engine.pace import (
+from service.engine.scheduler import Scheduler
+from service.engine.steps.pace import (
     CROWD,
     CROWD_SHARE,
     CROWD_TOKENS,
@@ -19,8 +20,7 @@ from service.engine.pace import (
     PrefillPace,
     PromptBudget,
 )
-from service.engine.scheduler import Scheduler
-from service.engine.step import StepPlan
+from service.engine.steps.plan import StepPlan
 
 STEP_TOKENS = 2048
 SECONDS_PER_TOKEN = 27e-6

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from service.engine.pending import PendingTokens
-from service.engine.step import OutOfMemory
+from service.engine.steps.pending import PendingTokens
+from service.engine.steps.plan import OutOfMemory
 
 
 class OnGpu(torch.Tensor):

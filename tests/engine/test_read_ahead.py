@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.engine import read_ahead
-from service.engine.read_ahead import PIECE, reading_ahead
+from service.engine.checkpoint import read_ahead
+from service.engine.checkpoint.read_ahead import PIECE, reading_ahead
 
 SIZE = 64 * PIECE
 SECONDS = 30

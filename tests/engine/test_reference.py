@@ -8,9 +8,9 @@ import torch
 from transformers import GenerationConfig
 
 from service.engine.base import EngineConfig, FinishReason, GenerationRequest, SamplingParams, StepFailed, Token
-from service.engine.build import build_core
 from service.engine.generate import generation_config, load_model
 from service.engine.reference import ReferenceCore
+from service.engine.startup.build import build_core
 from service.errors import ConfigurationError
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.driving import drain, reasons_of, tokens_of

@@ -10,7 +10,7 @@ from service.engine.attention import Attention
 from service.engine.base import SamplingParams
 from service.engine.model import Model
 from service.engine.runner import TorchRunner
-from service.engine.step import Chunk, Decode, OutOfMemory, Sequence, StepPlan
+from service.engine.steps.plan import Chunk, Decode, OutOfMemory, Sequence, StepPlan
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.plans import BLOCK_SIZE, GREEDY, decode, generate, load_native, prefill, runner_of, sequence_of
 

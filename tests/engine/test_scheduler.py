@@ -2,7 +2,6 @@
 
 import pytest
 
-from service.engine import pace
 from service.engine.admission import (
     RETRY_LEAST,
     RETRY_MOST,
@@ -14,7 +13,8 @@ from service.engine.admission import (
 from service.engine.base import Event, Finish, FinishReason, GenerationRequest, SamplingParams, Token
 from service.engine.kv_cache import BlockPool
 from service.engine.scheduler import Scheduler
-from service.engine.step import StepPlan
+from service.engine.steps import pace
+from service.engine.steps.plan import StepPlan
 from tests.support.runner import planned_tokens, positions_of
 
 SIZE = 4

@@ -9,7 +9,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from service.engine import pace
 from service.engine.base import (
     EngineConfig,
     EngineInfo,
@@ -22,8 +21,9 @@ from service.engine.base import (
     Token,
 )
 from service.engine.core import NativeCore
-from service.engine.pace import LONG_PROMPT, PrefillPace
-from service.engine.step import OutOfMemory
+from service.engine.steps import pace
+from service.engine.steps.pace import LONG_PROMPT, PrefillPace
+from service.engine.steps.plan import OutOfMemory
 from tests.support.runner import VOCAB, ContentRunner, expected_output
 
 COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from service.engine import staging
-from service.engine.checkpoint import READERS, Checkpoint
+from service.engine.checkpoint import staging
+from service.engine.checkpoint.staging import Lane, Lanes
+from service.engine.checkpoint.tensor_file import Extent, read_extents
+from service.engine.checkpoint.tensors import READERS, Checkpoint
 from service.engine.config import read_config
-from service.engine.staging import Lane, Lanes
-from service.engine.tensor_file import Extent, read_extents
 from service.engine.weights import allocate, places_of
 from service.errors import ConfigurationError
 from tests.support.checkpoints import Shape, write_checkpoint

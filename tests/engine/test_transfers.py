@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from service.engine import pending
 from service.engine.device import upload
-from service.engine.pending import PendingTokens
+from service.engine.steps import pending
+from service.engine.steps.pending import PendingTokens
 
 CUDA = torch.device("cuda")
 

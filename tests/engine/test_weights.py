@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from service.engine import checkpoint, weights
-from service.engine.checkpoint import Checkpoint
+from service.engine import weights
+from service.engine.checkpoint import tensors as subject
+from service.engine.checkpoint.tensors import Checkpoint
 from service.engine.config import ModelConfig, read_config
 from service.engine.weights import Weights, allocate, load_weights, open_checked, places_of
 from service.errors import ConfigurationError
@@ -109,14 +110,14 @@ def test_tensors_are_read_side_by_side(
 ) -> None:
     """One reader alone gets a fraction of what a network volume gives."""
     places_to_meet = [threading.Barrier(2)] * 2
-    one = getattr(checkpoint, read)
+    one = getattr(subject, read)
 
     def meet(*arguments: object) -> object:
         with suppress(IndexError):
             places_to_meet.pop().wait(timeout=10)
         return one(*arguments)
 
-    monkeypatch.setattr(checkpoint, read, meet)
+    monkeypatch.setattr(subject, read, meet)
     config = read_config(write_checkpoint(tmp_path, Shape(shards=3)))
     places = places_of(allocate(config, CPU, torch.float32), config)
     Checkpoint(tmp_path, lambda name: False).read_into(places, staged=staged)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from service import __version__
-from service.engine import wire
 from service.engine.base import EngineConfig, Event, Finish, FinishReason
-from service.engine.process import WORKER, find_or_start
-from service.engine.run_dir import forget
+from service.engine.process import wire
+from service.engine.process.lifetime import WORKER, find_or_start
+from service.engine.process.run_dir import forget
 from tests.support.engines import PATIENCE, a_request, fake_config, finish_of, scripted, tokens_of
 
 

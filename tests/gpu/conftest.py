@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from service.engine.base import Core, EngineConfig
-from service.engine.build import build_core
 from service.engine.model import Model
+from service.engine.startup.build import build_core
 from tests.bench.scale import FULL
 from tests.support.checkpoints import write_checkpoint
 from tests.support.plans import load_native

@@ -8,11 +8,11 @@ import torch
 
 from service.engine.base import Core, Finish, FinishReason, GenerationRequest, SamplingParams, Token
 from service.engine.core import NativeCore
+from service.engine.cuda.paths import Paths
+from service.engine.cuda.segment_bodies import StepShape
+from service.engine.cuda.segments import shapes_for
 from service.engine.model import Model
-from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
-from service.engine.segment_bodies import StepShape
-from service.engine.segments import shapes_for
 from tests.bench.load import Drive, Prompts, percentile
 from tests.gpu.conftest import SHAPE, Make
 from tests.support.driving import drain, reasons_of, tokens_of

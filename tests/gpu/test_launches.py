@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from service.engine.choose_paths import OVERLAP, proved_together
 from service.engine.config import INTERNLM3_8B
+from service.engine.cuda.choose_paths import OVERLAP, proved_together
 from service.engine.kernels.candidate import Candidate, ServedShapes
 from service.engine.kernels.linear_check import matrices
 from service.engine.kernels.ops import Ops, Product

@@ -11,7 +11,7 @@ START = """
 import logging, sys
 from pathlib import Path
 import torch
-from service.engine.choose_paths import choose_paths
+from service.engine.cuda.choose_paths import choose_paths
 from service.engine.config import INTERNLM3_8B
 from service.engine.kernels import shipped
 from service.engine.kernels.candidate import ServedShapes
@@ -33,7 +33,7 @@ def python(*arguments: str, cache: Path) -> str:
 def test_a_start_with_shipped_kernels_compiles_none(tmp_path: Path) -> None:
     major, minor = torch.cuda.get_device_capability()
     folder = str(tmp_path / "shipped")
-    python("-m", "service.engine.compile_ahead", folder, f"{major}{minor}", cache=tmp_path / "unused")
+    python("-m", "service.engine.cuda.compile_ahead", folder, f"{major}{minor}", cache=tmp_path / "unused")
     said = python("-c", START, folder, cache=tmp_path / "own")
     assert "kernels proved themselves" in said
     assert "compiled " not in said

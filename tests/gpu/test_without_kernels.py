@@ -6,14 +6,14 @@ from collections.abc import Callable
 import pytest
 from torch.nn.attention.varlen import varlen_attn
 
-from service.engine import choose_paths
-from service.engine.flash import FLASH_PAGE
+from service.engine.cuda import choose_paths
+from service.engine.cuda.flash import FLASH_PAGE
+from service.engine.cuda.segments import shapes_for
 from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import Proof
 from service.engine.model import Model
 from service.engine.runner import TorchRunner
-from service.engine.segments import shapes_for
 from tests.gpu.conftest import Make
 from tests.gpu.test_engine import answers, prompts, require_best, runner_of
 from tests.support.engines import GREEDY, a_request

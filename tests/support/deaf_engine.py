@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from service.engine import wire
 from service.engine.base import EngineStats
+from service.engine.process import wire
 
 run_dir = Path(sys.argv[1])
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

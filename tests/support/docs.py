@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings
 
 from service.api.app import create_app
 from service.api.health import Identity
-from service.delivery.metrics import TransferMetrics
+from service.delivery.reporting.metrics import TransferMetrics
 from service.download_settings import DownloadSettings
 from service.engine.base import EngineState, EngineStats, EngineStatus
 from service.lifecycle import Lifecycle

@@ -19,8 +19,8 @@ from service.engine.base import (
     GenerationRequest,
 )
 from service.engine.fake import FakeCore, FakeScript
-from service.engine.loop import StepLoop
-from service.engine.streams import Streams, refusal
+from service.engine.process.loop import StepLoop
+from service.engine.process.streams import Streams, refusal
 from service.errors import EngineFailed
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ import torch
 from service.engine.attention import ChunkSpan, PagedCache, PrefillAttention
 from service.engine.base import GenerationRequest, SamplingParams
 from service.engine.config import read_config
+from service.engine.cuda.paths import Paths
 from service.engine.model import Model
-from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
-from service.engine.step import Chunk, Decode, Sequence, StepPlan
+from service.engine.steps.plan import Chunk, Decode, Sequence, StepPlan
 from service.engine.weights import load_weights, open_checked
 
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)

@@ -10,9 +10,9 @@ import signal
 import sys
 from pathlib import Path
 
-from service.delivery.progress import LogProgress
-from service.delivery.pypi import PinnedWheel
-from service.delivery.smollm2 import SmallModel, ensure_small_model
+from service.delivery.reporting.progress import LogProgress
+from service.delivery.small_model.pypi import PinnedWheel
+from service.delivery.small_model.smollm2 import SmallModel, ensure_small_model
 
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree", "subprocess.Popen"}
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from service.engine.graphs import Recording
+from service.engine.cuda.graphs import Recording
 
 
 class ReplayingRecorder:

@@ -14,7 +14,7 @@ from itertools import accumulate
 
 from service.engine.base import GenerationRequest
 from service.engine.kv_cache import SCRATCH_BLOCK
-from service.engine.step import Decode, Sequence, StepPlan
+from service.engine.steps.plan import Decode, Sequence, StepPlan
 
 VOCAB = 97
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from service.delivery.pip_failure import IndexUnreachable
-from service.delivery.progress import LogProgress
-from service.delivery.smollm2 import ensure_small_model
+from service.delivery.reporting.progress import LogProgress
+from service.delivery.small_model.pip_failure import IndexUnreachable
+from service.delivery.small_model.smollm2 import ensure_small_model
 from service.settings import Settings
 
 

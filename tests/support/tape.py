@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from service.engine.graphs import Recording
+from service.engine.cuda.graphs import Recording
 
 
 class _Tape(TorchDispatchMode):

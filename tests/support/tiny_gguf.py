@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers.pre_tokenizers import ByteLevel
 
-from service.delivery.pypi import PinnedWheel
-from service.delivery.smollm2 import SmallModel
+from service.delivery.small_model.pypi import PinnedWheel
+from service.delivery.small_model.smollm2 import SmallModel
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER, CONTEXT = 2, 4, 2, 8, 32, 64, 128
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

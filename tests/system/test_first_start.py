@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.delivery.smollm2 import SMOLLM2
+from service.delivery.small_model.smollm2 import SMOLLM2
 from tests.system.conftest import GUNICORN, SERVE, Launch
 
 

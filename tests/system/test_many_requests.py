@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from service.engine.base import Core, EngineConfig, Finish, SamplingParams
-from service.engine.build import build_core
+from service.engine.startup.build import build_core
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.driving import drain
 from tests.support.engines import GREEDY, a_request

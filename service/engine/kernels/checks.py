@@ -8,7 +8,7 @@ from service.engine.kernels import torch_ops
 from service.engine.kernels.batch import DecodeInputs
 from service.engine.kernels.candidate import Disagreement, ServedShapes, require_close
 from service.engine.kernels.ops import Ops
-from service.engine.slots import Slots
+from service.engine.steps.slots import Slots
 
 MOST_POSITIONS = 131_072
 """Longer tables of angles are read alike and cost memory."""

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from service.engine.kernels.batch import DecodeInputs
 from service.engine.kernels.overlap import launch_options, wait_for_inputs
-from service.engine.slots import Slots
+from service.engine.steps.slots import Slots
 
 BLOCK = 128
 

@@ -13,7 +13,7 @@ from service.engine import sampling
 from service.engine.attention import PrefillFactory
 from service.engine.kernels import torch_ops
 from service.engine.kernels.batch import DecodeBatch, DecodeInputs
-from service.engine.slots import Slots
+from service.engine.steps.slots import Slots
 
 
 class AddRmsNorm(Protocol):

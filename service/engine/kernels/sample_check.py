@@ -8,7 +8,7 @@ from service.engine.base import SamplingParams
 from service.engine.kernels import torch_ops
 from service.engine.kernels.candidate import Disagreement, ServedShapes
 from service.engine.kernels.ops import Ops
-from service.engine.slots import Slots
+from service.engine.steps.slots import Slots
 
 SAMPLED = (
     SamplingParams(temperature=0.0, repetition_penalty=2.0),

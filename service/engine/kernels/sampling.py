@@ -22,7 +22,7 @@ from service.engine.kernels.overlap import launch_options, wait_for_inputs
 from service.engine.kernels.sampling_math import NOTHING, gumbel, order_of, penalized, row_keys, scale_down
 from service.engine.kernels.sampling_slow import draw_from_vocabulary
 from service.engine.sampling import Method
-from service.engine.slots import Slots
+from service.engine.steps.slots import Slots
 
 GROUP = tl.constexpr(128)
 """Tokens that share one maximum."""

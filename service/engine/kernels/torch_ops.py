@@ -8,7 +8,7 @@ from torch.nn.functional import silu
 
 from service.engine import sampling
 from service.engine.kernels.batch import DecodeBatch, DecodeInputs
-from service.engine.slots import Slots
+from service.engine.steps.slots import Slots
 
 BLOCKS_AT_ONCE = 32
 """KV blocks gathered at a time: bounds the extra memory, whatever the longest context."""

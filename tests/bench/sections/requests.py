@@ -6,7 +6,7 @@ from functools import partial
 from statistics import median
 
 from service.engine.base import GenerationRequest
-from service.engine.pace import CROWD
+from service.engine.steps.pace import CROWD
 from tests.bench.load import Rates, percentile, serve
 from tests.bench.measures import ENGINE, LIMIT, Measure, measures_of
 from tests.bench.run import Run

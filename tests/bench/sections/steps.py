@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from service.engine.pace import CROWD_TOKENS
+from service.engine.steps.pace import CROWD_TOKENS
 from tests.bench.floor import prefill_flop
 from tests.bench.load import Drive, percentile, serve
 from tests.bench.measures import ENGINE, LIMIT, Measure

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from service.engine.attention import ChunkSpan, PagedCache
-from service.engine.compile_ahead import kernels_of, unlaunched
 from service.engine.config import INTERNLM3_8B
+from service.engine.cuda.compile_ahead import kernels_of, unlaunched
+from service.engine.cuda.paths import Paths
 from service.engine.kernels import torch_ops
 from service.engine.kernels.batch import DecodeInputs
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.tuning import tuning_for
 from service.engine.model import Model
-from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
 from service.engine.sampling import Method
 from service.engine.weights import allocate

@@ -15,8 +15,8 @@ from typing import Any
 
 import triton
 
-from service.engine.compile_ahead import compile_kernels
 from service.engine.config import INTERNLM3_8B
+from service.engine.cuda.compile_ahead import compile_kernels
 
 WAIT = "griddepcontrol.wait"
 

@@ -16,8 +16,8 @@ from unittest.mock import patch
 import torch
 from triton import knobs
 
-from service.engine.compile_ahead import LAYERS, Compiled, compile_kernels, kernels_of, unlaunched
 from service.engine.config import INTERNLM3_8B
+from service.engine.cuda.compile_ahead import LAYERS, Compiled, compile_kernels, kernels_of, unlaunched
 from service.engine.kernels import checks, decode_check, linear_check, prefill_check, shipped
 from service.engine.kernels.candidate import Disagreement, ServedShapes
 from service.engine.kernels.candidates import candidates

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from service.engine.attention import Attention, ChunkSpan, PagedCache
+from service.engine.cuda.paths import LONG_CONTEXT, PrefillBySize
 from service.engine.kernels.tuning import AttentionTuning
-from service.engine.paths import LONG_CONTEXT, PrefillBySize
 from tests.engine.kernels import exact
 from tests.engine.kernels.conftest import HEAD_DIMS, HEADS, INTERPRETS, LONGEST, MOST_EXACT, Subject, kernels
 from tests.engine.kernels.test_selfcheck import CPU

@@ -89,7 +89,7 @@ def test_what_was_compiled_ahead_is_all_that_is_proved_and_served(
 ) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "own"))
-    others, said = run("service.engine.compile_ahead", tmp_path / "shipped", 80, 90)
+    others, said = run("service.engine.cuda.compile_ahead", tmp_path / "shipped", 80, 90)
     assert others == {"capability": 80, "kernels": 28}
     (found,) = run("tests.engine.kernels.prove_for", 90, tmp_path / "shipped")
     assert found["compiled"] == []

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from service.engine.base import SamplingParams
+from service.engine.cuda.paths import Paths
 from service.engine.kernels.ops import Ops
 from service.engine.model import Model
-from service.engine.paths import Paths
 from service.engine.runner import TorchRunner
-from service.engine.step import Chunk, Decode, StepPlan
+from service.engine.steps.plan import Chunk, Decode, StepPlan
 from tests.engine.kernels.conftest import Subject
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.plans import GREEDY, load_native, runner_of, sequence_of

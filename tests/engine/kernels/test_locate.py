@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from service.engine.kernels.batch import DecodeInputs
-from service.engine.slots import Slots
+from service.engine.steps.slots import Slots
 from tests.engine.kernels.conftest import Subject
 
 

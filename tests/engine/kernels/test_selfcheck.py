@@ -16,7 +16,7 @@ from service.engine.kernels.batch import DecodeBatch, DecodeInputs
 from service.engine.kernels.candidate import Candidate, Disagreement, ServedShapes, require_close
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import REASON_LENGTH, prove, prove_candidates
-from service.engine.slots import Slots
+from service.engine.steps.slots import Slots
 from service.errors import EngineFailed
 from tests.engine.kernels.conftest import HAS_GPU, INTERPRETED, INTERPRETS, Subject
 

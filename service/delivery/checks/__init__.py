@@ -1,0 +1,1 @@
+"""What `internlm-chat check` looks at, and what would mend it."""

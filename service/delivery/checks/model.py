@@ -1,0 +1,88 @@
+"""Checks of the model directory: is it there, whole and known?"""
+
+from pathlib import Path
+
+from service.delivery import manifest as manifests
+from service.delivery.checks.finding import Finding, fail, ok, skip, warn
+from service.delivery.disk import volume
+from service.delivery.disk.directory import check_consistent
+from service.delivery.disk.inspection import inspect
+from service.delivery.failures import DeliveryFailed
+from service.delivery.symptoms import failure_of
+from service.download_settings import DownloadSettings, Source
+from service.engine.config import read_config
+from service.errors import ConfigurationError, UnknownModel
+
+INTERNLM3_BYTES = 17_700_000_000
+"""InternLM3-8B-Instruct in bfloat16 with tokenizer; the exact figure comes with the hub's listing."""
+
+SETTING = "INTERNLM_MODEL_DIR"
+ELSEWHERE = "or set INTERNLM_MODEL_DIR to a directory that holds the model"
+DOWNLOAD = f"run `internlm-chat download`, {ELSEWHERE}"
+COPY = f"copy what is missing or damaged there again, {ELSEWHERE}"
+ANOTHER = "serve another model (INTERNLM_MODEL_REPO, INTERNLM_MODEL_DIR): InternLM3, or a Llama of unquantized weights"
+RECORD = "run `INTERNLM_SOURCE=dir internlm-chat download`: it hashes what is there, so that later damage is noticed"
+
+
+def check_files(model_dir: Path, source: Source = "modelscope") -> Finding:
+    """Everything a server needs of the directory, and a model it knows; without hashing the weights.
+
+    `source` decides what helps: what a hub has can be fetched again, what somebody carried there cannot.
+    """
+    remedy = COPY if source == "dir" else DOWNLOAD
+    if not model_dir.is_dir():
+        return fail("model files", f"there is no directory {model_dir}", remedy, SETTING)
+    try:
+        manifest = manifests.read(model_dir)
+        if manifest is None:
+            check_consistent(model_dir, [path.name for path in model_dir.iterdir()])
+        elif damages := inspect(model_dir, manifest).damages:
+            return fail("model files", "; ".join(map(str, damages)), remedy, SETTING)
+        read_config(model_dir)
+    except UnknownModel as error:
+        return fail("model files", error.message, ANOTHER, SETTING)
+    except ConfigurationError as error:
+        return fail("model files", error.message, remedy, SETTING)
+    except (DeliveryFailed, OSError) as error:
+        failure = failure_of(error, f"reading {model_dir}")
+        return fail("model files", failure.what, remedy, SETTING)
+    if manifest is None:
+        advice = RECORD if source == "dir" else DOWNLOAD
+        return warn("model files", f"{model_dir} has no manifest, but seems whole", advice)
+    return ok("model files", f"{len(manifest.files)} files, {manifest.total_bytes:,} bytes in {model_dir}")
+
+
+def check_manifest(model_dir: Path, settings: DownloadSettings) -> Finding:
+    """What the model is, and whether it is the one that is wanted."""
+    try:
+        manifest = manifests.read(model_dir)
+    except OSError as error:
+        return skip("manifest", failure_of(error, f"reading {model_dir}").what)
+    if manifest is None:
+        return skip("manifest", "none")
+    name = f"{manifest.repo or manifest.source} {manifest.commit or manifest.revision}".strip()
+    found = f"{name}, digest {manifest.digest}"
+    if settings.model_digest not in (None, manifest.digest):
+        return fail("manifest", found, "set INTERNLM_MODEL_DIGEST to this digest, or download what it names")
+    if settings.source != "dir" and not manifest.is_of(settings.source, settings.repo, settings.wanted_revision):
+        remedy = f"INTERNLM_MODEL_REPO={manifest.repo} keeps it; the next download replaces it"
+        return warn("manifest", f"{found}; {settings.repo} {settings.wanted_revision} is wanted", remedy)
+    if manifest.unlisted:
+        return warn("manifest", f"{found}; hashed on arrival only", "set INTERNLM_MODEL_DIGEST to it, once trusted")
+    return ok("manifest", found)
+
+
+def check_disk(model_dir: Path, settings: DownloadSettings, complete: bool) -> Finding:
+    """Free space, which matters as long as something is still to come."""
+    existing = next((path for path in (model_dir, *model_dir.parents) if path.is_dir()), Path("/"))
+    try:
+        free = volume.free_bytes(existing)
+    except OSError as error:
+        return fail("free disk", f"{existing}: {error.strerror}", "mount the volume", SETTING)
+    if complete:
+        return ok("free disk", f"{free:,} bytes; nothing more is needed")
+    here = volume.bytes_in(model_dir)
+    if settings.model_repo or free + here >= INTERNLM3_BYTES:
+        return ok("free disk", f"{free:,} bytes free, {here:,} of the model's there")
+    missing = INTERNLM3_BYTES - free - here
+    return warn("free disk", f"{free:,} bytes free: {missing:,} short of InternLM3-8B's", "grow the volume")

@@ -1,0 +1,1 @@
+"""The model directory on its disk: locked, written durably, hashed, remembered and inspected."""

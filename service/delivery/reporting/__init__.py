@@ -1,0 +1,1 @@
+"""What a download says of itself: progress, metrics, and its outcome."""

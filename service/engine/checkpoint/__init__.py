@@ -1,0 +1,1 @@
+"""Reading a checkpoint: which file holds which tensor, and how their bytes get to the device fast."""

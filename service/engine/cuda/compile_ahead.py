@@ -1,0 +1,159 @@
+"""Compiles the kernels that InternLM3-8B-Instruct is served with, on a machine that needs no GPU for it.
+
+`python -m service.engine.cuda.compile_ahead FOLDER 80 90` takes the steps of a served model as GPUs of these compute
+capabilities would, with tensors that hold nothing and kernels that are compiled but not launched, and leaves what was
+compiled in FOLDER. Prints a JSON line for each of them. `kernels/shipped.py` is where it is found again.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from service.delivery.checks.nvidia_driver import BFLOAT16_CAPABILITY
+from service.engine.attention import PagedCache, PrefillAttention
+from service.engine.base import EngineConfig, GenerationRequest
+from service.engine.config import INTERNLM3_8B, ModelConfig
+from service.engine.cuda.paths import Paths
+from service.engine.kernels.candidates import candidates
+from service.engine.kernels.few_rows import FewRowsLinear
+from service.engine.kernels.gemv import OneRowLinear
+from service.engine.kernels.linear_check import matrices
+from service.engine.kernels.ops import Ops
+from service.engine.kernels.tuning import Tuning, tuning_for
+from service.engine.model import Model
+from service.engine.runner import TorchRunner
+from service.engine.sampling import Method
+from service.engine.steps.plan import Chunk, Decode, Sequence, StepPlan
+from service.engine.weights import allocate
+
+META = torch.device("meta")
+"""Tensors of which there is nothing but shape and type."""
+LAYERS = 2
+"""The first one has no residual to add, all others are alike."""
+MULTIPROCESSORS = range(16, 257, 4)
+"""Of GPUs and their slices. How a product is divided among them decides which variants of its kernel serve."""
+
+
+class AbsentGpu:
+    """What Triton asks a driver before it compiles."""
+
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_device(self) -> int:
+        """A number for each capability: what is compiled for one device is not asked for again, whatever it is."""
+        return self._capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+
+Compiled = dict[tuple[str, str], Any]
+"""Kernels by name and hash, as Triton compiled them."""
+
+
+@contextmanager
+def unlaunched(capability: int) -> Iterator[Compiled]:
+    """Kernels launched in the block are bound and compiled for such a GPU, noted, and not run. Triton's active driver
+    is not restored."""
+    compiled: Compiled = {}
+    run = JITFunction.run
+
+    def bind(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        compiled[self.__name__, kernel.hash] = kernel
+        return kernel
+
+    driver.set_active(AbsentGpu(capability))
+    JITFunction.run = bind
+    try:
+        yield compiled
+    finally:
+        JITFunction.run = run
+
+
+def kernels_of(tuning: Tuning, multiprocessors: int) -> Ops:
+    """Every kernel of a GPU of so many multiprocessors, as if all had proved right."""
+    fields: dict[str, Any] = {}
+    for candidate in candidates(tuning, multiprocessors):
+        if candidate.name not in tuning.skip:
+            fields |= candidate.fields
+    return replace(Ops(), **fields, few_rows=tuple(sorted(tuning.few_rows)))
+
+
+@torch.inference_mode()
+def compile_kernels(model: ModelConfig, capability: int) -> Compiled:
+    """All that serving `model` launches on GPUs of `capability` (90 for 9.0)."""
+    version = divmod(capability, 10)
+    tuning, dtype = tuning_for(version), torch.bfloat16 if version >= BFLOAT16_CAPABILITY else torch.float16
+    with unlaunched(capability) as compiled:
+        take_steps(replace(model, num_layers=LAYERS), kernels_of(tuning, max(MULTIPROCESSORS)), dtype)
+        compute_products(model, tuning, dtype)
+    return compiled
+
+
+def take_steps(model: ModelConfig, ops: Ops, dtype: torch.dtype) -> None:
+    """Decodes of as many sequences as each tile of rows takes, and of more, alone and beside the end of a prompt."""
+    layout, batches = EngineConfig(kind="native", model_dir=""), (1, *ops.few_rows, max(ops.few_rows) + 1)
+    longest = min(layout.max_context, model.max_positions)
+    cache = PagedCache(model, 2, layout.block_size, META, dtype)
+    paths = Paths(ops, ops.chunk_attention or PrefillAttention, plans_decode=True)
+    runner = TorchRunner(Model(model, allocate(model, META, dtype), longest, ops), cache, max(batches), longest, paths)
+    for batch in batches:
+        runner.decode(torch.empty(batch, dtype=torch.int64, device=META), set(Method))
+        runner.launch(prompt_beside(batch - 1))
+
+
+def prompt_beside(decodes: int) -> StepPlan:
+    """The last token of a prompt, and decodes."""
+    prompt, *others = (_sequence(slot) for slot in range(1 + decodes))
+    return StepPlan([Chunk(prompt, 0, 1)], [Decode(sequence, 1) for sequence in others])
+
+
+def _sequence(slot: int) -> Sequence:
+    request = GenerationRequest(id=str(slot), prompt_ids=[0], max_new_tokens=2, stop_ids=[], deadline=0.0)
+    return Sequence(request, arrival=0.0, slot=slot, blocks=[1])
+
+
+def compute_products(model: ModelConfig, tuning: Tuning, dtype: torch.dtype) -> None:
+    """Products of one row, also those that a norm is fused with as long as that serves, and of few rows as GPUs of all
+    sizes divide them."""
+    one_row = OneRowLinear(tuning.one_row, overlaps=tuning.overlaps)
+    few_rows = [FewRowsLinear(tuning.few_rows, count, overlaps=tuning.overlaps) for count in MULTIPROCESSORS]
+    for width, depth, gated in matrices(model, model.vocab_size):
+        weight = torch.empty(width, depth, dtype=dtype, device=META)
+        one_row.linear(weight[:1], weight, None, gated)
+        for rows, kernel in itertools.product(tuning.few_rows, few_rows):
+            kernel.linear(weight[:rows], weight, None, gated)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="where compiled kernels are left")
+    parser.add_argument("capability", type=int, nargs="+", help="of the GPUs to compile for: 90 for 9.0")
+    options = parser.parse_args()
+    knobs.cache.dir = options.folder
+    # Of what Triton keeps of a kernel, only this is loaded.
+    knobs.compilation.store_binary_only = True
+    for capability in options.capability:
+        compiled = compile_kernels(INTERNLM3_8B, capability)
+        sys.stdout.write(json.dumps({"capability": capability, "kernels": len(compiled)}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

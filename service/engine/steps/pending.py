@@ -1,0 +1,48 @@
+"""Tokens on their way from the device to the host: the one place where a step is waited for."""
+
+import torch
+
+from service.engine.device_errors import is_out_of_memory
+from service.engine.steps.plan import OutOfMemory
+
+
+class PendingTokens:
+    """`Pending` of a step whose `tokens` [B] are queued on the device."""
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if tokens.is_cuda:
+            self._tokens = _host_memory(tokens).copy_(tokens, non_blocking=True)
+            # Blocking: the next step is queued already, so that a core spent on spinning would be gained by nobody.
+            self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._event.record()
+        else:
+            self._tokens = tokens.clone()  # what it was given may be overwritten by the next step
+
+    def tokens(self) -> list[int]:
+        """Wait for the step; one token per entry of the plan's `sampled`.
+
+        Raises OutOfMemory when the step turns out to have lacked memory; what it computed is lost then, and the
+        allocator's spare memory is given back.
+        """
+        try:
+            if self._event is not None:
+                self._event.synchronize()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            torch.cuda.empty_cache()
+            raise OutOfMemory(str(error)) from error
+        values: list[int] = self._tokens.tolist()
+        return values
+
+
+def _host_memory(like: torch.Tensor) -> torch.Tensor:
+    """Pinned memory, into which a copy is not waited for; if there is none left, any: the step is on its way, and to
+    launch it again would draw two tokens where one was due."""
+    try:
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return torch.empty(like.shape, dtype=like.dtype)

@@ -1,0 +1,76 @@
+"""What the device knows of each running sequence: one row per slot, so that a step needs no more than slot numbers."""
+
+import torch
+
+from service.engine.base import SamplingParams
+from service.engine.device import upload
+from service.engine.sampling import Method, Rows, method_of
+from service.engine.steps.plan import Sequence
+
+
+class Slots:
+    """`count` rows for sequences and one more, `spare`, for the rows that pad a batch.
+
+    `tokens` and `positions` [count + 1] are the last token of each sequence and where it goes: with the next step
+    its KV is written there, and the token after it is sampled. `tables` int32 [count + 1, width] are block tables,
+    `parameters` [count + 1] say how each samples.
+    """
+
+    def __init__(self, count: int, width: int, vocab_size: int, device: torch.device) -> None:
+        self.spare = count
+        self._device = device
+        self._vocab_size = vocab_size
+        rows = count + 1
+        self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.tables = torch.zeros(rows, width, dtype=torch.int32, device=device)
+        self._whole = torch.zeros(3, rows, dtype=torch.int64, device=device)  # method, top_k, seed
+        self._real = torch.ones(3, rows, dtype=torch.float32, device=device)  # temperature, top_p, penalty
+        self._seen = torch.zeros(rows, vocab_size, dtype=torch.bool, device=device)
+        (method, top_k, seed), (temperature, top_p, penalty) = self._whole, self._real
+        self.parameters = Rows(method, temperature, top_k, top_p, penalty, seed, self._seen)
+        # Made here and not in a step: half an advance, for want of memory, could not be run again.
+        self._one = torch.ones(1, dtype=torch.int64, device=device)
+        self._true = torch.ones((), dtype=torch.bool, device=device)
+        self._methods = [Method.GREEDY] * rows
+
+    def admit(self, sequence: Sequence) -> None:
+        """Give the sequence its row, as the host knows it. Nothing here waits for the device."""
+        slot, request = sequence.slot, sequence.request
+        self.set_parameters(slot, request.sampling)
+        table = self.tables[slot].zero_()
+        table[: len(sequence.blocks)] = self.upload(sequence.blocks, torch.int32)
+        self._seen[slot].zero_().index_fill_(0, self.upload(request.prompt_ids + sequence.output), True)
+        # As if the prompt's last token had just been sampled: a finished prefill then advances like a decode.
+        # Filled: a number that is assigned would be uploaded from pageable memory, and waited for.
+        self.positions[slot].fill_(sequence.prompt_length - 1 + len(sequence.output))
+        if sequence.output:
+            self.tokens[slot].fill_(sequence.output[-1])
+
+    def set_parameters(self, slot: int, p: SamplingParams) -> None:
+        """How the slot samples from now on."""
+        self._methods[slot] = method_of(p, self._vocab_size)
+        seed = (p.seed + (1 << 63)) % (1 << 64) - (1 << 63)
+        self._whole[:, slot] = self.upload([self._methods[slot], p.top_k, seed])
+        self._real[:, slot] = self.upload([p.temperature, p.top_p, p.repetition_penalty], torch.float32)
+
+    def advance(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Each of `slots` [B] has sampled the token beside it."""
+        self.tokens.index_copy_(0, slots, tokens)
+        self.positions.index_add_(0, slots, self._one.expand_as(slots))
+        self.positions[self.spare].zero_()  # padding rows would run out of the block table in time
+        self._seen.index_put_((slots, tokens), self._true)
+
+    def rows(self, slots: torch.Tensor) -> Rows:
+        """Sampling parameters of `slots` [B], gathered."""
+        method, top_k, seed = self._whole[:, slots]
+        temperature, top_p, penalty = self._real[:, slots]
+        return Rows(method, temperature, top_k, top_p, penalty, seed, self._seen[slots])
+
+    def methods(self, slots: list[int]) -> set[Method]:
+        """The sampling methods of `slots`, known without asking the device."""
+        return {self._methods[slot] for slot in slots}
+
+    def upload(self, values: list[int] | list[float], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        """A tensor on the device, without waiting for it."""
+        return upload(values, dtype, self._device)

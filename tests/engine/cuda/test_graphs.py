@@ -1,0 +1,223 @@
+"""Recorded decodes without a GPU: which batch size is recorded, which serves, and that padding changes no token."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from service.engine.base import SamplingParams
+from service.engine.cuda.graphs import BUCKETS, RECORDING_SECONDS, DecodeGraphs, Recorder, buckets_for, recording_order
+from service.engine.cuda.paths import Paths
+from service.engine.kernels import torch_ops
+from service.engine.kernels.ops import Ops
+from service.engine.model import Model
+from service.engine.runner import TorchRunner
+from service.engine.sampling import Method
+from service.engine.steps.plan import Chunk, Decode, Sequence, StepPlan
+from service.engine.steps.slots import Slots
+from tests.support.checkpoints import Shape, write_checkpoint
+from tests.support.plans import BLOCK_SIZE, GREEDY, decode, load_native, prefill, runner_of, sequence_of
+from tests.support.recorder import ReplayingRecorder
+from tests.support.tape import TapeRecorder
+
+PROMPTS = [[7, 8, 9], list(range(20, 20 + BLOCK_SIZE)), [(i * 37) % 320 for i in range(41)]]
+BUCKET_SIZES = (1, 2, 4, 8)
+ALL_METHODS = set(Method)
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    torch.set_num_threads(1)
+    return load_native(write_checkpoint(tmp_path_factory.mktemp("model"), Shape(heads=4, kv_heads=2)))
+
+
+def planned(model: Model) -> TorchRunner:
+    """A runner on the paths of a GPU, over torch's operations; its cache is poisoned with NaN but for block 0."""
+    return runner_of(model, paths=Paths(plans_decode=True, buckets=BUCKET_SIZES))
+
+
+def recorded(model: Model, recorder: Recorder, methods: set[Method] | None = None) -> TorchRunner:
+    runner = planned(model)
+    methods = ALL_METHODS if methods is None else methods
+    graphs = DecodeGraphs(runner.slots, methods)
+    with torch.inference_mode():
+        graphs.record(recorder, lambda slots: runner.decode(slots, methods), BUCKET_SIZES)
+    runner.graphs = graphs
+    return runner
+
+
+def sequences(sampling: SamplingParams = GREEDY) -> list[Sequence]:
+    made, first = [], 1
+    for slot, prompt in enumerate(PROMPTS):
+        last = first + -(-(len(prompt) + COUNT) // BLOCK_SIZE)
+        made.append(
+            sequence_of(prompt, slot=2 * slot + 1, blocks=list(range(first, last)), new=COUNT, sampling=sampling)
+        )
+        first = last
+    return made
+
+
+def answers(runner: TorchRunner, sampling: SamplingParams = GREEDY) -> list[list[int]]:
+    served = sequences(sampling)
+    first = [prefill(runner, sequence) for sequence in served]
+    rest = decode(runner, served, COUNT - 1)
+    return [[token, *tokens] for token, tokens in zip(first, rest, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        GREEDY,
+        SamplingParams(seed=3),
+        SamplingParams(temperature=1.5, top_k=0, top_p=0.9, repetition_penalty=1.3, seed=4),
+    ],
+    ids=["greedy", "candidates", "sorted"],
+)
+def test_recorded_and_planned_decodes_give_the_plain_paths_tokens(model: Model, sampling: SamplingParams) -> None:
+    expected = answers(runner_of(model), sampling)
+    assert answers(planned(model), sampling) == expected
+    recorder = ReplayingRecorder()
+    assert answers(recorded(model, recorder), sampling) == expected
+    assert recorder.replays == [4] * (COUNT - 1), "three rows are padded to four"
+    assert answers(recorded(model, TapeRecorder()), sampling) == expected, (
+        "and nothing of the recording's own step stays"
+    )
+
+
+@pytest.mark.parametrize("sorts", [True, False], ids=["torch's sampler", "one of kernels"])
+def test_a_recording_holds_what_its_sampler_computes_for_every_row(model: Model, sorts: bool) -> None:
+    """torch's would sort the vocabulary in every decode, for the sake of a few."""
+    watched = Model.__new__(Model)
+    watched.__dict__.update(model.__dict__)
+    watched.ops = Ops() if sorts else replace(Ops(), sample=lambda *arguments: torch_ops.sample(*arguments))
+    recorder, runner = ReplayingRecorder(), planned(watched)
+    runner.record(recorder)
+    sampling = SamplingParams(top_k=0, top_p=0.9, seed=4)
+    assert answers(runner, sampling) == answers(runner_of(model), sampling)
+    assert recorder.replays == ([] if sorts else [4] * (COUNT - 1))
+
+
+def test_a_step_with_prompts_goes_past_the_graphs_and_shares_their_state(model: Model) -> None:
+    expected = answers(runner_of(model))
+    recorder = ReplayingRecorder()
+    runner = recorded(model, recorder)
+    first, second, third = sequences()
+    tokens = [prefill(runner, first)]
+    runner.admit(second)
+    runner.admit(third)
+    chunks = [Chunk(second, 0, second.prompt_length), Chunk(third, 0, 10)]
+    mixed = runner.launch(StepPlan(chunks, [Decode(first, first.prompt_length)])).tokens()
+    assert mixed == [expected[1][0], expected[0][1]]
+    assert recorder.replays == []
+    both = [Decode(first, first.prompt_length + 1), Decode(second, second.prompt_length)]
+    assert runner.launch(StepPlan([], both)).tokens() == [expected[0][2], expected[1][1]]
+    assert recorder.replays == [2]
+    assert tokens == expected[0][:1]
+
+
+def test_tokens_handed_over_are_not_overwritten_by_the_next_step(model: Model) -> None:
+    """The recordings share their outputs, and the next step is launched before the last one's tokens are read."""
+    expected = answers(runner_of(model))
+    runner = recorded(model, ReplayingRecorder())
+    served = sequences()
+    for sequence in served:
+        prefill(runner, sequence)
+    pending = []
+    for step in range(3):
+        pending.append(runner.launch(StepPlan([], [Decode(s, s.prompt_length + step) for s in served])))
+    got = [step.tokens() for step in pending]
+    assert got == [[tokens[1 + step] for tokens in expected] for step in range(3)]
+
+
+def test_padding_never_walks_out_of_the_block_table(model: Model) -> None:
+    runner = recorded(model, ReplayingRecorder())
+    answers(runner)
+    assert runner.slots.positions[runner.slots.spare] == 0
+    assert not runner.slots.tables[runner.slots.spare].any()
+
+
+def test_a_method_no_recording_has_is_served_launch_by_launch(model: Model) -> None:
+    sampling = SamplingParams(temperature=1.5, top_k=0, top_p=0.9, seed=4)
+    recorder = ReplayingRecorder()
+    runner = recorded(model, recorder, {Method.GREEDY, Method.CANDIDATES})
+    assert answers(runner, sampling) == answers(runner_of(model), sampling)
+    assert recorder.replays == []
+    answers(runner, SamplingParams(seed=1))
+    assert len(recorder.replays) == COUNT - 1
+
+
+@pytest.mark.parametrize("failing", [(4,), (1, 8), (8,)])
+def test_a_failed_recording_is_named_and_a_larger_one_serves(
+    model: Model, failing: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = ReplayingRecorder(failing)
+    runner = recorded(model, FirstOfMany(recorder) if 8 in failing else recorder)
+    assert runner.graphs is not None
+    assert runner.graphs.buckets == tuple(sorted(set(BUCKET_SIZES) - set(failing)))
+    assert [reason.split(": ")[1] for reason in sorted(runner.graphs.degraded)] == [
+        f"batch size {size}" for size in failing
+    ]
+    assert all("\n" not in reason for reason in runner.graphs.degraded)
+    assert f"without a recording of {failing[-1]}" in caplog.text
+    assert answers(runner) == answers(runner_of(model))
+    assert recorder.checked == len(failing), "a failed recording may have poisoned the device"
+
+
+class FirstOfMany(ReplayingRecorder):
+    """Where the largest failed there is no memory to share."""
+
+    def __init__(self, inner: ReplayingRecorder) -> None:
+        self.__dict__ = inner.__dict__
+        self._shared = torch.zeros(max(BUCKET_SIZES), dtype=torch.int64)
+
+
+def test_when_every_recording_fails_the_engine_still_serves(model: Model) -> None:
+    runner = recorded(model, ReplayingRecorder(BUCKET_SIZES))
+    assert runner.graphs is not None
+    assert runner.graphs.buckets == ()
+    assert len(runner.graphs.degraded) == len(BUCKET_SIZES)
+    assert answers(runner) == answers(runner_of(model))
+
+
+def test_a_recording_that_leaves_the_device_unusable_ends_the_start(model: Model) -> None:
+    with pytest.raises(RuntimeError, match="beyond use"):
+        recorded(model, ReplayingRecorder((2,), poisoned=True))
+
+
+def test_recording_stops_when_its_time_is_over_and_says_so(model: Model) -> None:
+    runner = planned(model)
+    graphs = DecodeGraphs(runner.slots, ALL_METHODS)
+    clock = itertools.count(step=RECORDING_SECONDS / 2.5)
+    with torch.inference_mode():
+        graphs.record(
+            ReplayingRecorder(), lambda slots: runner.decode(slots, ALL_METHODS), BUCKET_SIZES, lambda: next(clock)
+        )
+    assert graphs.buckets == (1, 8)
+    assert graphs.seconds > RECORDING_SECONDS
+    assert graphs.degraded == ["cuda_graphs: 15 s were over before the batch sizes [2, 4]"]
+    assert graphs.can_run([0] * 5, {Method.GREEDY})
+
+
+@pytest.mark.parametrize(
+    ("max_running", "expected"), [(1, (1,)), (5, (1, 2, 4, 5)), (256, BUCKETS), (300, (*BUCKETS, 300))]
+)
+def test_the_largest_bucket_holds_every_running_request(max_running: int, expected: tuple[int, ...]) -> None:
+    assert buckets_for(max_running) == expected
+
+
+def test_the_largest_bucket_is_recorded_first_and_then_the_smallest() -> None:
+    assert recording_order(BUCKETS)[:4] == [256, 1, 2, 4]
+    assert sorted(recording_order(BUCKETS)) == list(BUCKETS)
+
+
+def test_a_batch_of_sixteen_or_more_is_padded_by_less_than_a_half() -> None:
+    paths = Paths(buckets=BUCKETS)
+    assert max(paths.padded(count) / count for count in range(17, 257)) < 1.5
+    assert Paths().padded(7) == 7
+
+
+def test_a_batch_no_recording_is_large_enough_for_is_not_run() -> None:
+    graphs = DecodeGraphs(Slots(4, 2, 32, torch.device("cpu")), ALL_METHODS)
+    assert not graphs.can_run([0], {Method.GREEDY})
