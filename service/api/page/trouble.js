@@ -5,6 +5,7 @@ import { button, element } from "./dom.js";
 import { say } from "./words.js";
 
 const UNAUTHORIZED = 401;
+const TOO_LARGE = 413;
 const TOO_MANY_REQUESTS = 429;
 const LEAST_WAIT_SECONDS = 1;
 
@@ -16,7 +17,7 @@ export class Trouble {
   /** `offers`: what can be done, by name; see app.js. */
   constructor(problem, offers) {
     this.#problem = problem;
-    this.node = element("div", { class: "trouble" });
+    this.node = element("div", { class: passes(problem) ? "trouble passing" : "trouble" });
     if (problem.status === UNAUTHORIZED) this.#askForKey(offers);
     else this.#explain(problem, offers);
   }
@@ -67,12 +68,18 @@ function passes({ status, code, detail }) {
   return status === TOO_MANY_REQUESTS || (code === "not_ready" && !detail.startsWith("failed"));
 }
 
+/** Whether it is about the conversation as a whole, so that less of it would do. */
+function isTooMuch({ status, code, field }) {
+  return code === "context_too_long" || status === TOO_LARGE || field.startsWith("history");
+}
+
 function waysOut(problem, offers) {
-  const isTooLong = problem.code === "context_too_long" || problem.field === "history";
   const ways = [];
-  if (isTooLong && offers.canLeaveOut()) ways.push(button("Leave out the oldest turns and ask again", offers.leaveOut));
-  if (isTooLong) ways.push(button("Ask it in a new chat", offers.askAnew));
-  if (!isTooLong) ways.push(button(passes(problem) ? "Ask now" : "Ask again", offers.again));
-  if (offers.isSetting(problem.field)) ways.push(button("Open the settings", () => offers.openSettings(problem.field)));
+  const canShorten = isTooMuch(problem) && offers.canLeaveOut();
+  const isOfSetting = offers.isSetting(problem.field);
+  if (canShorten) ways.push(button("Leave out the oldest turns and ask again", offers.leaveOut));
+  if (canShorten) ways.push(button("Ask it in a new chat", offers.askAnew));
+  if (!canShorten || isOfSetting) ways.push(button(passes(problem) ? "Ask now" : "Ask again", offers.again));
+  if (isOfSetting) ways.push(button("Open the settings", () => offers.openSettings(problem.field)));
   return ways;
 }

@@ -71,6 +71,26 @@ async def test_the_header_says_which_model_answers_and_that_it_leaves(page: Page
     await page.until_text("Shutting down: the server is shutting down", "#status")
 
 
+async def test_slower_paths_are_named(page: Page, service: Service) -> None:
+    info = service.engine.status.info
+    assert info is not None
+    info.degraded.append("gemv: cuBLAS instead")
+    await page.open(f"{service.running.url}/ui")
+    await page.until_text("Slower than it could be", "header")
+    assert "gemv: cuBLAS instead" in await page.evaluate("document.querySelector('#degraded').textContent")
+
+
+async def test_a_body_too_large_is_shortened(page: Page, start: Start) -> None:
+    service = await start(max_body_bytes=2048)
+    await page.open(f"{service.running.url}/ui")
+    await page.ask("a" * 500)
+    await page.until_text("Answer again")
+    await page.ask("b" * 1000)
+    await page.until_text("more than 2048 bytes", ".trouble")
+    await page.click("Leave out the oldest turns and ask again")
+    await page.until_text("b" * 500, "#turns > li:last-child .answer .text")
+
+
 async def test_a_hidden_tab_asks_nothing(page: Page, service: Service) -> None:
     await page.open(f"{service.running.url}/ui")
     await page.until_text("Ready", "#status")
