@@ -10,8 +10,8 @@ from typing import Any
 
 from tests.support.browser import Browser
 
-PATIENCE = 10
-"""Seconds after which a wait fails: a page does at once what it does at all."""
+PATIENCE = 30
+"""Seconds after which a wait fails. What a page does at all it does at once, but the machine may be busy."""
 KEYS = {"Enter": ("\r", 13), "Escape": ("", 27), "ArrowUp": ("", 38), "Tab": ("", 9), " ": (" ", 32)}
 ALT, CONTROL, SHIFT = 1, 2, 8
 WATCHED = ("Page", "Runtime", "Network", "Log")

@@ -103,3 +103,6 @@ async def test_a_screen_reader_is_told_whole_paragraphs_and_the_end(opened: Page
     assert "two" in told
     assert "tokens" in told
     assert await opened.evaluate("heard.length") < 6
+    await opened.reload()
+    await opened.until_text("Answer again")
+    assert await opened.evaluate("announcer.textContent") == "", "what was read out before a reload"
