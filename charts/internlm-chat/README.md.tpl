@@ -8,6 +8,8 @@ kubectl port-forward service/chat-internlm-chat 6006 &
 curl http://127.0.0.1:6006/v1/chat -H 'Content-Type: application/json' -d '{"prompt": "你好"}'
 ```
 
+Or open http://127.0.0.1:6006/ui in a browser: a chat page, which needs nothing but the forwarded port.
+
 No GPU at hand? `--set mode=cpu` serves a small real chat model anywhere, kind included, with the same API, probes, metrics and drain.
 
 ## What it needs

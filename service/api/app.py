@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 
 from service import __version__
-from service.api import chat, docs, health, openapi, problems
+from service.api import chat, docs, health, openapi, problems, ui
 from service.api.auth import BEARER, ApiKeys, guard
 from service.api.health import Identity
 from service.api.middleware import RequestContext
@@ -40,6 +40,7 @@ def create_app(
     )
     app.include_router(health.router(lifecycle, status, identity))
     app.include_router(docs.router(app))
+    app.include_router(ui.router())  # it holds no secret, and asks for a key where one is needed
     keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file else None
     locks = [Depends(BEARER), Depends(guard(keys))] if keys else []
     for router, errors in (

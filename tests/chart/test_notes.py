@@ -5,7 +5,9 @@ import shlex
 
 import pytest
 import yaml
+from fastapi.routing import APIRoute
 
+from service.api import ui
 from service.engine.base import EngineState, EngineStatus
 from service.metrics import Metrics
 from tests.support.docs import served_paths
@@ -20,6 +22,7 @@ CASES: dict[str, tuple[Values, list[str], list[str]]] = {
             "rollout status deployment/chat-internlm-chat --timeout=3600s",
             "logs -f deployment/chat-internlm-chat -c download",
             "port-forward service/chat-internlm-chat 6006:6006",
+            "in a browser: http://127.0.0.1:6006/ui",
             "keeps the model on claim chat-internlm-chat-model",
             "helm -n models test chat",
             "Insufficient nvidia.com/gpu",
@@ -33,7 +36,7 @@ CASES: dict[str, tuple[Values, list[str], list[str]]] = {
     ),
     "an ingress with TLS and keys": (
         {"ingress": {"enabled": True, "host": "a.example", "tlsSecret": "t"}, "apiKeys": {"secretName": "k"}},
-        ["URL=https://a.example\n", "Authorization: Bearer $API_KEY"],
+        ["URL=https://a.example\n", "in a browser: $URL/ui\n", "Authorization: Bearer $API_KEY"],
         ["port-forward"],
     ),
     "an ingress of the default class": (
@@ -115,8 +118,8 @@ def test_the_curl_line_can_be_pasted(values: Values) -> None:
 @pytest.mark.parametrize("values", [case[0] for case in CASES.values()], ids=CASES.keys())
 def test_every_path_the_notes_send_people_to_is_served(values: Values) -> None:
     named = set(re.findall(r"(?:127\.0\.0\.1:\d+|\$URL)(/\S+)", notes(values)))
-    assert named == {"/v1/chat"}
-    assert named <= served_paths()
+    assert named == {"/v1/chat", "/ui"}
+    assert named <= served_paths() | {route.path for route in ui.router().routes if isinstance(route, APIRoute)}
 
 
 def test_the_pickers_example_names_this_servers_port_and_metrics() -> None:

@@ -1,0 +1,92 @@
+/** The service's HTTP interface as the page needs it. Addresses are relative to the page. */
+
+import { readEvents } from "./sse.js";
+import { say } from "./words.js";
+
+const HEALTH_PATIENCE_MS = 10_000;
+
+/** Why there is no answer: a problem document's fields, and after how many seconds to ask again. */
+export class Problem extends Error {
+  constructor({ detail, code = "", status = 0, field = "", retryAfter = null }) {
+    super(detail);
+    Object.assign(this, { detail, code, status, field, retryAfter });
+  }
+
+  static from(error) {
+    if (error instanceof Problem) return error;
+    return new Problem({ code: "unreachable", detail: say("The service cannot be reached, or the connection broke.") });
+  }
+}
+
+/** The pieces of an answer: `{delta}` for text, then `{finish, text, tokens}`. Throws a Problem; stops with `signal`. */
+export async function* ask(body, { key, signal }) {
+  const response = await fetch("v1/chat", {
+    method: "POST",
+    headers: { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) },
+    body: JSON.stringify({ ...body, stream: true }),
+    cache: "no-store",
+    signal,
+  });
+  if (!response.ok) throw await refusal(response);
+  const type = response.headers.get("Content-Type") ?? "";
+  if (!type.startsWith("text/event-stream")) {
+    throw new Problem({ code: "stranger", detail: say("What answered here is not the chat service ({type}).", { type }) });
+  }
+  yield* readAnswer(response.body);
+}
+
+/** As `ask`, from the body of its response. Throws a Problem if the last event does not come. */
+export async function* readAnswer(body) {
+  for await (const { name, data } of readEvents(body)) {
+    if (data === "[DONE]") break;
+    const event = parsed(data);
+    if (name === "error") throw new Problem({ ...event, detail: event.detail ?? data });
+    if (event.delta) yield { delta: event.delta };
+    if (event.finish_reason) {
+      yield { finish: event.finish_reason, text: event.response, tokens: event.usage?.completion_tokens };
+      return;
+    }
+  }
+  throw new Problem({ code: "cut", detail: say("The connection ended before the answer did.") });
+}
+
+function parsed(data) {
+  try {
+    const event = JSON.parse(data);
+    if (event && typeof event === "object") return event;
+  } catch {
+    // said below
+  }
+  throw new Problem({ code: "garbled", detail: say("Something on the way garbled the answer.") });
+}
+
+async function refusal(response) {
+  const problem = await response.json().catch(() => ({})); // a proxy on the way may answer in its own form
+  return new Problem({
+    ...problem,
+    detail: problem.detail ?? `HTTP ${response.status} ${response.statusText}`,
+    status: response.status,
+    retryAfter: seconds(response.headers.get("Retry-After")),
+  });
+}
+
+/** Whether the model answers: the body of `GET /`, and when to look again if it does not. */
+export async function health() {
+  const response = await fetch("./", { cache: "no-store", signal: AbortSignal.timeout(HEALTH_PATIENCE_MS) });
+  const body = await response.json();
+  if (typeof body.status !== "string") throw new Error("not this service");
+  return { ...body, retryAfter: seconds(response.headers.get("Retry-After")) };
+}
+
+/** The service's own description of a chat request's fields. */
+export async function describe() {
+  const document = await (await fetch("openapi.json")).json();
+  return {
+    fields: document.components.schemas.ChatRequest.properties,
+    asksForKey: Boolean(document.paths["/v1/chat"].post.security),
+  };
+}
+
+function seconds(retryAfter) {
+  return /^\d+$/.test(retryAfter ?? "") ? Number(retryAfter) : null;
+}

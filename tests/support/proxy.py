@@ -1,0 +1,68 @@
+"""A proxy of a few lines: takes a prefix away from paths, and can break a connection within an answer."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Proxy:
+    """`prefix` is taken from requests; the first answer in which `cut_at` comes is cut there, its connection reset."""
+
+    upstream: int
+    prefix: str = ""
+    cut_at: bytes = b""
+    port: int = field(default=0, init=False)
+    connections: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}{self.prefix}"
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.create_task(self._join(reader, writer))
+        self.connections.add(connection)
+        connection.add_done_callback(self.connections.discard)
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.upstream)
+        ways = [self._requests(reader, there_writer), self._answers(there_reader, writer)]
+        tasks = [asyncio.ensure_future(way) for way in ways]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for end in (writer, there_writer):
+                end.close()
+
+    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data.replace(f" {self.prefix}/".encode(), b" /", 1))
+            await writer.drain()
+
+    async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            before, cut, _ = data.partition(self.cut_at) if self.cut_at else (data, b"", b"")
+            writer.write(before)
+            await writer.drain()
+            if cut:
+                self.cut_at = b""
+                return
+
+
+@asynccontextmanager
+async def run_proxy(upstream: int, prefix: str = "", cut_at: bytes = b"") -> AsyncIterator[Proxy]:
+    """A proxy on a free port."""
+    proxy = Proxy(upstream, prefix, cut_at)
+    server = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
+    proxy.port = server.sockets[0].getsockname()[1]
+    try:
+        yield proxy
+    finally:
+        server.close()
+        for connection in proxy.connections:
+            connection.cancel()
+        await asyncio.gather(*proxy.connections, return_exceptions=True)
