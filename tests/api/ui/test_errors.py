@@ -108,7 +108,7 @@ async def test_a_conversation_that_is_too_long_is_shortened_or_begun_anew(page: 
     await page.until_text("Answer again")
     await page.ask("s" * 80)
     await page.until_text("Leave out the oldest turns", ".trouble")
-    assert "the context of 256 tokens" in await page.text(".trouble")
+    assert "length of 256 tokens" in await page.text(".trouble")
     await page.click("Leave out the oldest turns and ask again")
     await page.until_text("What is above is not sent any more.")
     await page.until_text("s" * 80, "#turns > li:last-child .answer .text")
