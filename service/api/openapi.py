@@ -1,13 +1,13 @@
 """The OpenAPI document: what FastAPI finds by itself, and what it cannot know of bodies read and answers made here."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.api.openai.answer import Chunk, CountedChunk
-from service.api.openai.errors import ErrorBody
+from service.api.openai.errors import CODES, ErrorBody
 from service.api.openai.request import CompletionRequest
 from service.api.problems import MEDIA_TYPE
 from service.api.schema import ChatRequest, Delta, FinalDelta, Problem
@@ -32,16 +32,14 @@ def json_body(name: str) -> dict[str, Any]:
 
 def problems(*statuses: int) -> Answers:
     """What a route's `responses` say of errors with these statuses."""
-    return _errors_as({MEDIA_TYPE: {"schema": reference("Problem")}}, statuses)
+    content = {MEDIA_TYPE: {"schema": reference("Problem")}}
+    return {status: {"description": _meaning(status), "content": content} for status in statuses}
 
 
 def openai_errors(*statuses: int) -> Answers:
     """The same for a route of OpenAI's API."""
-    return _errors_as({"application/json": {"schema": reference("ErrorBody")}}, statuses)
-
-
-def _errors_as(content: dict[str, Any], statuses: Iterable[int]) -> Answers:
-    return {status: {"description": _meaning(status), "content": content} for status in statuses}
+    content = {"application/json": {"schema": reference("ErrorBody")}}
+    return {status: {"description": _meaning(status, CODES), "content": content} for status in statuses}
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -54,10 +52,10 @@ def document(app: FastAPI) -> dict[str, Any]:
     return built
 
 
-def _meaning(status: int) -> str:
-    """Every error with this status: its code, and what it says of itself."""
+def _meaning(status: int, codes: Mapping[str, str] = {}) -> str:
+    """Every error with this status: its code, or what `codes` make of it, and what it says of itself."""
     errors = [error for error in _errors(ServiceError) if error.status == status]
-    return " ".join(f"{error.code}: {(error.__doc__ or '').splitlines()[0]}" for error in errors)
+    return " ".join(f"{codes.get(e.code, e.code)}: {(e.__doc__ or '').splitlines()[0]}" for e in errors)
 
 
 def _errors(kind: type[ServiceError]) -> Iterator[type[ServiceError]]:

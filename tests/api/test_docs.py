@@ -55,6 +55,15 @@ async def test_what_a_chat_is_answered_is_described(document: dict[str, Any]) ->
     assert "context_too_long" in answers["400"]["description"]
 
 
+async def test_openais_clients_are_told_the_codes_they_get(document: dict[str, Any]) -> None:
+    answers = document["paths"]["/v1/chat/completions"]["post"]["responses"]
+    assert answers.keys() == {"200", "404"} | ERRORS
+    described = " ".join(answer["description"] for answer in answers.values())
+    codes = {"model_not_found", "context_length_exceeded", "rate_limit_exceeded", "not_ready", "deadline_exceeded"}
+    assert {code for code in codes if f"{code}: " not in described} == set()
+    assert "queue_full" not in described
+
+
 async def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
     found = set(references(document))
     assert found

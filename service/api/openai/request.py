@@ -58,14 +58,14 @@ class CompletionRequest(Strict):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "你好"}]}]})
 
-    model: str | None = Field(None, description="The model of `GET /v1/models`; unset: the same.")
+    model: str | None = Field(None, description="The model that GET /v1/models names; unset: the same.")
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_TURNS), AfterValidator(bounded)] = Field(
         description="The conversation, oldest first. No system prompt is added."
     )
     thinking: bool = Field(False, description="Think step by step: InternLM3's deep-thinking system prompt.")
     stream: bool = Field(False, description="Answer as server-sent events, piece by piece.")
     stream_options: StreamOptions = Field(
-        StreamOptions(), description="With `include_usage`, a last event of the stream counts tokens."
+        StreamOptions(), description="With include_usage, a last event of the stream counts tokens."
     )
     max_completion_tokens: NewTokens | None = Field(
         None, description=f"Most tokens of the answer; unset: {DEFAULT_NEW_TOKENS} or what the context leaves."
