@@ -46,6 +46,7 @@ def pytest_xdist_auto_num_workers() -> int:
     return 1 if has_gpu_device() else min(os.cpu_count() or 1, MOST_WORKERS)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at it
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `--dist loadgroup`: a file's tests stay together and in order, and so do its fixtures."""
     for item in items:
