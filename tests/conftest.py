@@ -4,7 +4,6 @@ where there is no GPU."""
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,8 +34,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MOST_WORKERS = 4
 """Each may hold a model and its torch."""
-HERE = Path(__file__).parent
-ONE_CLUSTER = {HERE / "e2e", HERE / "image"}
+ONE_CLUSTER = ("tests/e2e/", "tests/image/")
 """What builds images and runs them shares one store of them."""
 
 
@@ -46,12 +44,18 @@ def pytest_xdist_auto_num_workers() -> int:
     return 1 if has_gpu_device() else min(os.cpu_count() or 1, MOST_WORKERS)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at it
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: a file's tests stay together and in order, and so do its fixtures."""
-    for item in items:
-        folder = item.path.parent
-        item.add_marker(pytest.mark.xdist_group("cluster" if folder in ONE_CLUSTER else str(item.path)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests stay in one process and in order, and so do its fixtures; files are begun in order, too."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "cluster" if file.startswith(ONE_CLUSTER) else file
+
+    config.option.loadscopereorder = False  # to begin with the most tests would be to end with the longest ones
+    return ByFile(config, log)
 
 
 FIGURES = pytest.StashKey[list[str]]()

@@ -22,7 +22,7 @@ def test_the_first_two_commands_are_one_line_each_and_serve_and_test() -> None:
     serve, check = blocks("sh")
     assert serve.count("\n") == check.count("\n") == 1
     assert serve.rstrip().endswith("internlm-chat serve")
-    assert check.rstrip().endswith("pytest -n auto --dist loadgroup")
+    assert check.rstrip().endswith("pytest -n auto")
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
