@@ -88,8 +88,8 @@ def _first_complaint(model: type[BaseModel], error: ValidationError) -> InvalidR
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"])[:LONGEST_FIELD] or "body"
     if first["type"] == "extra_forbidden":
-        known = ", ".join(model.model_fields)
-        return InvalidRequest(f"{field} is not a field of this request; known: {known}", field=field)
+        known = f"; known: {', '.join(model.model_fields)}" if len(first["loc"]) == 1 else ""
+        return InvalidRequest(f"{field} is not a field of this request{known}", field=field)
     if first["type"] == "missing":
         return InvalidRequest(f"{field} is missing; it is required", field=field)
     return InvalidRequest(f"{field}: {first['msg']}{_shown(first['input'])}", field=field)

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends, Request, Response
 from service.api import openapi, sse
 from service.api.answer import respond
 from service.api.body import json_body
-from service.api.sampling import params
 from service.api.schema import (
     DEFAULT_NEW_TOKENS,
     DEFAULT_SYSTEM,
@@ -75,7 +74,7 @@ def to_chat(body: ChatRequest) -> Chat:
         raise InvalidRequest("thinking is a system prompt of its own; send either thinking or system", field="thinking")
     return Chat(
         messages=[message for _, message in conversation(body)],
-        sampling=params(body),
+        sampling=body.sampling(),
         max_new_tokens=body.max_new_tokens or DEFAULT_NEW_TOKENS,
         or_what_fits=body.max_new_tokens is None,
         stop=body.stop,

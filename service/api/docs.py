@@ -99,7 +99,7 @@ def _fields(document: Schema, route: Schema) -> Iterator[Field]:
     if "requestBody" not in route:
         return
     body = _resolved(document, route["requestBody"]["content"]["application/json"]["schema"])
-    for name, schema in body["properties"].items():
+    for name, schema in sorted(body["properties"].items(), key=lambda each: each[0] not in body["required"]):
         required = name in body["required"]
         meant = next(iter(_alternatives(document, schema)))
         yield Field(

@@ -42,7 +42,8 @@ def response(error: ServiceError, path: str) -> JSONResponse:
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    if path in openai_errors.ROUTES:
+    if openai_errors.is_spoken_on(path):
+        headers |= openai_errors.headers(error)
         return JSONResponse(openai_errors.body(error).model_dump(), error.status, headers)
     return JSONResponse(document(error), error.status, headers, MEDIA_TYPE)
 

@@ -1,21 +1,34 @@
 """What the way in which an answer ended means to its client."""
 
+from typing import NamedTuple
+
 from service.chat.stopwatch import Stopwatch
 from service.engine.base import Finish, FinishReason
 from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, QueueFull, ServiceError
 
 
-def reason_of(watch: Stopwatch, request_timeout: float) -> str:
+class FieldNames(NamedTuple):
+    """What a client calls the fields of its request: a complaint must name what it can change."""
+
+    messages: str = "prompt"
+    max_new_tokens: str = "max_new_tokens"
+
+
+OURS = FieldNames()
+"""Those of /v1/chat."""
+
+
+def reason_of(watch: Stopwatch, request_timeout: float, fields: FieldNames) -> str:
     """The answer's finish_reason; raises the error that any other ending means."""
     finish = watch.finish
     if finish is None:
         raise EngineFailed("the engine ended the answer without a reason")
     if finish.reason in (FinishReason.STOP, FinishReason.LENGTH):
         return finish.reason.value
-    raise _error(finish, watch, request_timeout)
+    raise _error(finish, watch, request_timeout, fields)
 
 
-def too_late(watch: Stopwatch, request_timeout: float) -> DeadlineExceeded:
+def too_late(watch: Stopwatch, request_timeout: float, fields: FieldNames) -> DeadlineExceeded:
     """The error of an answer that was not done in time: where the time went, and what would help."""
     limit = f"{request_timeout:g} s, the most a request may take"
     waited = f"{watch.queue_seconds or 0:.0f} s in the queue"
@@ -27,16 +40,16 @@ def too_late(watch: Stopwatch, request_timeout: float) -> DeadlineExceeded:
     if watch.tokens:
         return DeadlineExceeded(
             f"the answer was not done after {limit}: it had {watch.tokens} tokens, after {waited}. "
-            "Ask for fewer tokens (max_new_tokens)."
+            f"Ask for fewer tokens ({fields.max_new_tokens})."
         )
     return DeadlineExceeded(f"the answer had not begun after {limit}. Shorten the conversation, or come back later.")
 
 
-def _error(finish: Finish, watch: Stopwatch, request_timeout: float) -> ServiceError:
+def _error(finish: Finish, watch: Stopwatch, request_timeout: float, fields: FieldNames) -> ServiceError:
     if finish.reason is FinishReason.DEADLINE:
-        return too_late(watch, request_timeout)
+        return too_late(watch, request_timeout, fields)
     if finish.reason is FinishReason.REJECTED and finish.retry_after:
         return QueueFull(finish.message, retry_after=finish.retry_after)
     if finish.reason is FinishReason.REJECTED:
-        return InvalidRequest(finish.message, field="prompt")
+        return InvalidRequest(finish.message, field=fields.messages)
     return EngineFailed(finish.message or "the engine failed", retry_after=finish.retry_after or 5)

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from service.chat.detokenizer import Detokenizer
-from service.chat.endings import reason_of, too_late
+from service.chat.endings import OURS, FieldNames, reason_of, too_late
 from service.chat.stops import StopMatcher
 from service.chat.stopwatch import Stopwatch
 from service.chat.templates import ChatTemplate, Message
@@ -34,14 +34,6 @@ INLINE_CHARACTERS = 4096
 
 
 @dataclass(frozen=True)
-class FieldNames:
-    """What a client calls the fields of its request: a complaint must name what it can change."""
-
-    messages: str = "prompt"
-    max_new_tokens: str = "max_new_tokens"
-
-
-@dataclass(frozen=True)
 class Chat:
     """What a client wants answered, with at most so many tokens: `or_what_fits`, where the context leaves fewer."""
 
@@ -50,7 +42,7 @@ class Chat:
     max_new_tokens: int
     or_what_fits: bool = False
     stop: list[str] = field(default_factory=list)
-    fields: FieldNames = FieldNames()
+    fields: FieldNames = OURS
 
 
 @dataclass(frozen=True)
@@ -132,14 +124,14 @@ class Generation:
                     if answer.stopped:
                         watch.end(Finish(request.id, FinishReason.STOP))
                         break
-            reason = reason_of(watch, self._limits.request_timeout)
+            reason = reason_of(watch, self._limits.request_timeout, chat.fields)
             if text := answer.flush():
                 yield TextDelta(text)
             yield Done(reason, len(request.prompt_ids), watch.tokens, watch.cached_tokens)
 
     async def _request(self, chat: Chat, watch: Stopwatch) -> GenerationRequest:
         deadline = time.monotonic() + self._limits.request_timeout
-        prompt = await self._encode(chat.messages, watch)
+        prompt = await self._encode(chat, watch)
         return GenerationRequest(
             id=uuid.uuid4().hex,
             prompt_ids=prompt,
@@ -149,7 +141,8 @@ class Generation:
             sampling=chat.sampling,
         )
 
-    async def _encode(self, messages: list[Message], watch: Stopwatch) -> list[int]:
+    async def _encode(self, chat: Chat, watch: Stopwatch) -> list[int]:
+        messages = chat.messages
         if sum(len(message.content) for message in messages) <= INLINE_CHARACTERS:
             return self._template.encode(messages)
         try:
@@ -157,7 +150,7 @@ class Generation:
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self._tokenizing, self._template.encode, messages)
         except TimeoutError:
-            raise too_late(watch, self._limits.request_timeout) from None
+            raise too_late(watch, self._limits.request_timeout, chat.fields) from None
 
     def _new_tokens(self, prompt: int, chat: Chat) -> int:
         context, wanted, fields = self._limits.max_context, chat.max_new_tokens, chat.fields
@@ -170,8 +163,8 @@ class Generation:
             )
         if wanted > room and not chat.or_what_fits:
             raise ContextTooLong(
-                f"{fields.max_new_tokens} is {wanted}, but after the conversation's {prompt} tokens the context of "
-                f"{context} leaves {room}. Ask for at most {room}, or shorten the conversation.",
+                f"{fields.max_new_tokens} is {wanted}: with them, the conversation of {prompt} tokens is longer than "
+                f"the model's context length of {context}. Ask for at most {room}, or shorten the conversation.",
                 field=fields.max_new_tokens,
             )
         return min(wanted, room)

@@ -36,7 +36,7 @@ CASES: dict[str, tuple[Values, list[str], list[str]]] = {
     ),
     "an ingress with TLS and keys": (
         {"ingress": {"enabled": True, "host": "a.example", "tlsSecret": "t"}, "apiKeys": {"secretName": "k"}},
-        ["URL=https://a.example\n", "in a browser: $URL/ui\n", "Authorization: Bearer $API_KEY"],
+        ["URL=https://a.example\n", "in a browser: https://a.example/ui\n", "Authorization: Bearer $API_KEY"],
         ["port-forward"],
     ),
     "an ingress of the default class": (
@@ -117,7 +117,7 @@ def test_the_curl_line_can_be_pasted(values: Values) -> None:
 
 @pytest.mark.parametrize("values", [case[0] for case in CASES.values()], ids=CASES.keys())
 def test_every_path_the_notes_send_people_to_is_served(values: Values) -> None:
-    named = set(re.findall(r"(?:127\.0\.0\.1:\d+|\$URL)(/\S+)", notes(values)))
+    named = set(re.findall(r"(?:https?://(?:<[^>]+>|[^/\s]+)|\$URL)(/\S+)", notes(values)))
     assert named == {"/v1/chat", "/ui"}
     assert named <= served_paths() | {route.path for route in ui.router().routes if isinstance(route, APIRoute)}
 

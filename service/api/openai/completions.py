@@ -1,6 +1,7 @@
 """POST /v1/chat/completions: the same answers as from /v1/chat, for clients of OpenAI's API."""
 
-from collections.abc import Awaitable, Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -10,12 +11,13 @@ from service.api.answer import respond
 from service.api.body import json_body
 from service.api.health import Identity
 from service.api.openai.answer import Completion, CompletionWriter
-from service.api.openai.request import DEFAULT_NEW_TOKENS, CompletionRequest
-from service.api.sampling import params
-from service.chat.generation import Chat, FieldNames, Generation
+from service.api.openai.models import require_model
+from service.api.openai.request import DEFAULT_NEW_TOKENS, ChatMessage, CompletionRequest
+from service.chat.endings import FieldNames
+from service.chat.generation import Chat, Generation
 from service.chat.templates import Message
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
-from service.errors import InvalidRequest, MessageRefused, ModelNotFound
+from service.errors import InvalidRequest, MessageRefused
 from service.log import note
 from service.settings import Settings
 
@@ -53,8 +55,8 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
     async def completions(request: Request, body: Annotated[CompletionRequest, Depends(parse)]) -> Response:
         model = generation()  # before the name is looked at: until it is loaded none is known
         require_model(body.model, identity.model)
-        if body.user is not None:
-            note(user=body.user)
+        if user := body.user or body.safety_identifier:
+            note(user=user)
         writer = CompletionWriter(identity, include_usage=body.stream_options.include_usage)
         logged = body.messages[-1].content if settings.log_prompts else None
         try:
@@ -67,12 +69,6 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
     return routes
 
 
-def require_model(asked: str | None, served: str) -> None:
-    """Raises ModelNotFound when another model is asked for than the one there is."""
-    if asked is not None and asked != served:
-        raise ModelNotFound(f"the model {asked[:100]!r} is not served here; {served!r} is", field="model")
-
-
 def to_chat(body: CompletionRequest) -> Chat:
     """The wire's fields as the use case has them. Raises InvalidRequest for fields that exclude each other."""
     if "stream_options" in body.model_fields_set and not body.stream:
@@ -80,7 +76,7 @@ def to_chat(body: CompletionRequest) -> Chat:
     wanted = new_tokens(body)
     return Chat(
         messages=conversation(body),
-        sampling=params(body),
+        sampling=body.sampling(),
         max_new_tokens=wanted or DEFAULT_NEW_TOKENS,
         or_what_fits=wanted is None,
         stop=body.stop,
@@ -100,7 +96,7 @@ def new_tokens(body: CompletionRequest) -> int | None:
 
 def conversation(body: CompletionRequest) -> list[Message]:
     """Its messages. Raises InvalidRequest for a system prompt beside the one that thinking is."""
-    messages = [Message("system" if each.role == "developer" else each.role, each.content) for each in body.messages]
+    messages = spoken(body.messages)
     if not body.thinking:
         return messages
     for at, message in enumerate(messages):
@@ -109,6 +105,19 @@ def conversation(body: CompletionRequest) -> list[Message]:
                 f"thinking is a system prompt of its own; send either thinking or messages.{at}", field="thinking"
             )
     return [Message("system", THINKING_SYSTEM_PROMPT), *messages]
+
+
+def spoken(messages: Sequence[ChatMessage]) -> list[Message]:
+    """Who says what. Names tell those of one role apart: there are none in the model's format, so that each goes before
+    its text where a role has several, and says nothing where it has one."""
+    roles = ["system" if each.role == "developer" else each.role for each in messages]
+    names = defaultdict(set)
+    for role, each in zip(roles, messages, strict=True):
+        names[role].add(each.name)
+    return [
+        Message(role, f"{each.name}: {each.content}" if each.name and len(names[role]) > 1 else each.content)
+        for role, each in zip(roles, messages, strict=True)
+    ]
 
 
 def field_of(index: int | None, body: CompletionRequest) -> str:

@@ -5,12 +5,12 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from service.errors import ServiceError
+from service.errors import DeadlineExceeded, EngineFailed, ServiceError
 
 Type = Literal["invalid_request_error", "rate_limit_error", "server_error"]
 
-ROUTES = ("/v1/chat/completions", "/v1/models")
-"""Whatever is answered here that is no success is answered in this form."""
+RETRIES = "x-should-retry"
+"""Header that tells the official client whether to try again; by itself it does so after any status from 500 on."""
 
 CODES = {
     "context_too_long": "context_length_exceeded",
@@ -33,6 +33,16 @@ class ErrorBody(BaseModel):
     """An error as a whole answer, or as an event of a stream that fails half-way."""
 
     error: Error
+
+
+def is_spoken_on(path: str) -> bool:
+    """Whether errors of a path have this form: under /v1 our own route alone has another."""
+    return path.startswith("/v1/") and path != "/v1/chat"
+
+
+def headers(error: ServiceError) -> dict[str, str]:
+    """What took too long once, or broke the engine, would do so three times, and at others' cost."""
+    return {RETRIES: "false"} if isinstance(error, DeadlineExceeded | EngineFailed) else {}
 
 
 def body(error: ServiceError) -> ErrorBody:

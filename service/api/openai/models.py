@@ -6,7 +6,9 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from service.api import openapi
 from service.api.health import Identity
+from service.errors import ModelNotFound
 
 
 class Model(BaseModel):
@@ -33,4 +35,17 @@ def router(identity: Identity) -> APIRouter:
     async def models() -> ModelList:
         return ModelList(data=[Model(id=identity.model, created=created)] if identity.model else [])
 
+    @routes.get(
+        "/v1/models/{name:path}", summary="Does this model answer?", responses=openapi.openai_errors(404)
+    )  # a path, since names hold slashes
+    async def model(name: str) -> Model:
+        require_model(name, identity.model)
+        return Model(id=identity.model, created=created)
+
     return routes
+
+
+def require_model(asked: str | None, served: str) -> None:
+    """Raises ModelNotFound when another model is asked for than the one there is."""
+    if asked is not None and asked != served:
+        raise ModelNotFound(f"the model {asked[:100]!r} is not served here; {served!r} is", field="model")

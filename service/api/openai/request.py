@@ -4,9 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from service.api.fields import MAX_TURNS, NewTokens, Sampled, Stops, Strict, Text, bounded
 from service.api.openai import unserved
-from service.api.sampling import RepetitionPenalty, Seed, Temperature, TopK, TopP
-from service.api.schema import MAX_TURNS, NewTokens, Stops, Strict, Text, bounded
 
 DEFAULT_NEW_TOKENS = 4096
 """Clients of this API seldom set a limit and seldom show that one was reached, so it is high; and not all that the
@@ -23,10 +22,12 @@ def _joined(content: Any) -> Any:
     """Parts of text as one text, a line each."""
     if not isinstance(content, list):
         return content
-    for at, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(f'part {at} is not {{"type": "text", "text": "…"}}, and only text is understood')
-    return "\n".join(part["text"] for part in content)
+    parts = [unserved.without({}, part) for part in content]
+    for at, part in enumerate(parts):
+        is_text = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        if not is_text or len(part) > 2:
+            raise ValueError(f'part {at} is not {{"type": "text", "text": "…"}}, and nothing else is understood')
+    return "\n".join(part["text"] for part in parts)
 
 
 def _listed(stop: Any) -> Any:
@@ -38,6 +39,7 @@ Content = Annotated[
     BeforeValidator(_joined),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": TEXT_PART}]}),
 ]
+Label = Annotated[str, Field(max_length=256)]
 
 
 class ChatMessage(Strict):
@@ -45,6 +47,7 @@ class ChatMessage(Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
+    name: Label = ""
 
 
 class StreamOptions(Strict):
@@ -53,7 +56,7 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class CompletionRequest(Strict):
+class CompletionRequest(Sampled):
     """A conversation to answer. What else OpenAI's API has is refused by name, unless its value changes nothing."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "你好"}]}]})
@@ -62,8 +65,6 @@ class CompletionRequest(Strict):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_TURNS), AfterValidator(bounded)] = Field(
         description="The conversation, oldest first. No system prompt is added."
     )
-    thinking: bool = Field(False, description="Think step by step: InternLM3's deep-thinking system prompt.")
-    stream: bool = Field(False, description="Answer as server-sent events, piece by piece.")
     stream_options: StreamOptions = Field(
         StreamOptions(), description="With include_usage, a last event of the stream counts tokens."
     )
@@ -71,23 +72,22 @@ class CompletionRequest(Strict):
         None, description=f"Most tokens of the answer; unset: {DEFAULT_NEW_TOKENS} or what the context leaves."
     )
     max_tokens: NewTokens | None = Field(None, description="The same by its older name.")
-    temperature: Temperature = 1.0
-    top_k: TopK = 40
-    top_p: TopP = 0.8
-    repetition_penalty: RepetitionPenalty = 1.005
-    seed: Seed | None = Field(None, description="The same seed and settings give the same answer.")
     stop: Annotated[Stops, BeforeValidator(_listed)] = Field(
         [], description="The answer ends before the first of these."
     )
-    user: Annotated[str, Field(max_length=256)] | None = Field(
-        None, description="Whom you ask for; the service's log names it with the request."
-    )
+    user: Label | None = Field(None, description="For whom you ask; the service's log names it with the request.")
+    safety_identifier: Label | None = Field(None, description="The same by its newer name.")
 
     @model_validator(mode="before")
     @classmethod
     def _served(cls, value: Any) -> Any:
         value = unserved.without(unserved.OF_REQUEST, value)
-        messages = value.get("messages") if isinstance(value, dict) else None
+        if not isinstance(value, dict):
+            return value
+        if "stream_options" in value:
+            options = unserved.without(unserved.OF_STREAM_OPTIONS, value["stream_options"], "stream_options.")
+            value["stream_options"] = options
+        messages = value.get("messages")
         if isinstance(messages, list) and len(messages) <= MAX_TURNS:  # of more, none is looked at
             value["messages"] = [
                 unserved.without(unserved.OF_MESSAGE, message, f"messages.{at}.") for at, message in enumerate(messages)

@@ -21,12 +21,8 @@ OF_REQUEST: Neutral = {
     "parallel_tool_calls": (False, True),
     "prediction": (),
     "presence_penalty": (0,),
-    "prompt_cache_key": (),
-    "prompt_cache_options": (),
-    "prompt_cache_retention": (),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
-    "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "tool_choice": ("none", "auto"),
@@ -41,11 +37,15 @@ OF_MESSAGE: Neutral = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
-    "name": (),
     "refusal": (),
     "tool_calls": ([],),
 }
 """The same of a message: clients send back what they were answered, whole."""
+
+OF_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,)}
+
+HINTS = ("cache_control", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")
+"""Of caches: they cannot change an answer, and the prefix cache does by itself what they ask for."""
 
 
 def without(unserved: Neutral, value: Any, where: str = "") -> Any:
@@ -59,4 +59,5 @@ def without(unserved: Neutral, value: Any, where: str = "") -> Any:
         if value.get(name) is not None and value[name] not in neutral:
             way_out = f" or send {json.dumps(neutral[0])}" if neutral else ""
             raise InvalidRequest(f"{where}{name} is not served here; leave it out{way_out}", field=f"{where}{name}")
-    return {name: each for name, each in value.items() if each is not None and name not in unserved}
+    dropped = (*unserved, *HINTS)
+    return {name: each for name, each in value.items() if each is not None and name not in dropped}

@@ -48,7 +48,7 @@ function paragraphNode({ text }) {
 function codeNode({ text, language }) {
   const content = document.createTextNode(text);
   const label = language.slice(0, LONGEST_LANGUAGE);
-  const pre = element("pre", { tabindex: "0", dir: "ltr", "aria-label": say("Code") }, element("code", {}, content));
+  const pre = element("pre", { tabindex: "0", dir: "ltr", role: "group", "aria-label": say("Code") }, element("code", {}, content));
   const caption = element("figcaption", {}, element("span", {}, label), copyButton("Copy code", () => content.data));
   return { content, node: element("figure", { class: "code" }, caption, pre) };
 }

@@ -16,7 +16,7 @@ const answering = new Answering();
 const settings = new Settings();
 const follow = new Follow();
 const status = new Status(() => answering.busy);
-const composer = new Composer(send, () => (answering.busy ? undefined : conversation.last?.question));
+const composer = new Composer(send, takeUp);
 let conversation;
 let transcript;
 let earlier = null;
@@ -33,7 +33,8 @@ const offers = {
   },
   askAnew: () => {
     const { question } = conversation.last;
-    begin({});
+    conversation.turns.pop();
+    setAside();
     send(question, false);
   },
   hasKey: () => Boolean(settings.key),
@@ -91,13 +92,27 @@ function newChat() {
   answering.stop();
   if (!conversation.last) return composer.focus();
   composer.leaveEdit();
-  earlier = conversation.toJSON();
+  setAside();
+}
+
+/** Begin anew; the conversation so far can be come back to. */
+function setAside() {
+  if (conversation.last) earlier = conversation.toJSON();
   begin({});
 }
 
+/** The last question, for the composer to edit; it is not asked again by itself meanwhile. */
+function takeUp() {
+  if (answering.busy) return undefined;
+  transcript.holdOff();
+  return conversation.last?.question;
+}
+
+/** Change over to the chat that was set aside; this one is set aside instead. */
 function undo() {
+  answering.stop();
   const saved = earlier;
-  earlier = null;
+  earlier = conversation.last ? conversation.toJSON() : null;
   begin(saved);
   follow.toEnd();
 }

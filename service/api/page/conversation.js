@@ -6,7 +6,7 @@
  */
 
 const CONTROL = /[\0-\x08\x0b\x0c\x0e-\x1f\x7f]/g;
-const HALF_A_PAIR = /[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+const HALF_A_PAIR = /\p{Surrogate}/gu; // whole pairs are other characters to a regular expression with u
 
 /** Text as the service takes it: what a terminal's output or a model may hold besides would have it refused. */
 export function sendable(text) {

@@ -4,12 +4,14 @@ import { readEvents } from "./sse.js";
 import { say } from "./words.js";
 
 const HEALTH_PATIENCE_MS = 10_000;
+const UNAUTHORIZED = 401;
+const NOT_IN_A_HEADER = /[^\x20-\x7e]/; // no key that a service knows: what it reads is a file of ASCII lines, or it never matches
 
 /** Why there is no answer: a problem document's fields, and after how many seconds to ask again. */
 export class Problem extends Error {
-  constructor({ detail, code = "", status = 0, field = "", retryAfter = null }) {
-    super(detail);
-    Object.assign(this, { detail, code, status, field, retryAfter });
+  constructor({ detail, code, status = 0, field, retryAfter = null }) {
+    super(asText(detail));
+    Object.assign(this, { detail: asText(detail), code: asText(code), status, field: asText(field), retryAfter });
   }
 
   static from(error) {
@@ -20,6 +22,7 @@ export class Problem extends Error {
 
 /** The pieces of an answer: `{delta}` for text, then `{finish, text, tokens}`. Throws a Problem; stops with `signal`. */
 export async function* ask(body, { key, signal }) {
+  if (NOT_IN_A_HEADER.test(key ?? "")) throw new Problem({ status: UNAUTHORIZED, detail: say("The service does not know this API key.") });
   const response = await fetch("v1/chat", {
     method: "POST",
     headers: { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) },
@@ -60,8 +63,13 @@ function parsed(data) {
   throw new Problem({ code: "garbled", detail: say("Something on the way garbled the answer.") });
 }
 
+/** What a proxy on the way answers has a form of its own: nothing in it need be text. */
+function asText(value) {
+  return typeof value === "string" ? value : JSON.stringify(value ?? "").replace(/^""$/, "");
+}
+
 async function refusal(response) {
-  const problem = await response.json().catch(() => ({})); // a proxy on the way may answer in its own form
+  const problem = (await response.json().catch(() => null)) ?? {};
   return new Problem({
     ...problem,
     detail: problem.detail ?? `HTTP ${response.status} ${response.statusText}`,

@@ -90,5 +90,5 @@ export function say(text, values = {}) {
 export function translatePage() {
   document.documentElement.lang = language;
   for (const node of document.querySelectorAll("[data-say]")) node.textContent = say(node.textContent);
-  for (const node of document.querySelectorAll("[data-say-label]")) node.ariaLabel = say(node.ariaLabel);
+  for (const node of document.querySelectorAll("[data-say-label]")) node.setAttribute("aria-label", say(node.getAttribute("aria-label")));
 }

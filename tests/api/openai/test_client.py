@@ -128,6 +128,24 @@ async def name(client: openai.AsyncOpenAI) -> str:
     return (await client.models.list()).data[0].id
 
 
+async def test_the_model_is_found_by_its_name(client: openai.AsyncOpenAI, model: str) -> None:
+    assert (await client.models.retrieve(model)).id == model
+    with pytest.raises(openai.NotFoundError) as caught:
+        await client.models.retrieve("InternLM/another")
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+@pytest.mark.parametrize("script", [FakeScript(step_seconds=0.05), FakeScript(crash_at_step=4)], ids=["late", "broken"])
+async def test_what_would_fail_again_is_not_asked_three_times(start: Start, script: FakeScript) -> None:
+    service = await start(script, request_timeout=0.5)
+    async with official_client(service) as client:
+        model = await name(client)
+        with pytest.raises(openai.InternalServerError):
+            await client.with_options(max_retries=2).chat.completions.create(model=model, messages=HELLO * 20)
+    found = samples(service)
+    assert sum(n for (series, label), n in found.items() if "completions 50" in label) == 1
+
+
 async def test_another_model_is_not_found(client: openai.AsyncOpenAI, model: str) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         await client.chat.completions.create(model="gpt-4o", messages=HELLO)
@@ -135,12 +153,14 @@ async def test_another_model_is_not_found(client: openai.AsyncOpenAI, model: str
     assert model in caught.value.message
 
 
+@pytest.mark.parametrize(("words", "limit", "param"), [(40_000, 1, "messages"), (1_000, 32_000, "max_tokens")])
 async def test_a_conversation_that_is_too_long_has_the_code_clients_look_for(
-    client: openai.AsyncOpenAI, model: str
+    client: openai.AsyncOpenAI, model: str, words: int, limit: int, param: str
 ) -> None:
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "word " * words}]
     with pytest.raises(openai.BadRequestError) as caught:
-        await client.chat.completions.create(model=model, messages=[{"role": "user", "content": "word " * 40_000}])
-    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+        await client.chat.completions.create(model=model, messages=messages, max_tokens=limit)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", param)
     assert "is longer than the model's context length" in caught.value.message, "LiteLLM goes by these words"
 
 

@@ -9,9 +9,11 @@ import pytest
 from service.api.openai import unserved
 from service.api.openai.request import DEFAULT_NEW_TOKENS
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
+from service.engine.fake import FakeScript
 from tests.api.conftest import Service, Start
 
 USER = {"role": "user", "content": "hello"}
+PART = {"type": "text", "text": "hello"}
 SYSTEM = {"role": "system", "content": "Speak like a pirate."}
 
 
@@ -44,10 +46,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("null content", {"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
     ("NUL in the content", {"messages": [USER, USER | {"content": "a\x00"}]}, "messages.1.content"),
     ("a tool's message", {"messages": [USER, {"role": "tool", "content": "1"}]}, "messages.1.role"),
-    ("a named user", {"messages": [USER | {"name": "Ann"}]}, "messages.0.name"),
+    ("a name without an end", {"messages": [USER | {"name": "A" * 257}]}, "messages.0.name"),
     ("a call of a tool", {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls"),
     ("an unknown field in a message", {"messages": [USER | {"x": 1}]}, "messages.0.x"),
     ("a picture", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
+    ("more than text", {"messages": [{"role": "user", "content": [PART | {"x": 1}]}]}, "messages.0.content"),
     ("a part without text", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content"),
     ("an unknown field", {"grammar": "x"}, "grammar"),
     ("two limits", {"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
@@ -100,7 +103,44 @@ async def test_what_the_router_refuses_has_the_same_form(service: Service) -> No
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert response.json()["error"]["type"] == "invalid_request_error"
     other = await service.http.post("/v1/embeddings", json={})
-    assert (other.status_code, other.headers["content-type"]) == (404, "application/problem+json")
+    assert (other.status_code, other.json()["error"]["code"]) == (404, "http_error")
+    ours = await service.http.get("/v1/chat")
+    assert (ours.status_code, ours.headers["content-type"]) == (405, "application/problem+json")
+
+
+HARMLESS: dict[str, dict[str, Any]] = {
+    "hints for a cache": {"prompt_cache_key": "session-1", "prompt_cache_retention": "24h"},
+    "a hint in a part": {"messages": [{"role": "user", "content": [PART | {"cache_control": {"type": "ephemeral"}}]}]},
+    "stream options that ask for nothing": {
+        "stream": True,
+        "stream_options": {"include_usage": None, "include_obfuscation": False},
+    },
+    "no name": {"messages": [USER | {"name": ""}]},
+}
+
+
+@pytest.mark.parametrize("body", HARMLESS.values(), ids=HARMLESS.keys())
+async def test_what_changes_nothing_is_taken(service: Service, body: dict[str, Any]) -> None:
+    assert (await complete(service, **body)).status_code == 200
+
+
+async def test_a_complaint_about_a_message_does_not_list_the_fields_of_the_request(service: Service) -> None:
+    assert "known" not in (await error_of(service, messages=[USER | {"x": 1}]))["message"]
+    assert "known: " in (await error_of(service, x=1))["message"]
+
+
+async def test_names_tell_those_of_one_role_apart(service: Service) -> None:
+    ann, bob = USER | {"name": "Ann"}, USER | {"name": "Bob"}
+    assert "Ann" not in await text_of(service, messages=[SYSTEM | {"name": "tutor"}, ann])
+    assert "Ann: hello" in await text_of(service, messages=[ann, bob])
+    assert "Bob: hello" in await text_of(service, messages=[USER, bob])
+
+
+async def test_an_answer_that_takes_too_long_names_the_clients_own_field(start: Start) -> None:
+    service = await start(FakeScript(step_seconds=0.05), request_timeout=0.3)
+    response = await complete(service, messages=[USER | {"content": "word " * 100}])
+    assert response.status_code == 504
+    assert "(max_tokens)" in response.json()["error"]["message"]
 
 
 async def test_no_system_prompt_is_added(service: Service) -> None:
@@ -147,11 +187,12 @@ async def test_an_answer_without_text_is_still_a_whole_stream(service: Service) 
     ]
 
 
+@pytest.mark.parametrize("field", ["user", "safety_identifier"])
 async def test_the_log_names_the_user_and_never_what_was_said(
-    service: Service, caplog: pytest.LogCaptureFixture
+    service: Service, caplog: pytest.LogCaptureFixture, field: str
 ) -> None:
     caplog.set_level("INFO")
-    await complete(service, user="ann", messages=[USER | {"content": "a secret"}])
+    await complete(service, **{field: "ann"}, messages=[USER | {"content": "a secret"}])
     (line,) = [record.fields for record in caplog.records if record.name == "service.access"]
     assert line["user"] == "ann"
     assert "secret" not in caplog.text + str([vars(record) for record in caplog.records])

@@ -1,6 +1,7 @@
 """What goes wrong: said with the way out of it, and nothing that was written is lost."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,11 @@ async def test_a_conversation_that_is_too_long_is_shortened_or_begun_anew(page: 
     await page.click("Ask it in a new chat")
     await page.until_text("tttt", ".answer .text")
     assert "ffff" not in await page.text("#turns")
+    await page.click("Back to the last chat")
+    await page.until_text("ffff", "#turns")
+    assert "tttt" not in await page.text("#turns")
+    await page.click("Back to the last chat")
+    await page.until_text("tttt", ".answer .text")
 
 
 async def test_an_answer_whose_engine_breaks_keeps_what_came(page: Page, start: Start) -> None:
@@ -175,3 +181,47 @@ async def test_a_setting_the_service_would_refuse_is_not_sent(
     assert await page.evaluate("document.activeElement.id") == "setting-top_p"
     assert complaint in await page.evaluate("document.activeElement.validationMessage")
     assert await page.value() == "unsent"
+
+
+FOREIGN = {
+    '{"detail": "bad gateway", "field": null}': "bad gateway",
+    '{"detail": [{"msg": "no route"}], "field": 5}': "no route",
+    '"a text"': "HTTP 502",
+    "null": "HTTP 502",
+    "<html>": "HTTP 502",
+}
+
+
+@pytest.mark.parametrize(("body", "shown"), FOREIGN.items(), ids=FOREIGN.keys())
+async def test_what_a_proxy_answers_in_its_own_form_is_shown(
+    page: Page, service: Service, body: str, shown: str
+) -> None:
+    await page.open(f"{service.running.url}/ui")
+    await page.until_text("Ready", "#status")
+    await page.evaluate(f"fetch = async () => new Response({json.dumps(body)}, {{status: 502}})")
+    await page.ask("hello")
+    await page.until_text(shown, ".trouble")
+    await page.until_text("Ask again", ".trouble")
+    assert await page.evaluate("document.querySelector('#stop').hidden")
+
+
+async def test_a_question_that_is_being_edited_is_not_asked_again_by_itself(page: Page, start: Start) -> None:
+    service = await start()
+    await page.open(f"{service.running.url}/ui")
+    await page.until_text("Ready", "#status")
+    service.running.lifecycle.begin_drain()
+    await page.ask("hello")
+    await page.until_text("Asks again in", ".trouble")
+    await page.click("Edit")
+    await page.until("!document.querySelector('.countdown')")
+    assert await page.value() == "hello"
+
+
+async def test_a_key_that_no_header_can_carry_is_asked_for_again(page: Page, start: Start, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("alpha\n")
+    service = await start(api_keys_file=tmp_path / "keys")
+    await page.open(f"{service.running.url}/ui")
+    await page.ask("hello")
+    await page.until_text("The service asks for an API key.", ".trouble")
+    await page.ask("ключ")
+    await page.until_text("The service does not know this API key.", ".trouble")

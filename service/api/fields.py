@@ -1,0 +1,103 @@
+"""What both chat routes take: texts and numbers with their bounds, each stated once, and how an answer is drawn.
+
+Unknown fields are refused, never ignored.
+"""
+
+import re
+import secrets
+from typing import Annotated, Any, Protocol, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from service.engine.base import SamplingParams
+
+MAX_TEXT_CHARACTERS = 400_000
+"""More than 32,768 tokens of natural language ever hold; what is longer is refused without tokenizing it."""
+
+MAX_STOP_CHARACTERS = 1000
+MAX_TURNS = 1000
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+def _printable(text: str) -> str:
+    found = _CONTROL.search(text)
+    if found:
+        raise ValueError(
+            f"character {found.start() + 1} is the control character U+{ord(found.group()):04X}; "
+            "of those only tab, line feed and carriage return are text"
+        )
+    return text
+
+
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS), AfterValidator(_printable)]
+NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS), AfterValidator(_printable)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS), AfterValidator(_printable)]
+Stops = Annotated[list[Stop], Field(max_length=16)]
+NewTokens = Annotated[int, Field(ge=1, le=32_768)]
+
+
+class Strict(BaseModel):
+    """What a client sends. A field that is not declared is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_many(cls, value: Any) -> Any:
+        """Of more fields than are declared, keep those and the first unknown one: pydantic would spend seconds, in
+        which nobody else is served, on a complaint about each of the others."""
+        if not isinstance(value, dict) or len(value) <= len(cls.model_fields):
+            return value
+        unknown = next(name for name in value if name not in cls.model_fields)
+        return {name: value[name] for name in (*cls.model_fields, unknown) if name in value}
+
+
+class HasContent(Protocol):
+    """A message, of whichever form."""
+
+    @property
+    def content(self) -> str: ...
+
+
+Message = TypeVar("Message", bound=HasContent)
+
+
+def bounded(messages: list[Message]) -> list[Message]:
+    """A validator: the messages, if they are not too long together."""
+    characters = sum(len(message.content) for message in messages)
+    if characters > MAX_TEXT_CHARACTERS:
+        raise ValueError(
+            f"its messages have {characters} characters together; at most {MAX_TEXT_CHARACTERS} are read. "
+            "Leave out the oldest ones."
+        )
+    return messages
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Sampled(Strict):
+    """How to answer. The defaults are the model card's."""
+
+    thinking: bool = Field(False, description="Think step by step: InternLM3's deep-thinking system prompt.")
+    stream: bool = Field(False, description="Answer as server-sent events, piece by piece.")
+    temperature: Number = Field(1.0, ge=0, le=10, description="0 is greedy.")
+    top_k: int = Field(40, ge=0, le=200_000, description="Draw from the k likeliest tokens; 0: from all.")
+    top_p: Number = Field(
+        0.8, gt=0, le=1, description="Draw from the likeliest tokens that hold this share; 1: from all."
+    )
+    repetition_penalty: Number = Field(
+        1.005, ge=0.01, le=10, description="Above 1: shun tokens that were used; 1: off."
+    )
+    seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed and settings give the same answer.")
+
+    def sampling(self) -> SamplingParams:
+        """What the engine gets of it; without a seed, a new one for each request."""
+        return SamplingParams(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=secrets.randbits(63) if self.seed is None else self.seed,
+        )
