@@ -5,7 +5,7 @@ import { say } from "./words.js";
 
 const HEALTH_PATIENCE_MS = 10_000;
 const UNAUTHORIZED = 401;
-const NOT_IN_A_HEADER = /[^\x20-\x7e]/; // no key that a service knows: what it reads is a file of ASCII lines, or it never matches
+const NOT_IN_A_HEADER = /[^\x20-\x7e]/; // no service knows such a key: none could be told it
 
 /** Why there is no answer: a problem document's fields, and after how many seconds to ask again. */
 export class Problem extends Error {
@@ -22,7 +22,9 @@ export class Problem extends Error {
 
 /** The pieces of an answer: `{delta}` for text, then `{finish, text, tokens}`. Throws a Problem; stops with `signal`. */
 export async function* ask(body, { key, signal }) {
-  if (NOT_IN_A_HEADER.test(key ?? "")) throw new Problem({ status: UNAUTHORIZED, detail: say("The service does not know this API key.") });
+  if (NOT_IN_A_HEADER.test(key ?? "")) {
+    throw new Problem({ status: UNAUTHORIZED, detail: say("The service does not know this API key.") });
+  }
   const response = await fetch("v1/chat", {
     method: "POST",
     headers: { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) },
