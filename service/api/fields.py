@@ -33,6 +33,7 @@ def _printable(text: str) -> str:
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS), AfterValidator(_printable)]
 NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS), AfterValidator(_printable)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS), AfterValidator(_printable)]
+Label = Annotated[str, Field(max_length=256), AfterValidator(_printable)]
 Stops = Annotated[list[Stop], Field(max_length=16)]
 NewTokens = Annotated[int, Field(ge=1, le=32_768)]
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from service.api.fields import MAX_TURNS, NewTokens, Sampled, Stops, Strict, Text, bounded
+from service.api.fields import MAX_TURNS, Label, NewTokens, Sampled, Stops, Strict, Text, bounded
 from service.api.openai import unserved
 
 DEFAULT_NEW_TOKENS = 4096
@@ -39,7 +39,6 @@ Content = Annotated[
     BeforeValidator(_joined),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": TEXT_PART}]}),
 ]
-Label = Annotated[str, Field(max_length=256)]
 
 
 class ChatMessage(Strict):

@@ -46,6 +46,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("null content", {"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
     ("NUL in the content", {"messages": [USER, USER | {"content": "a\x00"}]}, "messages.1.content"),
     ("a tool's message", {"messages": [USER, {"role": "tool", "content": "1"}]}, "messages.1.role"),
+    ("an escape in a name", {"messages": [USER | {"name": "\x1b[31m"}]}, "messages.0.name"),
+    ("NUL in the user", {"user": "a\x00"}, "user"),
     ("a name without an end", {"messages": [USER | {"name": "A" * 257}]}, "messages.0.name"),
     ("a call of a tool", {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls"),
     ("an unknown field in a message", {"messages": [USER | {"x": 1}]}, "messages.0.x"),
