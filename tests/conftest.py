@@ -32,8 +32,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-MOST_WORKERS = 4
-"""Each may hold a model and its torch."""
+MOST_WORKERS = 2
+"""Enough for what waits to be done beside what computes. A container may have fewer cores than it sees, and what is
+timed fails where more compute at once."""
 ONE_CLUSTER = ("tests/e2e/", "tests/image/")
 """What builds images and runs them shares one store of them."""
 
