@@ -59,7 +59,7 @@ class EventStream(Response, Generic[Piece]):
         first: Piece,
         rest: AsyncGenerator[Piece],
         encode: Callable[[Piece], bytes],
-        encode_error: Callable[[ServiceError], bytes] = error,
+        encode_error: Callable[[ServiceError], bytes],
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]

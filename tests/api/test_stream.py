@@ -84,7 +84,7 @@ async def test_any_text_survives_the_event_format(service: Service, prompt: str)
 
 
 def stream_of(pieces: AsyncGenerator[str]) -> sse.EventStream[str]:
-    return sse.EventStream("first", pieces, str.encode)
+    return sse.EventStream("first", pieces, str.encode, sse.error)
 
 
 @pytest.mark.parametrize("taken", [0, 1], ids=["not even the head", "only the head"])

@@ -110,13 +110,12 @@ def conversation(body: CompletionRequest) -> list[Message]:
 def spoken(messages: Sequence[ChatMessage]) -> list[Message]:
     """Who says what. Names tell those of one role apart: there are none in the model's format, so that each goes before
     its text where a role has several, and says nothing where it has one."""
-    roles = ["system" if each.role == "developer" else each.role for each in messages]
     names = defaultdict(set)
-    for role, each in zip(roles, messages, strict=True):
-        names[role].add(each.name)
+    for each in messages:
+        names[each.role].add(each.name)
     return [
-        Message(role, f"{each.name}: {each.content}" if each.name and len(names[role]) > 1 else each.content)
-        for role, each in zip(roles, messages, strict=True)
+        Message(each.role, f"{each.name}: {each.content}" if each.name and len(names[each.role]) > 1 else each.content)
+        for each in messages
     ]
 
 

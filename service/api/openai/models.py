@@ -8,7 +8,8 @@ from pydantic import BaseModel
 
 from service.api import openapi
 from service.api.health import Identity
-from service.errors import ModelNotFound
+from service.errors import ModelNotFound, NotReady
+from service.lifecycle import RETRY_AFTER_SECONDS
 
 
 class Model(BaseModel):
@@ -36,7 +37,7 @@ def router(identity: Identity) -> APIRouter:
         return ModelList(data=[Model(id=identity.model, created=created)] if identity.model else [])
 
     @routes.get(
-        "/v1/models/{name:path}", summary="Does this model answer?", responses=openapi.openai_errors(404)
+        "/v1/models/{name:path}", summary="Does this model answer?", responses=openapi.openai_errors(404, 503)
     )  # a path, since names hold slashes
     async def model(name: str) -> Model:
         require_model(name, identity.model)
@@ -46,6 +47,8 @@ def router(identity: Identity) -> APIRouter:
 
 
 def require_model(asked: str | None, served: str) -> None:
-    """Raises ModelNotFound when another model is asked for than the one there is."""
+    """Raises ModelNotFound when another model is asked for than the one there is, NotReady before it is known."""
+    if asked is not None and not served:
+        raise NotReady("it is not known yet which model is served", retry_after=RETRY_AFTER_SECONDS)
     if asked is not None and asked != served:
         raise ModelNotFound(f"the model {asked[:100]!r} is not served here; {served!r} is", field="model")

@@ -41,10 +41,18 @@ Content = Annotated[
 ]
 
 
-class ChatMessage(Strict):
-    """One message of the conversation. A developer's is a system's by another name."""
+def _of_the_models_format(role: str) -> str:
+    """A developer's message is a system's by another name."""
+    return "system" if role == "developer" else role
 
-    role: Literal["system", "developer", "user", "assistant"]
+
+Role = Annotated[Literal["system", "developer", "user", "assistant"], AfterValidator(_of_the_models_format)]
+
+
+class ChatMessage(Strict):
+    """One message of the conversation."""
+
+    role: Role
     content: Content
     name: Label = ""
 

@@ -3,8 +3,8 @@
 import { readEvents } from "./sse.js";
 import { say } from "./words.js";
 
+export const UNAUTHORIZED = 401;
 const HEALTH_PATIENCE_MS = 10_000;
-const UNAUTHORIZED = 401;
 const NOT_IN_A_HEADER = /[^\x20-\x7e]/; // no service knows such a key: none could be told it
 
 /** Why there is no answer: a problem document's fields, and after how many seconds to ask again. */

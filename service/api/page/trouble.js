@@ -2,9 +2,9 @@
 
 import { Countdown } from "./countdown.js";
 import { button, element } from "./dom.js";
+import { UNAUTHORIZED } from "./service.js";
 import { say } from "./words.js";
 
-const UNAUTHORIZED = 401;
 const TOO_LARGE = 413;
 const TOO_MANY_REQUESTS = 429;
 const LEAST_WAIT_SECONDS = 1;

@@ -7,9 +7,11 @@ import httpx
 import pytest
 
 from service.api.openai import unserved
+from service.api.openai.models import require_model
 from service.api.openai.request import DEFAULT_NEW_TOKENS
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from service.engine.fake import FakeScript
+from service.errors import NotReady
 from tests.api.conftest import Service, Start
 
 USER = {"role": "user", "content": "hello"}
@@ -143,6 +145,12 @@ async def test_an_answer_that_takes_too_long_names_the_clients_own_field(start: 
     response = await complete(service, messages=[USER | {"content": "word " * 100}])
     assert response.status_code == 504
     assert "(max_tokens)" in response.json()["error"]["message"]
+
+
+def test_no_model_is_said_to_be_missing_before_it_is_known_which_there_is() -> None:
+    with pytest.raises(NotReady):
+        require_model("internlm3", "")
+    require_model(None, "")
 
 
 async def test_no_system_prompt_is_added(service: Service) -> None:

@@ -15,13 +15,16 @@ from tests.support.server import until
 A_MINUTE_LATER = "(() => { const now = Date.now; Date.now = () => now() + 60_000 })()"
 
 
-async def test_a_key_is_asked_for_and_the_question_then_answered(page: Page, start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", ["wrong", "ключ"], ids=["unknown", "no header can carry it"])
+async def test_a_key_is_asked_for_and_the_question_then_answered(
+    page: Page, start: Start, tmp_path: Path, wrong: str
+) -> None:
     (tmp_path / "keys").write_text("alpha\n")
     service = await start(api_keys_file=tmp_path / "keys")
     await page.open(f"{service.running.url}/ui")
     await page.ask("secret question")
     await page.until_text("The service asks for an API key.", ".trouble")
-    await page.ask("wrong")
+    await page.ask(wrong)
     await page.until_text("does not know this API key", ".trouble")
     await page.ask("alpha")
     await page.until_text("secret question", ".answer .text")
@@ -215,13 +218,3 @@ async def test_a_question_that_is_being_edited_is_not_asked_again_by_itself(page
     await page.click("Edit")
     await page.until("!document.querySelector('.countdown')")
     assert await page.value() == "hello"
-
-
-async def test_a_key_that_no_header_can_carry_is_asked_for_again(page: Page, start: Start, tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("alpha\n")
-    service = await start(api_keys_file=tmp_path / "keys")
-    await page.open(f"{service.running.url}/ui")
-    await page.ask("hello")
-    await page.until_text("The service asks for an API key.", ".trouble")
-    await page.ask("ключ")
-    await page.until_text("The service does not know this API key.", ".trouble")
