@@ -142,7 +142,7 @@ class Readiness:
             status = engine.status
             if status.state is EngineState.FAILED:
                 raise EngineFailed(status.reason)
-            if status.state is not EngineState.READY:
+            if not status.state.takes_requests:
                 self._lifecycle.move(State.LOADING, f"engine {status.state.value}: {status.reason}")
             elif not self._lifecycle.ready and self._lifecycle.state is not State.DRAINING:
                 await self._probe_again()

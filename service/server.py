@@ -23,6 +23,7 @@ from service.api.app import create_app
 from service.api.health import Identity
 from service.engine.base import Engine, EngineConfig
 from service.engine.client import EngineClient
+from service.engine.sleep import SleepOnIdle
 from service.environment import load_settings
 from service.http_protocol import HttpProtocol
 from service.lifecycle import Lifecycle, State
@@ -69,7 +70,10 @@ def process_engine(settings: Settings) -> MakeEngine:
     run_dir = settings.run_dir or private_run_dir()
 
     def make(config: EngineConfig) -> Engine:
-        return EngineClient(config, run_dir)
+        def client(first_load: float | None) -> EngineClient:
+            return EngineClient(config, run_dir, first_load=first_load)
+
+        return SleepOnIdle(client, settings.sleep_after, config.max_queue) if settings.sleep_after else client(None)
 
     return make
 

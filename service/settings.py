@@ -71,6 +71,12 @@ class Settings(BaseSettings):
     prefix_cache: bool = Field(True, description="Reuse KV blocks of equal prompt beginnings.")
 
     request_timeout: float = Field(300, gt=0, description="Seconds a request may take, queue included; then 504.")
+    sleep_after: float = Field(
+        0,
+        ge=0,
+        description="Seconds without a request after which the engine ends and frees the GPU; the next request starts "
+        "it again and waits for it. 0: never.",
+    )
     drain_delay: float = Field(2, ge=0, description="Seconds after SIGTERM in which new connections still get a 503.")
     step_timeout: float = Field(60, gt=0, description="Seconds a step may take before the engine counts as stuck.")
     max_body_bytes: int = Field(4_194_304, ge=1024, description="Most bytes of a request body; more is answered 413.")

@@ -66,6 +66,12 @@ the service must therefore wait for `requestTimeout` + 10 s (310 s as it comes) 
 | Traefik | Timeouts are the entry point's: `transport.respondingTimeouts.readTimeout`, 60 s as it comes, to `310s` or `0`. Nothing is held back. Where its provider for ingress-nginx's annotations reads the class: `ingress.nginxAnnotations=true`. |
 | AWS ALB | `ingress.annotations` with `alb.ingress.kubernetes.io/load-balancer-attributes: idle_timeout.timeout_seconds=310` and `alb.ingress.kubernetes.io/target-type: ip`. |
 
+## A GPU that several pods share
+Where GPUs are divided in time or by MPS, the server need not hold the memory while nobody asks: with `settings.sleepAfter=900` the engine's process ends
+after a quarter of an hour without a request, and with it all that it held of the GPU. The pod stays ready, `GET /` says "engine asleep", and the next request starts
+the engine again and waits for it: for about as long as `internlm_startup_seconds` of a start, in all, so let `requestTimeout` be longer. If the memory is somebody
+else's by then, the engine waits a minute for it, and the pod fails with that reason and starts again. Set `settings.gpuMemoryFraction` to the share that is yours.
+
 ## Behind an endpoint picker
 `gateway.inferencePool.enabled=true` makes an InferencePool over the pods; the picker (Gateway API inference extension, llm-d) is yours to install, and
 must be told three things:

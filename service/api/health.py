@@ -70,14 +70,15 @@ def health(lifecycle: Lifecycle, engine: EngineStatus, identity: Identity) -> He
     The engine is asked too: the lifecycle follows its death a moment later, and that moment must not be a lie.
     """
     state, reason = lifecycle.state, lifecycle.reason
-    if state is State.READY and engine.state is not EngineState.READY:
-        state, reason = State.LOADING, f"engine {engine.state.value}: {engine.reason}"
+    of_engine = "" if engine.state is EngineState.READY else f"engine {engine.state.value}: {engine.reason}"
+    if state is State.READY:
+        state, reason = State.READY if engine.state.takes_requests else State.LOADING, of_engine
     ready = state is State.READY
     return Health(
         message="InternLM chat service is running" if ready else f"not serving: {reason}",
         status="healthy" if state is State.READY else state.value,
         timestamp=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
-        reason="" if ready else reason,
+        reason=reason,
         model=identity.model,
         revision=identity.revision,
         manifest=identity.manifest,

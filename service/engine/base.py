@@ -144,10 +144,17 @@ class EngineState(StrEnum):
     STARTING = "starting"
     LOADING = "loading"
     READY = "ready"
+    ASLEEP = "asleep"  # nobody asked for long, so its process has ended; a request starts it again
+    WAKING = "waking"  # it is being started again for a request
     STUCK = "stuck"  # a step or the whole process makes no progress
     RESTARTING = "restarting"  # it died and is being started again
     FAILED = "failed"  # dead beyond repair
     STOPPED = "stopped"
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether a request is served, at once or after a wait."""
+        return self in {EngineState.READY, EngineState.ASLEEP, EngineState.WAKING}
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):

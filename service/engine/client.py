@@ -57,7 +57,7 @@ class EngineClient:
 
     When the process dies, every open request gets a Finish with reason ERROR and a new process is started. A step
     that takes longer than `config.step_timeout` makes it STUCK; one of twice that time gets it killed, as does a load
-    that gets nowhere.
+    that gets nowhere. `first_load`: seconds that loading took a predecessor, which this one's is measured by.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class EngineClient:
         *,
         patience: Patience = Patience(),
         command: Sequence[str] = WORKER,
+        first_load: float | None = None,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
@@ -77,7 +78,7 @@ class EngineClient:
         self._info: EngineInfo | None = None
         self._end: tuple[EngineState, str] | None = None
         self._why_down = ""
-        self._first_load: float | None = None
+        self._first_load = first_load
         self._restarts = 0
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()

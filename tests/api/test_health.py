@@ -136,6 +136,16 @@ async def test_liveness_by_engine_state(service: Service, monkeypatch: pytest.Mo
     assert response.status_code == (503 if state in (EngineState.STUCK, EngineState.FAILED) else 200)
 
 
+@pytest.mark.parametrize("state", [EngineState.ASLEEP, EngineState.WAKING])
+async def test_an_engine_that_sleeps_is_ready_and_says_so(
+    service: Service, monkeypatch: pytest.MonkeyPatch, state: EngineState
+) -> None:
+    monkeypatch.setattr(type(service.engine), "status", property(lambda _: EngineStatus(state=state, reason="why")))
+    response = await service.http.get("/")
+    assert (response.status_code, response.json()["status"]) == (200, "healthy")
+    assert response.json()["reason"] == f"engine {state.value}: why"
+
+
 @pytest.mark.parametrize("state", [EngineState.RESTARTING, EngineState.STUCK, EngineState.FAILED, EngineState.STOPPED])
 async def test_readiness_falls_with_the_engine_at_once(
     service: Service, monkeypatch: pytest.MonkeyPatch, state: EngineState
@@ -143,4 +153,5 @@ async def test_readiness_falls_with_the_engine_at_once(
     monkeypatch.setattr(type(service.engine), "status", property(lambda _: EngineStatus(state=state, reason="why")))
     body = (await service.http.get("/")).json()
     assert body["status"] != "healthy"
+    assert not state.takes_requests
     assert state.value in body["reason"] or body["status"] == "failed"

@@ -14,6 +14,7 @@ import pytest_asyncio
 from service.engine.base import Engine, EngineConfig, EngineState, EngineStats, Event, FinishReason, SamplingParams
 from service.engine.client import EngineClient
 from service.engine.fake import FakeScript
+from service.engine.sleep import SleepOnIdle
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.engines import (
     a_request,
@@ -34,9 +35,9 @@ LONG = 480
 """New tokens of a request that is not meant to reach its end."""
 QUEUE = 32
 SAMPLED = SamplingParams(temperature=1.0, top_k=40, top_p=0.8, repetition_penalty=1.005, seed=7)
-KINDS = ["local-fake", "process-fake", "process-native", "process-reference"]
+KINDS = ["local-fake", "sleepy-fake", "process-fake", "process-native", "process-reference"]
 
-Engines = FakeEngine | EngineClient
+Engines = FakeEngine | EngineClient | SleepOnIdle
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,8 @@ def make_engine(name: str, checkpoint: Path, run_dir: Path) -> Engines:
     config = config_of(kind, checkpoint)
     if place == "local":
         return FakeEngine(config, FakeScript(step_seconds=0.01))
+    if place == "sleepy":  # that never has the time to sleep; when it has: test_sleep.py
+        return SleepOnIdle(lambda _: EngineClient(config, run_dir / "run"), idle_seconds=600, max_queue=QUEUE)
     return EngineClient(config, run_dir / "run")
 
 

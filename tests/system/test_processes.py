@@ -148,3 +148,26 @@ def test_a_mistyped_setting_refuses_to_start(launch: Launch) -> None:
     server = launch(SERVE, PROT="1")
     assert server.process.wait(60) == 1
     assert "unknown setting INTERNLM_PROT" in server.log
+
+
+def test_an_engine_nobody_asks_ends_and_is_back_for_the_next_question(launch: Launch) -> None:
+    server = launch(GUNICORN, SLEEP_AFTER=1)
+    server.until_ready()
+    engine = server.engine()
+    before = server.ask("What is the capital of France?").json()["response"]
+    server.wait(lambda: not engine.is_running())
+    asleep = server.get()
+    assert asleep is not None
+    assert (asleep.status_code, asleep.json()["reason"]) == (200, "engine asleep: the next request wakes it")
+    assert 'internlm_engine_state{state="asleep"} 1.0' in server.metrics()
+    assert "internlm_ready 1.0" in server.metrics()
+    assert server.ask("What is the capital of France?").json()["response"] == before
+    assert server.engine().pid != engine.pid
+    assert server.stop() == 0
+
+
+def test_a_server_that_sleeps_ends_at_once(launch: Launch) -> None:
+    server = launch(SERVE, SLEEP_AFTER=0.5, ENGINE="fake")
+    server.until_ready()
+    server.wait(lambda: 'state="asleep"} 1.0' in server.metrics())
+    assert server.stop() == 0
