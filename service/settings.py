@@ -4,11 +4,12 @@ The command line has subcommands, no per-setting flags. A name that starts with 
 refuses to start: a typo must not serve with a default.
 """
 
+import re
 import tempfile
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -22,6 +23,26 @@ SETTINGS = SettingsConfigDict(
 CONTEXT_CAP = 32_768
 """Beyond 32,768 positions InternLM3's dynamic-NTK RoPE depends on the longest sequence seen, so that one
 request would change another's answer. Up to it the frequencies are constant (transformers, `rope_type` dynamic)."""
+ORIGIN = r"(\*|https?://[^/?#@*\s,]+)"
+ORIGINS = rf"^({ORIGIN}(\s*,\s*{ORIGIN})*)?$"
+"""For the chart, which refuses at template time what would end the server."""
+
+
+def _one_by_one(origins: str) -> list[str]:
+    return [origin for origin in map(str.strip, origins.split(",")) if origin]
+
+
+def _checked_origins(origins: str) -> str:
+    """A validator: browsers compare origins to the letter, so one with a path would be none, silently."""
+    for origin in _one_by_one(origins):
+        if not re.fullmatch(ORIGIN, origin):
+            raise PydanticCustomError(
+                "no_origin",
+                "{origin} is no origin: scheme and host, and a port unless it is the scheme's own, as in "
+                "https://chat.example.com",
+                {"origin": origin},
+            )
+    return origins
 
 
 class Settings(BaseSettings):
@@ -85,6 +106,11 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="File of API keys, one a line, that /v1 asks for (Authorization: Bearer); unset: none."
     )
+    cors_origins: Annotated[str, AfterValidator(_checked_origins)] = Field(
+        "",
+        description="Origins whose pages may ask from a browser, separated by commas, or *; unset: this server's own.",
+        json_schema_extra={"pattern": ORIGINS},
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "console"] = Field(
@@ -110,6 +136,11 @@ class Settings(BaseSettings):
     def drain_timeout(self) -> float:
         """Seconds after SIGTERM in which running answers may finish: the delay, and the longest a request can take."""
         return self.request_timeout + self.drain_delay
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """`cors_origins` one by one."""
+        return _one_by_one(self.cors_origins)
 
     @property
     def cache(self) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 
 from service import __version__
-from service.api import chat, docs, health, openapi, problems, ui
+from service.api import chat, cors, docs, health, openapi, problems, ui
 from service.api.auth import BEARER, ApiKeys, guard
 from service.api.health import Identity
 from service.api.middleware import RequestContext
@@ -51,6 +51,8 @@ def create_app(
         app.include_router(router, dependencies=locks, responses=errors(401, 503) if keys else None)
     app.openapi = cache(partial(openapi.document, app))  # type: ignore[method-assign]
     problems.install(app)
+    if settings.allowed_origins:
+        cors.install(app, settings.allowed_origins)
     app.add_middleware(RequestContext, lifecycle=lifecycle, metrics=metrics)
     app.add_middleware(UnreadBody)
     return app

@@ -28,6 +28,7 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "keys in plain text": ({"apiKeys": {"keys": ["sk-1"]}}, "keys"),
     "an unknown setting": ({"settings": {"maxRuning": 3}}, "maxRuning"),
     "a setting out of bounds": ({"settings": {"maxRunning": 5000}}, "/settings/maxRunning"),
+    "an origin no browser has": ({"settings": {"corsOrigins": "https://a.example/"}}, "/settings/corsOrigins"),
     "a setting another value decides": ({"settings": {"requestTimeout": 5}}, "requestTimeout"),
     "a variable without a name": ({"extraEnv": [{"name": "", "value": "1"}]}, "/extraEnv/0/name"),
     "a port out of bounds": ({"service": {"port": 70000}}, "/service/port"),
@@ -35,6 +36,8 @@ REFUSED: dict[str, tuple[Values, str]] = {
 TAKEN: dict[str, Values] = {
     "a decimal from --set": {"settings": {"gpuMemoryFraction": "0.85"}},
     "globals of a parent chart": {"global": {"imageRegistry": "x"}},
+    "two origins": {"settings": {"corsOrigins": "https://a.example, http://localhost:3000"}},
+    "any origin": {"settings": {"corsOrigins": "*"}},
     "a decimal from a file": {"settings": {"gpuMemoryFraction": 0.85}},
     "CPUs as a number": {"resources": {"requests": {"cpu": 0.5}}},
 }

@@ -74,6 +74,23 @@ def test_one_port_for_api_and_metrics_is_refused_with_a_sentence(monkeypatch: py
     assert Settings(port=0, metrics_port=0).port == 0, "any free port, and none"
 
 
+def test_origins_are_listed_one_by_one() -> None:
+    assert Settings().allowed_origins == []
+    assert Settings(cors_origins=" http://localhost:3000,https://a.example , ").allowed_origins == [
+        "http://localhost:3000",
+        "https://a.example",
+    ]
+    assert Settings(cors_origins="*").allowed_origins == ["*"]
+
+
+@pytest.mark.parametrize("origin", ["https://a.example/", "a.example", "https://a.example/chat", "https://*", "null"])
+def test_what_no_browser_calls_an_origin_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    monkeypatch.setenv("INTERNLM_CORS_ORIGINS", f"https://b.example,{origin}")
+    with pytest.raises(ConfigurationError, match="INTERNLM_CORS_ORIGINS") as caught:
+        load_settings()
+    assert f"{origin} is no origin" in caught.value.message
+
+
 def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERNLM_MODEL_DIR", "")
     monkeypatch.setenv("INTERNLM_API_KEYS_FILE", "")
