@@ -32,6 +32,7 @@ OWNED = {
     "hub_endpoint",
     "hub_token_file",
     "download_budget",
+    "download_make_room",
     "api_keys_file",
     "termination_log",
 }

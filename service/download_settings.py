@@ -62,6 +62,11 @@ class DownloadSettings(BaseSettings):
     download_retry_delay: float = Field(
         2, gt=0, description="Seconds before the first new attempt; doubled for each further one up to a minute."
     )
+    download_make_room: bool = Field(
+        False,
+        description="Remove other revisions of the model (directories NAME and NAME@REVISION beside each other) where "
+        "the volume has no room for this one otherwise.",
+    )
     download_metrics_file: Path | None = Field(
         None, description="File for the download's figures in Prometheus' text format (node exporter's textfile)."
     )

@@ -28,6 +28,7 @@ No GPU at hand? `--set mode=cpu` serves a small real chat model anywhere, kind i
 | a slow network or disk | `startupBudget`: download, startup probe, progress deadline follow |
 | more than one GPU | `replicas` with `storage.accessMode=ReadWriteMany`, or with `storage.perReplica=true` |
 | scaling on waiting requests | `autoscaling.kind=hpa` or `keda`, and `monitoring.scrape` |
+| another model or revision | `model.revision`, `model.repository`: see [What happens when](#what-happens-when) |
 | an upgrade without a pause | `rollout.surge=true`: a spare GPU and a volume both pods can mount |
 | alerts and dashboards | `monitoring.scrape=serviceMonitor`, `monitoring.rules=true`, `monitoring.dashboards.enabled=true` |
 | a way in from outside | `gateway.httpRoute.enabled=true` with `parentRefs`, or `ingress.enabled=true`: see [Through a proxy](#through-a-proxy) |
@@ -40,6 +41,12 @@ period shorter than the longest answer, a claim smaller than the model, and so o
 ## What happens when
 - **Upgrade, drain, delete**: the pod first goes on for `rollout.preStopDelay` seconds until no one sends it new requests, then refuses new ones with
   503 and finishes every answer it has begun. Only then does it end. With one GPU the new pod starts after the old one (`Recreate`).
+- **Another model or revision**: a Job brings it to the volume while the old one serves, and only when it is whole are pods replaced: the pause is a load, not a
+  download. If it cannot be had, `helm upgrade` fails, says why, and nothing has changed. Give it the time: `--timeout 3600s`; what has arrived when that is over
+  is there for the next try. Each revision has a directory of its own; files that are equal are there once, and going back downloads nothing. Where the volume has
+  no room for both, make `storage.size` larger in an upgrade of its own, or set `rollout.prefetch=false`: the old one then gives way when its pod is gone, and the
+  download is part of the pause. `helm template` and Argo CD cannot see what is deployed, so with them the init container brings the new one, as in an install; so it
+  is with `storage.perReplica`, `ReadWriteOncePod`, and a `model.path` that stays the same.
 - **Values of an earlier release** are kept by `helm upgrade --reset-then-reuse-values`: with `--reuse-values` alone what a newer chart has new is missing,
   and the chart says which.
 - **Uninstall**: the claim stays (`storage.keep`). Reinstalling under the same name takes it up again and downloads nothing.

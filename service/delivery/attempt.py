@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from service.delivery import manifest as manifests
-from service.delivery.disk import volume
+from service.delivery.disk import revisions, volume
 from service.delivery.disk.durable import sync
 from service.delivery.disk.hashing import Digests, hash_files
 from service.delivery.disk.journal import Journal
@@ -34,6 +34,7 @@ class Attempt:
         self._source = settings.source
         self._revision = settings.wanted_revision
         self._dir = model_dir
+        self._may_remove = settings.download_make_room
         self._journal = journal
         self._progress = progress
         self._resumable = False
@@ -50,7 +51,8 @@ class Attempt:
         catalog = self._client.list_files()
         volume.check_no_links(self._dir, catalog.files)
         self._make_way(catalog)
-        verified = self._reclaim(self._whole(catalog))
+        whole = self._whole(catalog)
+        verified = self._reclaim([*whole, *self._linked(catalog, whole)])
         missing = [file for file in catalog.files if file.path not in verified]
         if missing:
             verified |= self._fetch(catalog, missing)
@@ -85,8 +87,16 @@ class Attempt:
                 path.unlink(missing_ok=True)
         return whole
 
+    def _linked(self, catalog: Catalog, whole: list[RemoteFile]) -> list[RemoteFile]:
+        """Files that another revision on the volume has, too."""
+        absent = [file for file in catalog.files if file not in whole]
+        linked = revisions.link(self._dir, absent)
+        for file, record in linked.items():
+            self._journal.add(file, record)
+        return list(linked)
+
     def _fetch(self, catalog: Catalog, missing: list[RemoteFile]) -> dict[str, FileRecord]:
-        volume.check_space(self._dir, missing)
+        self._find_room(volume.bytes_needed(self._dir, missing))
         done = catalog.total_bytes - sum(file.size for file in missing)
         revision = fetch_revision(self._source, self._revision, catalog)
         try:
@@ -105,6 +115,11 @@ class Attempt:
         if absent := [file.path for file in missing if file.path not in verified]:
             raise DeliveryFailed(Cause.CLIENT, f"the hub client reported success without {', '.join(absent)}")
         return verified
+
+    def _find_room(self, needed: int) -> None:
+        if self._may_remove:
+            revisions.remove_until_free(self._dir, needed)
+        volume.check_space(self._dir, needed, revisions.described(self._dir))
 
     def _report(self, catalog: Catalog, here: int) -> None:
         self.high_water = max(self.high_water, here)

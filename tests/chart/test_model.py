@@ -12,7 +12,7 @@ HUB = {"repository": "someone/small", "endpoint": "http://hub.internal:8080", "r
     [
         ({}, "modelscope", "Shanghai_AI_Laboratory/internlm3-8b-instruct", "master"),
         ({"source": "huggingface"}, "huggingface", "internlm/internlm3-8b-instruct", "main"),
-        ({"repository": "a/b", "revision": "v1"}, "modelscope", "a/b", "v1"),
+        ({"repository": "a/b"}, "modelscope", "a/b", "master"),
     ],
 )
 def test_the_init_container_fetches_from_a_hub(model: Values, source: str, repository: str, revision: str) -> None:
@@ -24,6 +24,22 @@ def test_the_init_container_fetches_from_a_hub(model: Values, source: str, repos
     assert settings["INTERNLM_REVISION"] == revision
     assert settings["INTERNLM_MODEL_DIR"] == "/models/" + repository.replace("/", "--")
     assert settings["INTERNLM_MODEL_ID"] == repository.split("/")[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "directory"),
+    [
+        ({"repository": "a/b", "revision": "v1"}, "a--b@v1"),
+        ({"repository": "a/b", "revision": "refs/pr/1"}, "a--b@refs--pr--1"),
+        ({"repository": "a/b", "revision": "v1", "path": "mine"}, "mine"),
+    ],
+)
+def test_another_revision_has_another_directory(model: Values, directory: str) -> None:
+    """So that the old one is whole until the new one is."""
+    settings = render({"model": model}).settings
+    assert settings["INTERNLM_MODEL_DIR"] == f"/models/{directory}"
+    assert settings["INTERNLM_REVISION"] == model["revision"]
+    assert settings["INTERNLM_MODEL_ID"] == model.get("path", "b")
 
 
 def test_a_private_hub_gets_its_token_as_a_file_that_only_the_init_container_sees() -> None:
@@ -57,7 +73,7 @@ def test_cpu_mode_serves_the_model_in_the_image_and_needs_no_claim() -> None:
 
 def test_cpu_mode_serves_a_named_model_from_a_hub() -> None:
     manifests = render({"mode": "cpu", "model": HUB | {"source": "modelscope"}})
-    assert manifests.settings["INTERNLM_MODEL_DIR"] == "/models/someone--small"
+    assert manifests.settings["INTERNLM_MODEL_DIR"] == "/models/someone--small@abc123"
     assert manifests.download["image"].endswith("/downloader:0.1.0")
 
 

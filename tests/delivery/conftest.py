@@ -1,6 +1,7 @@
 """A hub and a package index of our own, and clients that are told of nothing else."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,22 @@ from tests.support.fake_hub import FakeHub, running_hub
 from tests.support.model_files import make_repository
 from tests.support.package_index import PackageIndex, serve_index
 from tests.support.tiny_gguf import write_wheel
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small volume needs root")
+
+
+@pytest.fixture
+def small_volume(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB of its own."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    mount("-t", "tmpfs", "-o", "size=24m,mode=0777", "tmpfs", volume)
+    yield volume
+    subprocess.run(["umount", "-l", volume], check=True)
+
+
+def mount(*arguments: str | Path) -> None:
+    subprocess.run(["mount", *arguments], check=True)
 
 
 @pytest.fixture

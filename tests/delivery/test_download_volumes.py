@@ -4,34 +4,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from service.delivery import manifest as manifests
 from service.delivery.hubs.catalog import PARTIAL_SUFFIX
+from tests.delivery.conftest import mount, needs_root
 from tests.support.download_process import Download, assert_complete, download, wait_until
 from tests.support.fake_hub import FakeHub, Fault
 from tests.support.model_files import SHARDS, make_repository, write_shard
 
 FIRST, SECOND = SHARDS
 NOBODY = 65534
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small volume needs root")
-
-
-@pytest.fixture
-def small_volume(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB of its own."""
-    volume = tmp_path / "volume"
-    volume.mkdir()
-    mount("-t", "tmpfs", "-o", "size=24m,mode=0777", "tmpfs", volume)
-    yield volume
-    subprocess.run(["umount", "-l", volume], check=True)
-
-
-def mount(*arguments: str | Path) -> None:
-    subprocess.run(["mount", *arguments], check=True)
 
 
 @needs_root

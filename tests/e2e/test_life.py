@@ -8,10 +8,12 @@ import pytest
 
 from tests.e2e.release import API_KEY, DISTINCT_WORD, ENDLESS, REPOSITORY, TOKEN, Release
 from tests.support.cluster import CommandFailed
+from tests.support.fake_hub import COMMIT
 from tests.support.helm import NAME, RELEASE
 
 LONG = ENDLESS | {"max_new_tokens": 400}
 WRONG_KEY = "sk-wrong-5e1f"
+LINKS = f"stat -c %h /models/tests--smollm2@{COMMIT}/model.safetensors"
 
 
 def transfers(release: Release) -> list[str]:
@@ -147,9 +149,43 @@ def test_a_second_replica_shares_the_volume_and_downloads_nothing(release: Relea
     assert "counted: yes" in release.cluster.helm("test", RELEASE, "--logs", "--timeout", "300s")
 
 
+def test_another_revision_is_there_before_the_old_pod_goes(release: Release) -> None:
+    (before,) = release.pods()
+    asked = release.ask(LONG)
+    asked.started()
+    release.upgrade({"model": release.values["model"] | {"revision": COMMIT}})
+    assert asked.outcome()["whole"]
+    (after,) = release.pods()
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+    assert transfers(release) == [], "the Job had brought it"
+    environment = release.cluster.kubectl("exec", after["metadata"]["name"], "-c", "server", "--", "env")
+    assert f"INTERNLM_MODEL_DIR=/models/tests--smollm2@{COMMIT}" in environment
+    for kind in ("jobs", "configmaps"):
+        names = [each["metadata"]["name"] for each in release.cluster.get(kind)["items"]]
+        assert f"{NAME}-prefetch" not in names, "it leaves nothing behind"
+    files = release.cluster.kubectl("exec", after["metadata"]["name"], "-c", "server", "--", "sh", "-c", LINKS)
+    assert files.split() == ["2"], "the weights are there once, under two names"
+    release.upgrade()
+
+
+def test_an_upgrade_to_a_model_that_cannot_be_had_changes_nothing(release: Release) -> None:
+    (before,) = release.pods()
+    wrong = release.values["model"] | {"repository": "tests/missing"}
+    with pytest.raises(CommandFailed) as failed:
+        release.upgrade({"model": wrong})
+    assert "tests/missing" in str(failed.value), "helm says why"
+    assert "not-found" in str(failed.value)
+    (after,) = release.pods()
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert release.ask({"max_new_tokens": 8}).outcome()["whole"]
+    release.upgrade()
+    (again,) = release.pods()
+    assert again["metadata"]["uid"] == before["metadata"]["uid"]
+
+
 def test_a_wrong_repository_says_so_where_the_operator_looks(release: Release) -> None:
     wrong = release.values["model"] | {"repository": "tests/missing"}
-    release.upgrade({"model": wrong}, wait=False)
+    release.upgrade({"model": wrong, "rollout": {"prefetch": False}}, wait=False)
     deadline = time.monotonic() + 300
     message = ""
     while not message and time.monotonic() < deadline:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from tests.support.kube_api import running_api
 from tests.support.tools import HELM, Binary, path_of
 
 CHART = Path(__file__).parents[2] / "charts" / "internlm-chat"
@@ -79,6 +80,17 @@ def render(
     for file in files:
         arguments += ["--values", str(file)]
     text = helm(*arguments, "--values", "-", stdin=json.dumps(values or {}), binary=binary)
+    return Manifests(each for each in yaml.safe_load_all(text) if each)
+
+
+def render_upgrade(
+    values: Values, deployed: Sequence[Manifest], folder: Path, *, binary: Binary = HELM, namespace: str = NAMESPACE
+) -> Manifests:
+    """What `helm upgrade` would send where these objects are in the cluster, hooks among it."""
+    with running_api(list(deployed), folder) as kubeconfig:
+        arguments = ["template", RELEASE, str(CHART), "--namespace", namespace, "--is-upgrade", "--dry-run=server"]
+        arguments += ["--disable-openapi-validation", "--kubeconfig", str(kubeconfig), "--values", "-"]
+        text = helm(*arguments, stdin=json.dumps(values), binary=binary)
     return Manifests(each for each in yaml.safe_load_all(text) if each)
 
 

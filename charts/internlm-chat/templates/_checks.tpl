@@ -130,6 +130,7 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
   "CACHE_DIR" ""
   "DEVICE" "mode"
   "DOWNLOAD_BUDGET" "startupBudget"
+  "DOWNLOAD_MAKE_ROOM" ""
   "DRAIN_DELAY" "rollout.preStopDelay"
   "HUB_ENDPOINT" "model.endpoint"
   "HUB_TOKEN_FILE" "model.tokenSecret.name"
@@ -156,6 +157,11 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- end }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* "true" where the old pod is gone before the new one starts: nobody else then uses what is on the volume. */}}
+{{- define "chat.recreates" -}}
+{{- and (not .Values.rollout.surge) (eq (include "chat.mostReplicas" . | int) 1) }}
 {{- end }}
 
 {{/* As many replicas as there can ever be. */}}

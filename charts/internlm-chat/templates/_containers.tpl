@@ -1,11 +1,14 @@
-{{/* The init container that brings the model, and the server. */}}
+{{/* The container that brings the model, and the server's. */}}
 
+{{/* `(list . name)`: of the ConfigMap with the settings. */}}
 {{- define "chat.downloadContainer" -}}
+{{- $settings := index . 1 }}
+{{- with index . 0 -}}
 name: download
 image: {{ include "chat.downloaderImage" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 args: [download]
-{{- include "chat.environment" . | nindent 0 }}
+{{- include "chat.environment" (list . $settings) | nindent 0 }}
 # The cause of a failed download, in `kubectl describe pod`.
 terminationMessagePolicy: FallbackToLogsOnError
 resources: {{- include "chat.downloaderResources" . | nindent 2 }}
@@ -23,12 +26,13 @@ volumeMounts:
     readOnly: true
   {{- end }}
 {{- end }}
+{{- end }}
 
 {{- define "chat.serverContainer" -}}
 name: server
 image: {{ include "chat.serverImage" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
-{{- include "chat.environment" . | nindent 0 }}
+{{- include "chat.environment" (list . (include "chat.fullname" .)) | nindent 0 }}
 ports:
   - {name: http, containerPort: {{ include "chat.ports.api" . }}, protocol: TCP}
   - {name: metrics, containerPort: {{ include "chat.ports.metrics" . }}, protocol: TCP}
@@ -54,15 +58,17 @@ volumeMounts:
   {{- end }}
 {{- end }}
 
+{{/* `(list . name)`: of the ConfigMap with the settings. */}}
 {{- define "chat.environment" -}}
+{{- $values := (index . 0).Values -}}
 envFrom:
-  {{- with .Values.extraEnvFrom }}
+  {{- with $values.extraEnvFrom }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
   # Last, and so the one that counts: what it says is not said otherwise by chance.
   - configMapRef:
-      name: {{ include "chat.fullname" . }}
-{{- with .Values.extraEnv }}
+      name: {{ index . 1 }}
+{{- with $values.extraEnv }}
 env: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}

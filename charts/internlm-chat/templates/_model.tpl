@@ -28,11 +28,12 @@
 
 {{- define "chat.model.mountPath" -}}/models{{- end }}
 
-{{/* The directory, "" for the model that is in the image. */}}
+{{/* The directory, "" for the model that is in the image. Another revision has another one, so that the old is there until the new is whole. */}}
 {{- define "chat.model.dir" -}}
 {{- $path := .Values.model.path }}
 {{- if include "chat.model.onClaim" . }}
-{{- $path = $path | default (include "chat.model.repository" . | replace "/" "--") }}
+{{- $revision := ternary (printf "@%s" .Values.model.revision) "" (not (empty .Values.model.revision)) }}
+{{- $path = $path | default (printf "%s%s" (include "chat.model.repository" .) $revision | replace "/" "--") }}
 {{- end }}
 {{- if ne (include "chat.model.source" .) "builtin" }}
 {{- printf "%s/%s" (include "chat.model.mountPath" .) $path | trimSuffix "/" }}
@@ -65,6 +66,11 @@
 
 {{- define "chat.claimName" -}}
 {{- .Values.storage.existingClaim | default (printf "%s-model" (include "chat.fullname" .)) }}
+{{- end }}
+
+{{/* "true" where nobody else can be using another revision that is on the volume. */}}
+{{- define "chat.mayMakeRoom" -}}
+{{- and (not .Values.storage.existingClaim) (or .Values.storage.perReplica (eq (include "chat.recreates" .) "true")) }}
 {{- end }}
 
 {{/* A Kubernetes quantity, of bytes or CPUs, as a number that compares. */}}

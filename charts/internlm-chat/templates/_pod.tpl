@@ -12,7 +12,7 @@ spec:
   securityContext: {{- toYaml .Values.pod.securityContext | nindent 4 }}
   {{- if include "chat.model.onClaim" . }}
   initContainers:
-    - {{- include "chat.downloadContainer" . | nindent 6 }}
+    - {{- include "chat.downloadContainer" (list . (include "chat.fullname" .)) | nindent 6 }}
   {{- end }}
   containers:
     - {{- include "chat.serverContainer" . | nindent 6 }}

@@ -16,6 +16,7 @@ INTERNLM_SOURCE: {{ include "chat.model.source" . | replace "volume" "dir" }}
 INTERNLM_DOWNLOAD_BUDGET: {{ .Values.startupBudget | quote }}
 {{- end }}
 {{- if include "chat.model.fromHub" . }}
+INTERNLM_DOWNLOAD_MAKE_ROOM: {{ include "chat.mayMakeRoom" . | quote }}
 INTERNLM_MODEL_REPO: {{ include "chat.model.repository" . | quote }}
 INTERNLM_REVISION: {{ include "chat.model.revision" . | quote }}
 {{- with .Values.model.endpoint }}

@@ -57,15 +57,18 @@ def bytes_in(model_dir: Path) -> int:
         return 0
 
 
-def check_space(model_dir: Path, missing: Iterable[RemoteFile]) -> None:
-    """Raise DeliveryFailed with the exact shortfall unless the rest of `missing` fits the free space."""
-    missing = list(missing)
-    needed = sum(file.size - min(_size(partial(model_dir, file)), file.size) for file in missing) + SPARE_BYTES
+def bytes_needed(model_dir: Path, missing: Iterable[RemoteFile]) -> int:
+    """How many more bytes the rest of `missing` takes."""
+    return sum(file.size - min(_size(partial(model_dir, file)), file.size) for file in missing) + SPARE_BYTES
+
+
+def check_space(model_dir: Path, needed: int, beside: str = "") -> None:
+    """Raise DeliveryFailed with the exact shortfall unless `needed` bytes are free; `beside` ends the sentence."""
     free = free_bytes(model_dir)
     if needed > free:
         raise DeliveryFailed(
             Cause.NO_SPACE,
-            f"{model_dir} needs {needed:,} more bytes and has {free:,} free: {needed - free:,} bytes short",
+            f"{model_dir} needs {needed:,} more bytes and has {free:,} free: {needed - free:,} bytes short{beside}",
         )
 
 

@@ -1,0 +1,198 @@
+"""Revisions of one model beside each other on a volume: equal files are there once, and old ones give way."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from service.delivery import manifest as manifests
+from service.delivery.disk import revisions
+from service.delivery.disk.volume import SCRATCH
+from service.delivery.hubs.catalog import PARTIAL_SUFFIX
+from tests.delivery.conftest import needs_root
+from tests.support.download_process import Download, assert_complete, download, wait_until
+from tests.support.fake_hub import FakeHub, Fault
+from tests.support.model_files import SHARDS, make_repository, sha256_of, wanted_files
+
+FIRST, SECOND = SHARDS
+NO_LINKS = """
+import os
+
+def link(*_):
+    raise OSError(95, "Operation not supported")
+
+os.link = link
+"""
+
+
+@pytest.fixture
+def first(hub: FakeHub, tmp_path: Path) -> Path:
+    """A complete model of the hub's first state."""
+    model_dir = tmp_path / "volume" / "owner--model"
+    assert download(model_dir, hub).code == 0
+    hub.requests.clear()
+    return model_dir
+
+
+def second(first: Path, revision: str = "v2") -> Path:
+    return first.with_name(f"owner--model@{revision}")
+
+
+def change(hub: FakeHub, revision: str = "v2", seed: int = 7) -> None:
+    """The hub has a new revision, in which config.json and the second shard are others."""
+    make_repository(hub.directory, vocab_size=600 + seed)
+    (hub.directory / SECOND).write_bytes((hub.directory / SECOND).read_bytes()[:-4] + bytes([seed] * 4))
+    hub.revisions.add(revision)
+
+
+def fetched(hub: FakeHub) -> list[str]:
+    return sorted(request.query["FilePath"] for request in hub.file_requests)
+
+
+def inode(path: Path) -> int:
+    return path.stat().st_ino
+
+
+def test_only_what_changed_is_fetched_and_the_old_revision_stays_as_it_was(hub: FakeHub, first: Path) -> None:
+    before = wanted_files(hub.directory)
+    change(hub)
+    outcome = download(second(first), hub, INTERNLM_REVISION="v2")
+    assert outcome.code == 0, outcome.log
+    assert fetched(hub) == ["config.json", SECOND]
+    assert "5 files are those of another revision on the volume, and linked" in outcome.log
+    assert_complete(second(first), hub.directory)
+    assert inode(first / FIRST) == inode(second(first) / FIRST), "it takes no room twice"
+    assert {name: sha256_of(first / name) for name in before} == before
+    assert manifests.read(first) is not None
+    assert download(first, None, INTERNLM_MODEL_REPO=hub.repo).code == 0, "the old one is complete, without a hub"
+
+
+def test_the_old_revision_can_go_and_the_new_one_stays_whole(hub: FakeHub, first: Path) -> None:
+    change(hub)
+    assert download(second(first), hub, INTERNLM_REVISION="v2").code == 0
+    shutil.rmtree(first)
+    assert download(second(first), None, "--verify", INTERNLM_REVISION="v2", INTERNLM_MODEL_REPO=hub.repo).code == 0
+    assert_complete(second(first), hub.directory)
+
+
+def test_a_file_that_changed_since_it_was_verified_is_not_taken(hub: FakeHub, first: Path) -> None:
+    path = first / FIRST
+    path.write_bytes(path.read_bytes()[:-1] + b"x")  # of the same size, as a bad disk or hand would leave it
+    change(hub)
+    outcome = download(second(first), hub, INTERNLM_REVISION="v2")
+    assert outcome.code == 0, outcome.log
+    assert FIRST in fetched(hub)
+    assert_complete(second(first), hub.directory)
+
+
+def test_what_is_no_complete_revision_of_this_model_gives_nothing(hub: FakeHub, first: Path) -> None:
+    manifests.discard(first)
+    other = first.with_name("owner--another")
+    assert download(other, hub).code == 0
+    hub.requests.clear()
+    change(hub)
+    assert download(second(first), hub, INTERNLM_REVISION="v2").code == 0
+    assert fetched(hub) == sorted(wanted_files(hub.directory))
+    assert revisions.others(second(first)) == [first], "incomplete, but of this model"
+
+
+def test_a_hub_without_hashes_has_everything_fetched(hub: FakeHub, first: Path) -> None:
+    hub.hashes = False
+    assert download(second(first), hub, INTERNLM_REVISION="main").code == 0
+    assert fetched(hub) == sorted(wanted_files(hub.directory))
+
+
+def test_a_link_that_somebody_left_there_is_not_followed(hub: FakeHub, first: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (first / FIRST).rename(elsewhere)
+    (first / FIRST).symlink_to(elsewhere)
+    assert download(second(first), hub, INTERNLM_REVISION="main").code == 0
+    assert fetched(hub) == [FIRST]
+
+
+def test_a_volume_without_hard_links_has_everything_fetched(hub: FakeHub, first: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_LINKS)
+    outcome = download(second(first), hub, INTERNLM_REVISION="main", PYTHONPATH=str(tmp_path))
+    assert outcome.code == 0, outcome.log
+    assert "cannot be linked to and is fetched" in outcome.log
+    assert fetched(hub) == sorted(wanted_files(hub.directory))
+
+
+def test_a_download_cut_off_after_linking_goes_on_there(hub: FakeHub, first: Path) -> None:
+    change(hub)
+    hub.faults = [Fault("stall", 100_000, SECOND, 1)]
+    running = Download(second(first), hub, INTERNLM_REVISION="v2")
+    waits = second(first) / (SECOND + PARTIAL_SUFFIX)
+    wait_until(lambda: waits.exists() and waits.stat().st_size == 100_000)
+    wait_until((second(first) / "config.json").exists)
+    running.process.kill()
+    running.process.wait()
+    assert manifests.read(second(first)) is None
+    hub.requests.clear()
+    assert download(second(first), hub, INTERNLM_REVISION="v2").code == 0
+    assert fetched(hub) == [SECOND]
+    assert_complete(second(first), hub.directory)
+
+
+def two_that_do_not_fit(hub: FakeHub, small_volume: Path) -> Path:
+    """A model that takes more than half of a small volume, and a hub with nothing of it left."""
+    make_repository(hub.directory, (3_500_000, 2_500_000))
+    model_dir = small_volume / "owner--model"
+    assert download(model_dir, hub).code == 0
+    make_repository(hub.directory, (3_500_000, 2_500_000), seed=9)
+    hub.revisions.add("v2")
+    return model_dir
+
+
+@needs_root
+def test_where_both_do_not_fit_the_old_one_stays_unless_it_may_go(hub: FakeHub, small_volume: Path) -> None:
+    old = two_that_do_not_fit(hub, small_volume)
+    refused = download(second(old), hub, INTERNLM_REVISION="v2")
+    assert refused.code == 1
+    assert "download failed: no-space: " in refused.last_line
+    assert f"other revisions of it are there as well: {old}" in refused.last_line
+    assert manifests.read(old) is not None
+    allowed = download(second(old), hub, INTERNLM_REVISION="v2", INTERNLM_DOWNLOAD_MAKE_ROOM="true")
+    assert allowed.code == 0, allowed.log
+    assert f"removing {old}" in allowed.log
+    assert not old.exists()
+    assert_complete(second(old), hub.directory)
+
+
+@needs_root
+def test_no_more_goes_than_must(hub: FakeHub, small_volume: Path) -> None:
+    make_repository(hub.directory, (600_000, 400_000))
+    older, old = small_volume / "owner--model", small_volume / "owner--model@v1"
+    other = small_volume / "owner--another"
+    assert download(other, hub).code == 0
+    hub.revisions |= {"v1", "v2"}
+    for model_dir, revision, seed in ((older, "master", 1), (old, "v1", 2)):
+        make_repository(hub.directory, (1_200_000, 800_000), seed=seed)
+        assert download(model_dir, hub, INTERNLM_REVISION=revision).code == 0
+    status = os.statvfs(small_volume)
+    free = status.f_bavail * status.f_frsize
+    filler = small_volume / "filler"
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free - (16 << 20) - 1_000_000)
+    make_repository(hub.directory, (1_200_000, 800_000), seed=3)
+    outcome = download(second(old), hub, INTERNLM_REVISION="v2", INTERNLM_DOWNLOAD_MAKE_ROOM="true")
+    assert outcome.code == 0, outcome.log
+    assert (older.exists(), old.exists(), other.exists()) == (False, True, True)
+
+
+@needs_root
+def test_a_revision_that_is_being_downloaded_is_not_removed(hub: FakeHub, small_volume: Path) -> None:
+    make_repository(hub.directory, (3_500_000, 2_500_000))
+    hub.revisions.add("v2")
+    hub.faults = [Fault("stall", 3_000_000, FIRST, 1)]
+    old = small_volume / "owner--model"
+    running = Download(old, hub)
+    wait_until(lambda: (old / (FIRST + PARTIAL_SUFFIX)).exists() and (old / SECOND).exists())
+    wait_until(lambda: (old / (FIRST + PARTIAL_SUFFIX)).stat().st_size == 3_000_000)
+    outcome = download(second(old), hub, INTERNLM_REVISION="v2", INTERNLM_DOWNLOAD_MAKE_ROOM="true")
+    assert outcome.code == 1
+    assert f"{old} stays: locked" in outcome.log
+    assert (old / SCRATCH).is_dir()
+    running.process.kill()
+    running.process.wait()
