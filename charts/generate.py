@@ -33,6 +33,7 @@ OWNED = {
     "hub_token_file",
     "download_budget",
     "download_make_room",
+    "download_keep",
     "api_keys_file",
     "termination_log",
 }

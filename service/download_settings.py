@@ -67,6 +67,9 @@ class DownloadSettings(BaseSettings):
         description="Remove other revisions of the model (directories NAME and NAME@REVISION beside each other) where "
         "the volume has no room for this one otherwise.",
     )
+    download_keep: Path | None = Field(
+        None, description="Directory of a revision that is in use, and stays whatever has to make room; unset: none."
+    )
     download_metrics_file: Path | None = Field(
         None, description="File for the download's figures in Prometheus' text format (node exporter's textfile)."
     )

@@ -43,9 +43,9 @@ period shorter than the longest answer, a claim smaller than the model, and so o
   503 and finishes every answer it has begun. Only then does it end. With one GPU the new pod starts after the old one (`Recreate`).
 - **Another model or revision**: a Job brings it to the volume while the old one serves, and only when it is whole are pods replaced: the pause is a load, not a
   download. If it cannot be had, `helm upgrade` fails, says why, and nothing has changed. Give it the time: `--timeout 3600s`; what has arrived when that is over
-  is there for the next try. Each revision has a directory of its own; files that are equal are there once, and going back downloads nothing. Where the volume has
-  no room for both, make `storage.size` larger in an upgrade of its own, or set `rollout.prefetch=false`: the old one then gives way when its pod is gone, and the
-  download is part of the pause. `helm template` and Argo CD cannot see what is deployed, so with them the init container brings the new one, as in an install; so it
+  is there for the next try. Each revision has a directory of its own; files that are equal are there once, and going back downloads nothing. Revisions from before
+  those two give way when there is no room (never on a claim of your own, or where several pods share one). Where there is no room for two, make `storage.size` larger in an
+  upgrade of its own, or set `rollout.prefetch=false`: the old one then gives way when its pod is gone, and the download is part of the pause. `helm template` and Argo CD cannot see what is deployed, so with them the init container brings the new one, as in an install; so it
   is with `storage.perReplica`, `ReadWriteOncePod`, and a `model.path` that stays the same.
 - **Values of an earlier release** are kept by `helm upgrade --reset-then-reuse-values`: with `--reuse-values` alone what a newer chart has new is missing,
   and the chart says which.

@@ -34,7 +34,7 @@ class Attempt:
         self._source = settings.source
         self._revision = settings.wanted_revision
         self._dir = model_dir
-        self._may_remove = settings.download_make_room
+        self._may_remove, self._keep = settings.download_make_room, settings.download_keep
         self._journal = journal
         self._progress = progress
         self._resumable = False
@@ -118,7 +118,7 @@ class Attempt:
 
     def _find_room(self, needed: int) -> None:
         if self._may_remove:
-            revisions.remove_until_free(self._dir, needed)
+            revisions.remove_until_free(self._dir, needed, self._keep)
         volume.check_space(self._dir, needed, revisions.described(self._dir))
 
     def _report(self, catalog: Catalog, here: int) -> None:

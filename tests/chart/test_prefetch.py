@@ -51,13 +51,11 @@ def test_an_upgrade_to_another_revision_brings_it_before_anything_is_touched(tmp
     assert job["spec"]["activeDeadlineSeconds"] == 3600
 
 
-def test_it_fetches_what_the_new_pods_will_look_for_and_removes_nothing(tmp_path: Path) -> None:
+def test_it_fetches_what_the_new_pods_will_look_for_and_leaves_what_serves(tmp_path: Path) -> None:
     manifests = upgrade(NEW, tmp_path)
     prefetch, server = (manifests.one("ConfigMap", name)["data"] for name in (JOB, NAME))
     assert prefetch["INTERNLM_MODEL_DIR"].endswith("internlm3-8b-instruct@v2")
-    changed = {name for name in server if prefetch[name] != server[name]}
-    assert changed == {"INTERNLM_DOWNLOAD_MAKE_ROOM"}
-    assert (prefetch["INTERNLM_DOWNLOAD_MAKE_ROOM"], server["INTERNLM_DOWNLOAD_MAKE_ROOM"]) == ("false", "true")
+    assert prefetch == server | {"INTERNLM_DOWNLOAD_KEEP": render(OLD).settings["INTERNLM_MODEL_DIR"]}
     job, download = manifests.one("Job", JOB)["spec"]["template"]["spec"], manifests.download
     for same in ("image", "args", "resources", "securityContext", "volumeMounts"):
         assert job["containers"][0][same] == download[same]

@@ -182,6 +182,16 @@ def test_no_more_goes_than_must(hub: FakeHub, small_volume: Path) -> None:
 
 
 @needs_root
+def test_the_one_in_use_stays_whatever_has_to_make_room(hub: FakeHub, small_volume: Path) -> None:
+    old = two_that_do_not_fit(hub, small_volume)
+    variables = {"INTERNLM_DOWNLOAD_MAKE_ROOM": "true", "INTERNLM_DOWNLOAD_KEEP": str(old)}
+    outcome = download(second(old), hub, INTERNLM_REVISION="v2", **variables)
+    assert outcome.code == 1
+    assert "download failed: no-space: " in outcome.last_line
+    assert manifests.read(old) is not None
+
+
+@needs_root
 def test_a_revision_that_is_being_downloaded_is_not_removed(hub: FakeHub, small_volume: Path) -> None:
     make_repository(hub.directory, (3_500_000, 2_500_000))
     hub.revisions.add("v2")

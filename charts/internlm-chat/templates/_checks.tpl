@@ -130,6 +130,7 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
   "CACHE_DIR" ""
   "DEVICE" "mode"
   "DOWNLOAD_BUDGET" "startupBudget"
+  "DOWNLOAD_KEEP" ""
   "DOWNLOAD_MAKE_ROOM" ""
   "DRAIN_DELAY" "rollout.preStopDelay"
   "HUB_ENDPOINT" "model.endpoint"

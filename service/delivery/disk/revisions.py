@@ -49,12 +49,13 @@ def link(model_dir: Path, files: Iterable[RemoteFile]) -> dict[RemoteFile, FileR
     return linked
 
 
-def remove_until_free(model_dir: Path, needed: int) -> None:
-    """Remove other revisions, the oldest first, until `needed` bytes are free or none is left."""
+def remove_until_free(model_dir: Path, needed: int, keep: Path | None) -> None:
+    """Remove other revisions but `keep`, the oldest first, until `needed` bytes are free or none is left."""
     for directory in reversed(others(model_dir)):
         if free_bytes(model_dir) >= needed:
             return
-        _remove(directory)
+        if directory != keep:
+            _remove(directory)
 
 
 def described(model_dir: Path) -> str:
