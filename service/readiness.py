@@ -119,6 +119,7 @@ class Readiness:
     def _built(self, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate) -> Generation:
         info = engine.status.info
         assert info is not None, "a started engine knows what it loaded"
+        self._identity.max_context = info.max_context
         limits = AnswerLimits(info.max_context, self._settings.request_timeout)
         return Generation(engine, tokenizer, template, limits, self._lifecycle, self.metrics)
 

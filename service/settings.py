@@ -112,6 +112,12 @@ class Settings(BaseSettings):
         json_schema_extra={"pattern": ORIGINS},
     )
 
+    ignore_tools: bool = Field(
+        False,
+        description="Answer in text where a client offers tools, as Open WebUI does by itself. Off: such requests are "
+        "refused, since no tool is ever called.",
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto: console on a terminal, json elsewhere."

@@ -22,7 +22,7 @@ Pieces = AsyncGenerator[TextDelta | Done]
 class Writer(Protocol):
     """How one route writes one answer."""
 
-    def delta(self, text: str) -> BaseModel:
+    def delta(self, piece: TextDelta) -> BaseModel:
         """A piece of a streamed answer."""
         ...
 
@@ -68,7 +68,7 @@ class Transcript:
         """The event, or events, of one piece."""
         if isinstance(piece, TextDelta):
             self._texts.append(piece.text)
-            return sse.event(self._writer.delta(piece.text))
+            return sse.event(self._writer.delta(piece))
         return b"".join(map(sse.event, self._writer.last(self._finish(), piece)))
 
     async def collect(self, pieces: Pieces) -> BaseModel:

@@ -48,6 +48,11 @@ def _require_json(request: Request) -> None:
             "(with curl: -H 'Content-Type: application/json')",
             field="Content-Type",
         )
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(
+            f"the body's Content-Encoding is {encoding[:40]!r}; send it as it is", field="Content-Encoding"
+        )
 
 
 async def _read(request: Request, max_bytes: int, timeout: float) -> bytes:

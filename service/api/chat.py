@@ -18,7 +18,7 @@ from service.api.schema import (
     FinalDelta,
     Usage,
 )
-from service.chat.generation import Chat, Done, Generation
+from service.chat.generation import Chat, Done, Generation, TextDelta
 from service.chat.templates import Message
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from service.errors import InvalidRequest, MessageRefused, ServiceError
@@ -102,8 +102,8 @@ class ChatWriter:
     def __init__(self) -> None:
         self._id = request_id.get()
 
-    def delta(self, text: str) -> Delta:
-        return Delta(id=self._id, delta=text)
+    def delta(self, piece: TextDelta) -> Delta:
+        return Delta(id=self._id, delta=piece.text)
 
     def last(self, response: str, done: Done) -> list[FinalDelta]:
         return [FinalDelta(**self.whole(response, done).model_dump())]
@@ -114,11 +114,7 @@ class ChatWriter:
             time=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
             id=self._id,
             finish_reason=done.finish_reason,
-            usage=Usage(
-                prompt_tokens=done.prompt_tokens,
-                completion_tokens=done.completion_tokens,
-                cached_tokens=done.cached_tokens,
-            ),
+            usage=Usage(**done.counts._asdict()),
         )
 
     def error(self, problem: ServiceError) -> bytes:

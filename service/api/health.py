@@ -22,6 +22,7 @@ class Identity:
     """Which model answers; known once it is loaded."""
 
     model: str = ""
+    max_context: int | None = None
     revision: str | None = None
     manifest: str | None = None
     versions: dict[str, str] = field(default_factory=lambda: {"internlm-chat": __version__})
@@ -36,8 +37,10 @@ class Identity:
 def router(lifecycle: Lifecycle, status: Callable[[], EngineStatus], identity: Identity) -> APIRouter:
     routes = APIRouter()
 
-    # Load balancers probe with HEAD; uvicorn leaves the body out.
+    # Load balancers probe with HEAD; uvicorn leaves the body out. Tools made for vLLM's server ask /health.
     @routes.head("/", include_in_schema=False)
+    @routes.head("/health", include_in_schema=False)
+    @routes.get("/health", include_in_schema=False)
     @routes.get(
         "/",
         response_model=Health,

@@ -17,7 +17,7 @@ from service.metrics import Metrics
 logger = logging.getLogger("service.access")
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-PROBES = {"/", "/healthz"}
+PROBES = {"/", "/health", "/healthz"}
 METHODS = frozenset(HTTPMethod)
 LONGEST_PATH = 200
 

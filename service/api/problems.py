@@ -58,7 +58,8 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     """What the router itself answers: 404 and 405."""
     assert isinstance(error, HTTPException)
     path = request.scope["path"]
-    refusal = ServiceError(f"{request.method} {shown_path(path)}: {error.detail}")
+    way = openai_errors.way_to(path) if error.status_code == HTTPStatus.NOT_FOUND else ""
+    refusal = ServiceError(f"{request.method} {shown_path(path)}: {error.detail}{way}")
     refusal.status, refusal.code = error.status_code, "http_error"
     answer = response(refusal, path)
     answer.headers.update(error.headers or {})

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from service.chat.detokenizer import Detokenizer
 from service.chat.endings import OURS, FieldNames, reason_of, too_late
 from service.chat.stops import StopMatcher
-from service.chat.stopwatch import Stopwatch
+from service.chat.stopwatch import Counts, Stopwatch
 from service.chat.templates import ChatTemplate, Message
 from service.chat.tokenizer import Tokenizer
 from service.engine.base import Engine, Finish, FinishReason, GenerationRequest, SamplingParams
@@ -42,24 +42,24 @@ class Chat:
     max_new_tokens: int
     or_what_fits: bool = False
     stop: list[str] = field(default_factory=list)
+    ignore_eos: bool = False
     fields: FieldNames = OURS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     """New text of the answer; never empty."""
 
     text: str
+    counts: Counts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Done:
-    """The answer is whole. `finish_reason` is "stop" or "length"; counts are tokens."""
+    """The answer is whole. `finish_reason` is "stop" or "length"."""
 
     finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
+    counts: Counts
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,14 @@ class Generation:
                         break
                     watch.token(event)
                     if text := answer.push(event.token):
-                        yield TextDelta(text)
+                        yield TextDelta(text, watch.counts)
                     if answer.stopped:
                         watch.end(Finish(request.id, FinishReason.STOP))
                         break
             reason = reason_of(watch, self._limits.request_timeout, chat.fields)
             if text := answer.flush():
-                yield TextDelta(text)
-            yield Done(reason, len(request.prompt_ids), watch.tokens, watch.cached_tokens)
+                yield TextDelta(text, watch.counts)
+            yield Done(reason, watch.counts)
 
     async def _request(self, chat: Chat, watch: Stopwatch) -> GenerationRequest:
         deadline = time.monotonic() + self._limits.request_timeout
@@ -136,7 +136,7 @@ class Generation:
             id=uuid.uuid4().hex,
             prompt_ids=prompt,
             max_new_tokens=self._new_tokens(len(prompt), chat),
-            stop_ids=self._tokenizer.stop_ids,
+            stop_ids=[] if chat.ignore_eos else self._tokenizer.stop_ids,
             deadline=deadline,
             sampling=chat.sampling,
         )

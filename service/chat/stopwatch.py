@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from typing import Self
+from typing import NamedTuple, Self
 
 from service import log
 from service.engine.base import Finish, FinishReason, Token
@@ -11,6 +11,14 @@ from service.metrics import Metrics
 
 GAVE_UP = (FinishReason.DEADLINE, FinishReason.CANCELLED)
 """Left out, those that waited longest would make the queue look shortest when it is longest."""
+
+
+class Counts(NamedTuple):
+    """Tokens of one request so far: of its prompt, how many of those were cached, and of its answer."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
 
 
 class Stopwatch:
@@ -57,6 +65,11 @@ class Stopwatch:
         self._queued(event.queue_time)
         if self._metrics is not None:
             self._metrics.first_token_seconds.observe(self._first - self._start)
+
+    @property
+    def counts(self) -> Counts:
+        """What it came to so far."""
+        return Counts(self.prompt_tokens or 0, self.cached_tokens, self.tokens)
 
     def end(self, finish: Finish) -> None:
         """The answer has come to its end."""

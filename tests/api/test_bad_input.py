@@ -1,6 +1,7 @@
 """Whatever anybody sends is answered by a problem that names the field; nothing is a 500, nothing hangs."""
 
 import asyncio
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,13 @@ async def test_another_content_type_is_refused_with_the_way_out(small: Service, 
     response = await small.http.post("/v1/chat", content=b'{"prompt": "hi"}', headers=headers)
     check(response, "Content-Type", 415)
     assert "application/json" in response.json()["detail"]
+
+
+async def test_a_compressed_body_is_415(service: Service) -> None:
+    headers = JSON | {"Content-Encoding": "gzip"}
+    response = await service.http.post("/v1/chat", content=gzip.compress(b'{"prompt": "hi"}'), headers=headers)
+    check(response, "Content-Encoding", 415)
+    assert "send it as it is" in response.text
 
 
 async def test_a_charset_in_the_content_type_is_fine(small: Service) -> None:

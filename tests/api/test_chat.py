@@ -14,6 +14,7 @@ import requests
 from service.api.answer import Transcript
 from service.api.chat import ChatWriter
 from service.chat.generation import Done, TextDelta
+from service.chat.stopwatch import Counts
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from tests.api.conftest import Service
 
@@ -110,8 +111,8 @@ async def test_an_answer_is_over_before_it_is_sent() -> None:
 
     async def pieces() -> AsyncGenerator[TextDelta | Done]:
         try:
-            yield TextDelta("hi")
-            yield Done("stop", 1, 1, 0)
+            yield TextDelta("hi", Counts(1, 0, 1))
+            yield Done("stop", Counts(1, 0, 1))
         finally:
             over.append(True)
 

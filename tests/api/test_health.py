@@ -48,7 +48,7 @@ async def test_head_is_answered_as_get_without_a_body(start: Start, path: str, r
     assert ("retry-after" in head.headers) == ("retry-after" in get.headers)
 
 
-@pytest.mark.parametrize("path", ["/v1/chat", "/v1/models"])
+@pytest.mark.parametrize("path", ["/v1/chat", "/v1/chat/completions"])
 async def test_head_on_anything_else_is_405(service: Service, path: str) -> None:
     assert (await service.http.head(path)).status_code == 405
 
@@ -134,6 +134,13 @@ async def test_liveness_by_engine_state(service: Service, monkeypatch: pytest.Mo
     monkeypatch.setattr(type(service.engine), "status", property(lambda _: EngineStatus(state=state, reason="why")))
     response = await service.http.get("/healthz")
     assert response.status_code == (503 if state in (EngineState.STUCK, EngineState.FAILED) else 200)
+
+
+@pytest.mark.parametrize("ready", [True, False])
+async def test_health_is_readiness_by_the_name_other_servers_have_for_it(start: Start, ready: bool) -> None:
+    service = await start(FakeScript(load_seconds=0 if ready else 60), wait=ready)
+    for method in ("GET", "HEAD"):
+        assert (await service.http.request(method, "/health")).status_code == (200 if ready else 503)
 
 
 @pytest.mark.parametrize("state", [EngineState.ASLEEP, EngineState.WAKING])

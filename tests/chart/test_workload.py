@@ -92,6 +92,12 @@ def test_a_changed_setting_restarts_the_pod_and_an_unrelated_value_does_not() ->
     assert checksum({"ingress": {"enabled": True}}) == before
 
 
+def test_more_or_fewer_replicas_replace_no_pod() -> None:
+    scaled = {"autoscaling": {"kind": "hpa"}, "monitoring": {"scrape": "podMonitor"}}
+    templates = [render(SHARED | values).workload["spec"]["template"] for values in ({}, {"replicas": 3}, scaled)]
+    assert templates[0] == templates[1] == templates[2]
+
+
 def test_pod_options_reach_the_pod() -> None:
     pod = {
         "annotations": {"a": "1"},

@@ -141,15 +141,18 @@ def test_a_drained_node_lets_its_answer_end(release: Release) -> None:
 def test_a_second_replica_shares_the_volume_and_downloads_nothing(release: Release) -> None:
     if not release.cluster.many_writers:
         pytest.skip("the cluster has no volumes for many writers (MANY_WRITERS_CLASS)")
+    (before,) = release.pods()
     release.upgrade({"replicas": 2})
     pods = release.pods()
     assert len(pods) == 2
+    assert before["metadata"]["uid"] in [pod["metadata"]["uid"] for pod in pods], "it went on serving"
     assert len({pod["spec"]["volumes"][-1]["name"] for pod in pods}) == 1
     assert transfers(release) == []
     assert "counted: yes" in release.cluster.helm("test", RELEASE, "--logs", "--timeout", "300s")
 
 
 def test_another_revision_is_there_before_the_old_pod_goes(release: Release) -> None:
+    release.upgrade()
     (before,) = release.pods()
     asked = release.ask(LONG)
     asked.started()

@@ -1,4 +1,6 @@
-{{/* Every setting of server and init container; secrets are files, of which only the paths are here. */}}
+{{/*
+Every setting of server and init container; secrets are files, of which only the paths are here. What changes among them replaces the pods.
+*/}}
 {{- define "chat.settings" -}}
 INTERNLM_PORT: {{ include "chat.ports.api" . | quote }}
 INTERNLM_METRICS_PORT: {{ include "chat.ports.metrics" . | quote }}
@@ -16,7 +18,6 @@ INTERNLM_SOURCE: {{ include "chat.model.source" . | replace "volume" "dir" }}
 INTERNLM_DOWNLOAD_BUDGET: {{ .Values.startupBudget | quote }}
 {{- end }}
 {{- if include "chat.model.fromHub" . }}
-INTERNLM_DOWNLOAD_MAKE_ROOM: {{ include "chat.mayMakeRoom" . | quote }}
 INTERNLM_MODEL_REPO: {{ include "chat.model.repository" . | quote }}
 INTERNLM_REVISION: {{ include "chat.model.revision" . | quote }}
 {{- with .Values.model.endpoint }}
@@ -34,6 +35,14 @@ INTERNLM_{{ $name | snakecase | upper }}: {{ include "chat.settingValue" $value 
 {{- end }}
 {{- if not (hasKey (.Values.settings | default dict) "logFormat") }}
 INTERNLM_LOG_FORMAT: json
+{{- end }}
+{{- end }}
+
+{{/* These, and what may change without a pod being replaced, as it does with the number of replicas. */}}
+{{- define "chat.allSettings" -}}
+{{ include "chat.settings" . }}
+{{- if include "chat.model.fromHub" . }}
+INTERNLM_DOWNLOAD_MAKE_ROOM: {{ include "chat.mayMakeRoom" . | quote }}
 {{- end }}
 {{- end }}
 

@@ -8,7 +8,9 @@ from pydantic import BaseModel
 from service.api import sse
 from service.api.health import Identity
 from service.api.openai import errors
-from service.chat.generation import Done
+from service.api.openai.request import StreamOptions
+from service.chat.generation import Done, TextDelta
+from service.chat.stopwatch import Counts
 from service.errors import ServiceError
 from service.log import request_id
 
@@ -98,7 +100,8 @@ class Chunk(Named):
 
 
 class CountedChunk(Chunk):
-    """The same for a client that asked for usage: only the last event has one, and no piece of the answer."""
+    """The same for a client that asked for usage: that of the whole answer comes in an event of its own at the end;
+    before that there is none, or in every event the one so far."""
 
     usage: CompletionUsage | None = None
 
@@ -106,43 +109,46 @@ class CountedChunk(Chunk):
 class CompletionWriter:
     """Writes one answer."""
 
-    def __init__(self, identity: Identity, *, include_usage: bool) -> None:
+    def __init__(self, identity: Identity, options: StreamOptions) -> None:
         self._named = {
             "id": f"chatcmpl-{request_id.get()}",
             "created": int(time.time()),
             "model": identity.model,
             "system_fingerprint": f"fp_{identity.manifest[:10]}" if identity.manifest else None,
         }
-        self._include_usage = include_usage
+        self._options = options
         self._begun = False
 
     def error(self, problem: ServiceError) -> bytes:
         """An event without a name: clients look for `error` in the data of any."""
         return sse.event(errors.body(problem))
 
-    def delta(self, text: str) -> Chunk:
-        piece = TextPiece(content=text) if self._begun else FirstDelta(content=text)
+    def delta(self, piece: TextDelta) -> Chunk:
+        delta = TextPiece(content=piece.text) if self._begun else FirstDelta(content=piece.text)
         self._begun = True
-        return self._chunk([ChunkChoice(delta=piece)])
+        return self._chunk(ChunkChoice(delta=delta), piece.counts)
 
     def last(self, response: str, done: Done) -> list[Chunk]:
-        piece = NoDelta() if self._begun else FirstDelta(content=response)
-        end = self._chunk([ChunkChoice(delta=piece, finish_reason=done.finish_reason)])
-        return [end, CountedChunk(**self._named, choices=[], usage=usage(done))] if self._include_usage else [end]
+        delta = NoDelta() if self._begun else FirstDelta(content=response)
+        end = self._chunk(ChunkChoice(delta=delta, finish_reason=done.finish_reason), done.counts)
+        counted = CountedChunk(**self._named, choices=[], usage=usage(done.counts))
+        return [end, counted] if self._options.include_usage else [end]
 
     def whole(self, response: str, done: Done) -> Completion:
         choice = Choice(message=AnswerMessage(content=response), finish_reason=done.finish_reason)
-        return Completion(**self._named, choices=[choice], usage=usage(done))
+        return Completion(**self._named, choices=[choice], usage=usage(done.counts))
 
-    def _chunk(self, choices: list[ChunkChoice]) -> Chunk:
-        return (CountedChunk if self._include_usage else Chunk)(**self._named, choices=choices)
+    def _chunk(self, choice: ChunkChoice, counts: Counts) -> Chunk:
+        if self._options.continuous_usage_stats:
+            return CountedChunk(**self._named, choices=[choice], usage=usage(counts))
+        return (CountedChunk if self._options.include_usage else Chunk)(**self._named, choices=[choice])
 
 
-def usage(done: Done) -> CompletionUsage:
+def usage(counts: Counts) -> CompletionUsage:
     """An answer's counts as OpenAI names them."""
     return CompletionUsage(
-        prompt_tokens=done.prompt_tokens,
-        completion_tokens=done.completion_tokens,
-        total_tokens=done.prompt_tokens + done.completion_tokens,
-        prompt_tokens_details=PromptTokens(cached_tokens=done.cached_tokens),
+        prompt_tokens=counts.prompt_tokens,
+        completion_tokens=counts.completion_tokens,
+        total_tokens=counts.prompt_tokens + counts.completion_tokens,
+        prompt_tokens_details=PromptTokens(cached_tokens=counts.cached_tokens),
     )

@@ -57,10 +57,10 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
         require_model(body.model, identity.model)
         if user := body.user or body.safety_identifier:
             note(user=user)
-        writer = CompletionWriter(identity, include_usage=body.stream_options.include_usage)
+        writer = CompletionWriter(identity, body.stream_options)
         logged = body.messages[-1].content if settings.log_prompts else None
         try:
-            pieces = model.stream(to_chat(body))
+            pieces = model.stream(to_chat(body, ignores_tools=settings.ignore_tools))
             return await respond(request, pieces, writer, stream=body.stream, logged_prompt=logged)
         except MessageRefused as refusal:
             refusal.field = field_of(refusal.index, body)
@@ -69,8 +69,10 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
     return routes
 
 
-def to_chat(body: CompletionRequest) -> Chat:
-    """The wire's fields as the use case has them. Raises InvalidRequest for fields that exclude each other."""
+def to_chat(body: CompletionRequest, *, ignores_tools: bool) -> Chat:
+    """The wire's fields as the use case has them. Raises InvalidRequest for tools, and for fields that exclude each
+    other."""
+    refuse_tools(body, ignored=ignores_tools)
     if "stream_options" in body.model_fields_set and not body.stream:
         raise InvalidRequest("stream_options is for streams; leave it out, or set stream", field="stream_options")
     wanted = new_tokens(body)
@@ -80,8 +82,22 @@ def to_chat(body: CompletionRequest) -> Chat:
         max_new_tokens=wanted or DEFAULT_NEW_TOKENS,
         or_what_fits=wanted is None,
         stop=body.stop,
+        ignore_eos=body.ignore_eos,
         fields=FieldNames(messages="messages", max_new_tokens=body.limit_name),
     )
+
+
+def refuse_tools(body: CompletionRequest, *, ignored: bool) -> None:
+    """Raises InvalidRequest where a client may count on the call of a tool: the model's format knows none."""
+    demanded = body.tool_choice not in (None, "none", "auto")
+    if body.tools and body.tool_choice != "none" and (demanded or not ignored):
+        raise InvalidRequest(
+            "tools are not called here: switch them off in the client (leave them out, or send tool_choice none), or "
+            "have the server answer in text all the same (INTERNLM_IGNORE_TOOLS)",
+            field="tools",
+        )
+    if demanded:
+        raise InvalidRequest("tool_choice demands the call of a tool, and none is called here", field="tool_choice")
 
 
 def new_tokens(body: CompletionRequest) -> int | None:

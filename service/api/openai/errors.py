@@ -40,6 +40,12 @@ def is_spoken_on(path: str) -> bool:
     return path.startswith("/v1/") and path != "/v1/chat"
 
 
+def way_to(path: str) -> str:
+    """The end of a sentence for a client that looks for OpenAI's API at a path that is not there; else empty."""
+    looks = "v1" in path.split("/") or path.rstrip("/").endswith(("/completions", "/responses", "/models"))
+    return "; of OpenAI's API there are POST /v1/chat/completions and GET /v1/models" if looks else ""
+
+
 def headers(error: ServiceError) -> dict[str, str]:
     """What took too long once, or broke the engine, would do so three times, and at others' cost."""
     return {RETRIES: "false"} if isinstance(error, DeadlineExceeded | EngineFailed) else {}

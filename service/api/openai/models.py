@@ -13,12 +13,14 @@ from service.lifecycle import RETRY_AFTER_SECONDS
 
 
 class Model(BaseModel):
-    """A model that can be asked for by `id`. `created` is when this server started, in seconds since 1970."""
+    """A model that can be asked for by `id`. `created` is when this server started, in seconds since 1970.
+    `max_model_len`, as vLLM's server calls it: most tokens of prompt and answer, once that is known."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "internlm-chat"
+    max_model_len: int | None
 
 
 class ModelList(BaseModel):
@@ -32,16 +34,21 @@ def router(identity: Identity) -> APIRouter:
     routes = APIRouter()
     created = int(time.time())
 
+    def served() -> Model:
+        return Model(id=identity.model, created=created, max_model_len=identity.max_context)
+
+    @routes.head("/v1/models", include_in_schema=False)
+    @routes.get("/v1/models/", include_in_schema=False)  # else a model without a name
     @routes.get("/v1/models", summary="Which model answers?")
     async def models() -> ModelList:
-        return ModelList(data=[Model(id=identity.model, created=created)] if identity.model else [])
+        return ModelList(data=[served()] if identity.model else [])
 
     @routes.get(
         "/v1/models/{name:path}", summary="Does this model answer?", responses=openapi.openai_errors(404, 503)
     )  # a path, since names hold slashes
     async def model(name: str) -> Model:
         require_model(name, identity.model)
-        return Model(id=identity.model, created=created)
+        return served()
 
     return routes
 

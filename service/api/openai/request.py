@@ -13,6 +13,7 @@ context holds, since every token that an answer may have is reserved in the KV c
 
 TEXT_PART = {
     "type": "object",
+    "additionalProperties": False,
     "properties": {"type": {"enum": ["text"]}, "text": {"type": "string"}},
     "required": ["type", "text"],
 }
@@ -49,6 +50,23 @@ def _of_the_models_format(role: str) -> str:
 Role = Annotated[Literal["system", "developer", "user", "assistant"], AfterValidator(_of_the_models_format)]
 
 
+def _without_reasoning(message: Any) -> Any:
+    if not isinstance(message, dict) or message.get("role") != "assistant":
+        return message
+    return {name: each for name, each in message.items() if name not in unserved.REASONING}
+
+
+def _read_as_ours(body: dict[str, Any]) -> None:
+    """What vLLM's server calls otherwise: -1 for all tokens, and the switch that the templates of other models have."""
+    if body.get("top_k") == -1:
+        body["top_k"] = 0
+    options = body.get("chat_template_kwargs")
+    if isinstance(options, dict) and options.keys() <= {"enable_thinking"}:
+        del body["chat_template_kwargs"]
+        if options:
+            body.setdefault("thinking", options["enable_thinking"])
+
+
 class ChatMessage(Strict):
     """One message of the conversation."""
 
@@ -58,9 +76,11 @@ class ChatMessage(Strict):
 
 
 class StreamOptions(Strict):
-    """What a stream has besides the answer."""
+    """What a stream has besides the answer: with `include_usage` an event at its end that counts tokens, with
+    `continuous_usage_stats` the count so far in every event."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 class CompletionRequest(Sampled):
@@ -72,9 +92,7 @@ class CompletionRequest(Sampled):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_TURNS), AfterValidator(bounded)] = Field(
         description="The conversation, oldest first. No system prompt is added."
     )
-    stream_options: StreamOptions = Field(
-        StreamOptions(), description="With include_usage, a last event of the stream counts tokens."
-    )
+    stream_options: StreamOptions = Field(StreamOptions(), description="What a stream has besides the answer.")
     max_completion_tokens: NewTokens | None = Field(
         None, description=f"Most tokens of the answer; unset: {DEFAULT_NEW_TOKENS} or what the context leaves."
     )
@@ -82,22 +100,31 @@ class CompletionRequest(Sampled):
     stop: Annotated[Stops, BeforeValidator(_listed)] = Field(
         [], description="The answer ends before the first of these."
     )
+    ignore_eos: bool = Field(False, description="Go on past the answer's end, up to the limit: for benchmarks.")
+    tools: list[dict[str, Any]] = Field(
+        [], description="None is called here: refused, unless the server is told to ignore them."
+    )
+    tool_choice: str | dict[str, Any] | None = Field(
+        None, description="With none, tools may be there; with auto, as without."
+    )
     user: Label | None = Field(None, description="For whom you ask; the service's log names it with the request.")
     safety_identifier: Label | None = Field(None, description="The same by its newer name.")
 
     @model_validator(mode="before")
     @classmethod
     def _served(cls, value: Any) -> Any:
-        value = unserved.without(unserved.OF_REQUEST, value)
+        value = unserved.without(unserved.OF_REQUEST | unserved.OF_OTHER_SERVERS, value)
         if not isinstance(value, dict):
             return value
+        _read_as_ours(value)
         if "stream_options" in value:
             options = unserved.without(unserved.OF_STREAM_OPTIONS, value["stream_options"], "stream_options.")
             value["stream_options"] = options
         messages = value.get("messages")
         if isinstance(messages, list) and len(messages) <= MAX_TURNS:  # of more, none is looked at
             value["messages"] = [
-                unserved.without(unserved.OF_MESSAGE, message, f"messages.{at}.") for at, message in enumerate(messages)
+                unserved.without(unserved.OF_MESSAGE, _without_reasoning(message), f"messages.{at}.")
+                for at, message in enumerate(messages)
             ]
         return value
 

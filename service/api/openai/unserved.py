@@ -25,24 +25,41 @@ OF_REQUEST: Neutral = {
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
 """With the values, besides null, that change nothing. Source: https://platform.openai.com/docs/api-reference/chat/create"""
 
+OF_OTHER_SERVERS: Neutral = {
+    "add_generation_prompt": (True,),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "echo": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "skip_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "use_beam_search": (False,),
+}
+"""The same of what vLLM's server takes beside OpenAI's own, and clients made for it send, often with its defaults.
+Source: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html"""
+
 OF_MESSAGE: Neutral = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
-    "refusal": (),
+    "refusal": ("",),
     "tool_calls": ([],),
 }
 """The same of a message: clients send back what they were answered, whole."""
 
 OF_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,)}
+
+REASONING = ("reasoning", "reasoning_content")
+"""Of an assistant's earlier messages: what a model thought before it answered is no part of the conversation."""
 
 HINTS = ("cache_control", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")
 """Of caches: they cannot change an answer, and the prefix cache does by itself what they ask for."""

@@ -129,7 +129,8 @@ async def name(client: openai.AsyncOpenAI) -> str:
 
 
 async def test_the_model_is_found_by_its_name(client: openai.AsyncOpenAI, model: str) -> None:
-    assert (await client.models.retrieve(model)).id == model
+    found = await client.models.retrieve(model)
+    assert (found.id, found.model_extra) == (model, {"max_model_len": 32_768})
     with pytest.raises(openai.NotFoundError) as caught:
         await client.models.retrieve("InternLM/another")
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")

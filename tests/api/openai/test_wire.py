@@ -82,11 +82,14 @@ async def test_what_cannot_be_served_is_refused_by_name(start: Start, body: dict
     assert param.rpartition(".")[2] in error["message"] or "messages" in param
 
 
-@pytest.mark.parametrize("name", sorted(unserved.OF_REQUEST))
+UNSERVED = unserved.OF_REQUEST | unserved.OF_OTHER_SERVERS
+
+
+@pytest.mark.parametrize("name", sorted(UNSERVED))
 async def test_a_parameter_that_is_not_served_is_refused_unless_it_asks_for_nothing(
     service: Service, name: str
 ) -> None:
-    for neutral in (None, *unserved.OF_REQUEST[name]):
+    for neutral in (None, *UNSERVED[name]):
         assert (await complete(service, **{name: neutral})).status_code == 200
     error = await error_of(service, **{name: {"asks": "for something"}})
     assert error["param"] == name
@@ -108,8 +111,43 @@ async def test_what_the_router_refuses_has_the_same_form(service: Service) -> No
     assert response.json()["error"]["type"] == "invalid_request_error"
     other = await service.http.post("/v1/embeddings", json={})
     assert (other.status_code, other.json()["error"]["code"]) == (404, "http_error")
+    assert "there are POST /v1/chat/completions and GET /v1/models" in other.json()["error"]["message"]
     ours = await service.http.get("/v1/chat")
     assert (ours.status_code, ours.headers["content-type"]) == (405, "application/problem+json")
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/v1/responses", "//v1/chat/completions", "/v1/v1/models"])
+async def test_a_client_with_a_wrong_base_url_is_told_what_there_is(service: Service, path: str) -> None:
+    response = await service.http.post(service.running.url + path, json={})
+    assert response.status_code == 404
+    assert "POST /v1/chat/completions" in response.text
+    assert "/v1/chat" not in (await service.http.get("/favicon.ico")).text
+
+
+TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}]
+CALL_NOW = {"type": "function", "function": {"name": "now"}}
+
+
+@pytest.mark.parametrize("choice", [None, "auto", "required", CALL_NOW])
+async def test_tools_are_refused_in_words_for_whoever_reads_them(service: Service, choice: object) -> None:
+    error = await error_of(service, tools=TOOLS, tool_choice=choice)
+    assert error["param"] == "tools"
+    assert "switch them off in the client" in error["message"]
+    assert "INTERNLM_IGNORE_TOOLS" in error["message"]
+
+
+async def test_tools_that_may_not_be_called_ask_for_nothing(service: Service) -> None:
+    assert (await complete(service, tools=TOOLS, tool_choice="none")).status_code == 200
+    assert (await complete(service, tools=[], tool_choice="auto")).status_code == 200
+
+
+async def test_the_operator_may_have_tools_ignored_but_not_where_a_call_is_demanded(start: Start) -> None:
+    service = await start(ignore_tools=True)
+    assert "hello" in await text_of(service, tools=TOOLS)
+    assert "hello" in await text_of(service, tools=TOOLS, tool_choice="auto")
+    for choice in ("required", CALL_NOW):
+        assert (await error_of(service, tools=TOOLS, tool_choice=choice))["param"] == "tools"
+    assert (await error_of(service, tool_choice="required"))["param"] == "tool_choice"
 
 
 HARMLESS: dict[str, dict[str, Any]] = {
@@ -120,6 +158,11 @@ HARMLESS: dict[str, dict[str, Any]] = {
         "stream_options": {"include_usage": None, "include_obfuscation": False},
     },
     "no name": {"messages": [USER | {"name": ""}]},
+    "all tokens, as vLLM has it": {"top_k": -1},
+    "options of a template": {"chat_template_kwargs": {}},
+    "what a model thought": {
+        "messages": [USER, {"role": "assistant", "content": "yo", "reasoning_content": "hm", "reasoning": "hm"}, USER]
+    },
 }
 
 
@@ -160,6 +203,41 @@ async def test_no_system_prompt_is_added(service: Service) -> None:
 
 async def test_thinking_is_the_model_cards_system_prompt(service: Service) -> None:
     assert THINKING_SYSTEM_PROMPT in await text_of(service, thinking=True)
+
+
+@pytest.mark.parametrize(("switch", "thinks"), [(True, True), (False, False)])
+async def test_other_models_switch_for_thinking_is_this_ones(service: Service, switch: bool, thinks: bool) -> None:
+    text = await text_of(service, chat_template_kwargs={"enable_thinking": switch})
+    assert (THINKING_SYSTEM_PROMPT in text) == thinks
+
+
+async def test_options_that_no_template_here_has_are_refused(service: Service) -> None:
+    assert (await error_of(service, chat_template_kwargs={"x": 1}))["param"] == "chat_template_kwargs"
+
+
+async def test_what_a_user_calls_reasoning_is_refused(service: Service) -> None:
+    assert (await error_of(service, messages=[USER | {"reasoning": "hm"}]))["param"] == "messages.0.reasoning"
+
+
+async def test_an_answer_goes_on_past_its_end_where_a_benchmark_wants_that(service: Service) -> None:
+    usual = (await complete(service, max_tokens=200)).json()
+    assert usual["choices"][0]["finish_reason"] == "stop"
+    past = (await complete(service, max_tokens=200, ignore_eos=True)).json()
+    assert (past["choices"][0]["finish_reason"], past["usage"]["completion_tokens"]) == ("length", 200)
+
+
+async def test_every_event_counts_where_that_is_asked_for(service: Service) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    response = await complete(service, stream=True, max_tokens=6, stream_options=options)
+    *events, done = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+    assert done == "[DONE]"
+    counts = [json.loads(event)["usage"]["completion_tokens"] for event in events]
+    assert counts == sorted(counts)
+    assert counts[-1] == 6
+    assert counts[0] < 6
+    assert {json.loads(event)["usage"]["prompt_tokens"] for event in events} == {
+        json.loads(events[-1])["usage"]["prompt_tokens"]
+    }
 
 
 async def test_a_message_cannot_forge_a_role(service: Service) -> None:
@@ -216,3 +294,10 @@ async def test_prompts_and_answers_are_logged_where_that_is_switched_on(
     answer = await text_of(service, messages=[SYSTEM, USER])
     (line,) = [record.fields for record in caplog.records if record.message == "answered"]
     assert line == {"prompt": "hello", "response": answer}
+
+
+async def test_the_list_of_models_can_be_asked_for_in_every_way_that_clients_do(service: Service) -> None:
+    listed = (await service.http.get("/v1/models")).json()
+    assert (await service.http.get("/v1/models/")).json() == listed
+    head = await service.http.head("/v1/models")
+    assert (head.status_code, head.content) == (200, b"")
