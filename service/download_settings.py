@@ -64,11 +64,11 @@ class DownloadSettings(BaseSettings):
     )
     download_make_room: bool = Field(
         False,
-        description="Remove other revisions of the model (directories NAME and NAME@REVISION beside each other) where "
-        "the volume has no room for this one otherwise.",
+        description="Remove other models that a download brought to directories beside this one, the oldest first, "
+        "where the volume has no room for this one otherwise. Those that are served stay.",
     )
     download_keep: Path | None = Field(
-        None, description="Directory of a revision that is in use, and stays whatever has to make room; unset: none."
+        None, description="Directory of a model that stays whatever has to make room, served or not; unset: none."
     )
     download_metrics_file: Path | None = Field(
         None, description="File for the download's figures in Prometheus' text format (node exporter's textfile)."

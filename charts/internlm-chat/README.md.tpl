@@ -14,7 +14,7 @@ No GPU at hand? `--set mode=cpu` serves a small real chat model anywhere, kind i
 
 ## What it needs
 - Kubernetes 1.25 or later; a node with an NVIDIA GPU of 24 GB or more and the device plugin (`nvidia.com/gpu`).
-- A StorageClass that gives 30Gi. The claim outlives `helm uninstall`, so that the next install downloads nothing.
+- A StorageClass that gives 40Gi: two models of this size. The claim outlives `helm uninstall`, so that the next install downloads nothing.
 
 ## How to
 | You want | Set |
@@ -22,13 +22,13 @@ No GPU at hand? `--set mode=cpu` serves a small real chat model anywhere, kind i
 | a MIG slice | `gpu.resource=nvidia.com/mig-3g.40gb` |
 | a pinned model | `model.revision=<commit>` |
 | a private hub | `model.endpoint`, `model.tokenSecret.name` |
-| no connection to the outside | `airGap=true` with `model.source=volume` and `storage.existingClaim` (or `model.source=image`) |
+| no connection to the outside | `airGap=true` with `model.source=volume`, `storage.existingClaim` and, for a revision of its own, `model.path` (or `model.source=image`) |
 | API keys | a Secret with one key a line, `apiKeys.secretName` |
 | longer answers | `requestTimeout`: server, drain, grace period, Ingress and HTTPRoute follow |
 | a slow network or disk | `startupBudget`: download, startup probe, progress deadline follow |
 | more than one GPU | `replicas` with `storage.accessMode=ReadWriteMany`, or with `storage.perReplica=true` |
 | scaling on waiting requests | `autoscaling.kind=hpa` or `keda`, and `monitoring.scrape` |
-| another model or revision | `model.revision`, `model.repository`: see [What happens when](#what-happens-when) |
+| another model or revision | `model.revision`, `model.repository`, `model.source`: see [Another model](#another-model) |
 | an upgrade without a pause | `rollout.surge=true`: a spare GPU and a volume both pods can mount |
 | alerts and dashboards | `monitoring.scrape=serviceMonitor`, `monitoring.rules=true`, `monitoring.dashboards.enabled=true` |
 | a way in from outside | `gateway.httpRoute.enabled=true` with `parentRefs`, or `ingress.enabled=true`: see [Through a proxy](#through-a-proxy) |
@@ -41,12 +41,7 @@ period shorter than the longest answer, a claim smaller than the model, and so o
 ## What happens when
 - **Upgrade, drain, delete**: the pod first goes on for `rollout.preStopDelay` seconds until no one sends it new requests, then refuses new ones with
   503 and finishes every answer it has begun. Only then does it end. With one GPU the new pod starts after the old one (`Recreate`).
-- **Another model or revision**: a Job brings it to the volume while the old one serves, and only when it is whole are pods replaced: the pause is a load, not a
-  download. If it cannot be had, `helm upgrade` fails, says why, and nothing has changed. Give it the time: `--timeout 3600s`; what has arrived when that is over
-  is there for the next try. Each revision has a directory of its own; files that are equal are there once, and going back downloads nothing. Revisions from before
-  those two give way when there is no room (never on a claim of your own, or where several pods share one). Where there is no room for two, make `storage.size` larger in an
-  upgrade of its own, or set `rollout.prefetch=false`: the old one then gives way when its pod is gone, and the download is part of the pause. `helm template` and Argo CD cannot see what is deployed, so with them the init container brings the new one, as in an install; so it
-  is with `storage.perReplica`, `ReadWriteOncePod`, and a `model.path` that stays the same.
+- **Another model or revision**: see [Another model](#another-model).
 - **Values of an earlier release** are kept by `helm upgrade --reset-then-reuse-values`: with `--reuse-values` alone what a newer chart has new is missing,
   and the chart says which.
 - **Uninstall**: the claim stays (`storage.keep`). Reinstalling under the same name takes it up again and downloads nothing.
@@ -60,6 +55,20 @@ period shorter than the longest answer, a claim smaller than the model, and so o
   compiled for compute capabilities 8.0, 8.6, 8.9, 9.0, 10.0 and 12.0 (build argument `KERNEL_TARGETS`); a first start on another card, or of a model of other shapes, compiles for some ten
   seconds, while the weights come off the volume.
 - **The hub is down**: a complete model needs no network. An incomplete one is retried until `startupBudget` is over, and goes on where it stopped.
+
+## Another model
+With another `model.revision`, `model.repository` or `model.source`, `helm upgrade` first runs a Job that brings the new model to the volume, beside the old one, which serves
+all the while. When it is whole, pods are replaced: the pause is a load, not a download. If it cannot be had, the upgrade fails, says why (`kubectl logs job/<name>-prefetch`), and
+nothing has changed.
+- **Time.** `helm upgrade --timeout 3600s`. Where helm gives up before, the Job goes on until `startupBudget` is over, and the next try takes up what has arrived.
+- **Room.** Files that are equal, as the weights of two revisions often are, are there once. Where there is no room, what was brought earlier gives way, the oldest first, but never what is deployed
+  or served; on a claim of your own (`storage.existingClaim`), and where several pods share one, nothing does. If that is not enough the Job says how much is missing: make
+  `storage.size` larger in an upgrade of its own, or set `rollout.prefetch=false`.
+- **Going back** downloads nothing, as long as the old one is there.
+- **`rollout.prefetch=false`**: the init container brings the new model when the old pod is gone, and the download is part of the pause. So it is where there is no Job: with `helm template` and Argo CD, which
+  do not see what is deployed, with `storage.perReplica`, `ReadWriteOncePod`, and a `model.path` that stays the same.
+- **What the Job needs**: Secrets and ConfigMaps that it refers to are there before the upgrade; a mesh's sidecar, which would keep it from ending, is switched off for it by `pod.annotations`; and no rule of
+  another pod's that keeps everything of this release (`app.kubernetes.io/instance`) off its node.
 
 ## Through a proxy
 An answer takes up to `requestTimeout` seconds. One that is not streamed sends nothing until it is whole; a stream sends token by token. What stands before

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from service.delivery import manifest as manifests
-from service.delivery.disk import revisions, volume
+from service.delivery.disk import neighbours, volume
 from service.delivery.disk.durable import sync
 from service.delivery.disk.hashing import Digests, hash_files
 from service.delivery.disk.journal import Journal
@@ -34,7 +34,8 @@ class Attempt:
         self._source = settings.source
         self._revision = settings.wanted_revision
         self._dir = model_dir
-        self._may_remove, self._keep = settings.download_make_room, settings.download_keep
+        self._makes_room = settings.download_make_room
+        self._keep = settings.download_keep
         self._journal = journal
         self._progress = progress
         self._resumable = False
@@ -52,7 +53,8 @@ class Attempt:
         volume.check_no_links(self._dir, catalog.files)
         self._make_way(catalog)
         whole = self._whole(catalog)
-        verified = self._reclaim([*whole, *self._linked(catalog, whole)])
+        absent = [file for file in catalog.files if file not in whole]
+        verified = self._reclaim([*whole, *neighbours.link(self._dir, absent)])
         missing = [file for file in catalog.files if file.path not in verified]
         if missing:
             verified |= self._fetch(catalog, missing)
@@ -87,14 +89,6 @@ class Attempt:
                 path.unlink(missing_ok=True)
         return whole
 
-    def _linked(self, catalog: Catalog, whole: list[RemoteFile]) -> list[RemoteFile]:
-        """Files that another revision on the volume has, too."""
-        absent = [file for file in catalog.files if file not in whole]
-        linked = revisions.link(self._dir, absent)
-        for file, record in linked.items():
-            self._journal.add(file, record)
-        return list(linked)
-
     def _fetch(self, catalog: Catalog, missing: list[RemoteFile]) -> dict[str, FileRecord]:
         self._find_room(volume.bytes_needed(self._dir, missing))
         done = catalog.total_bytes - sum(file.size for file in missing)
@@ -117,9 +111,9 @@ class Attempt:
         return verified
 
     def _find_room(self, needed: int) -> None:
-        if self._may_remove:
-            revisions.remove_until_free(self._dir, needed, self._keep)
-        volume.check_space(self._dir, needed, revisions.described(self._dir))
+        if self._makes_room:
+            neighbours.make_room(self._dir, needed, self._keep)
+        volume.check_space(self._dir, needed, neighbours.described(self._dir))
 
     def _report(self, catalog: Catalog, here: int) -> None:
         self.high_water = max(self.high_water, here)
@@ -166,6 +160,7 @@ class Attempt:
 
     def _accept(self, file: RemoteFile, digests: Digests) -> FileRecord:
         path = self._dir / file.path
+        volume.partial(self._dir, file).unlink(missing_ok=True)
         sync(path)
         sync(self._dir)
         record = FileRecord(file.path, file.size, digests.sha256, path.stat().st_mtime_ns, file.checkable)

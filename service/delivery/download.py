@@ -12,7 +12,7 @@ from pathlib import Path
 from service import __version__
 from service.delivery import manifest as manifests
 from service.delivery.attempt import Attempt
-from service.delivery.disk import volume
+from service.delivery.disk import usage, volume
 from service.delivery.disk.directory import examine
 from service.delivery.disk.inspection import Damage, inspect
 from service.delivery.disk.journal import Journal
@@ -152,6 +152,7 @@ class Delivery:
         if manifest.unlisted:
             log.warning("the hub lists no hash for %s; what arrived was hashed", ", ".join(manifest.unlisted))
         self._check_digest(manifest)
+        usage.offer(scratch)
         manifest.write(self._dir)
         journal.remove()
         shutil.rmtree(scratch / CLIENT_SCRATCH, ignore_errors=True)

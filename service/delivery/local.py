@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.delivery.check import before_loading
+from service.delivery.disk import usage
 from service.delivery.manifest import Manifest
 from service.delivery.reporting.progress import Progress
 from service.delivery.small_model.smollm2 import ensure_small_model
@@ -45,6 +46,7 @@ def find_model(settings: Settings, progress: Progress) -> LocalModel:
 
 def _configured(settings: Settings, directory: Path) -> LocalModel:
     # The fake engine reads a tokenizer and no weights, so there is nothing to check for it.
+    usage.hold(directory)
     manifest = None if settings.engine == "fake" else before_loading(settings, directory)
     served_as = settings.model_id or (manifest.repo if manifest else "") or directory.name
     return LocalModel(directory, served_as, manifest)

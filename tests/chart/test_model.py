@@ -22,7 +22,8 @@ def test_the_init_container_fetches_from_a_hub(model: Values, source: str, repos
     assert settings["INTERNLM_SOURCE"] == source
     assert settings["INTERNLM_MODEL_REPO"] == repository
     assert settings["INTERNLM_REVISION"] == revision
-    assert settings["INTERNLM_MODEL_DIR"] == "/models/" + repository.replace("/", "--")
+    prefix = "huggingface--" if source == "huggingface" else ""
+    assert settings["INTERNLM_MODEL_DIR"] == f"/models/{prefix}{repository.replace('/', '--')}"
     assert settings["INTERNLM_MODEL_ID"] == repository.split("/")[1]
 
 
@@ -30,7 +31,8 @@ def test_the_init_container_fetches_from_a_hub(model: Values, source: str, repos
     ("model", "directory"),
     [
         ({"repository": "a/b", "revision": "v1"}, "a--b@v1"),
-        ({"repository": "a/b", "revision": "refs/pr/1"}, "a--b@refs--pr--1"),
+        ({"repository": "a/b", "revision": "refs/pr/1"}, "a--b@refs~pr~1"),
+        ({"repository": "a/b", "revision": "v1", "source": "huggingface"}, "huggingface--a--b@v1"),
         ({"repository": "a/b", "revision": "v1", "path": "mine"}, "mine"),
     ],
 )

@@ -55,7 +55,9 @@ def test_it_fetches_what_the_new_pods_will_look_for_and_leaves_what_serves(tmp_p
     manifests = upgrade(NEW, tmp_path)
     prefetch, server = (manifests.one("ConfigMap", name)["data"] for name in (JOB, NAME))
     assert prefetch["INTERNLM_MODEL_DIR"].endswith("internlm3-8b-instruct@v2")
-    assert prefetch == server | {"INTERNLM_DOWNLOAD_KEEP": render(OLD).settings["INTERNLM_MODEL_DIR"]}
+    keep = render(OLD).settings["INTERNLM_MODEL_DIR"]
+    # A hub that is not there is told before helm loses its patience.
+    assert prefetch == server | {"INTERNLM_DOWNLOAD_KEEP": keep, "INTERNLM_DOWNLOAD_BUDGET": "240"}
     job, download = manifests.one("Job", JOB)["spec"]["template"]["spec"], manifests.download
     for same in ("image", "args", "resources", "securityContext", "volumeMounts"):
         assert job["containers"][0][same] == download[same]
@@ -70,10 +72,9 @@ def test_it_fetches_what_the_new_pods_will_look_for_and_leaves_what_serves(tmp_p
         merged(NEW, {"rollout": {"prefetch": False}}),
         merged(NEW, {"storage": {"perReplica": True}}),
         merged(NEW, {"storage": {"accessMode": "ReadWriteOncePod"}}),
-        merged(NEW, {"storage": {"existingClaim": "not-there"}}),
         {"model": {"source": "volume", "revision": "v2"}, "storage": {"existingClaim": f"{NAME}-model"}},
     ],
-    ids=["the same model", "one path for all", "switched off", "a claim each", "one pod alone", "no claim", "no hub"],
+    ids=["the same model", "one path for all", "switched off", "a claim each", "one pod alone", "no hub"],
 )
 def test_there_is_no_job_where_there_is_nothing_to_bring_or_no_way(tmp_path: Path, values: Values) -> None:
     was = {"model": {"revision": "v1", "path": "fixed"}} if "path" in values["model"] else OLD
@@ -85,31 +86,64 @@ def test_an_install_and_whoever_sees_no_cluster_make_none(tmp_path: Path) -> Non
     assert jobs(render_upgrade(NEW, [], tmp_path)) == []
 
 
+def test_where_the_claim_is_not_there_yet_the_init_container_does_it(tmp_path: Path) -> None:
+    settings, _ = deployed(OLD)
+    assert jobs(render_upgrade(NEW, [settings], tmp_path)) == []
+
+
+def test_a_claim_of_ones_own_is_not_looked_at(tmp_path: Path) -> None:
+    """That would take a right which helm needs for nothing else."""
+    settings, _ = deployed(OLD)
+    assert jobs(render_upgrade(merged(NEW, {"storage": {"existingClaim": "mine"}}), [settings], tmp_path)) == [JOB]
+
+
 def test_another_repository_or_hub_is_another_model(tmp_path: Path) -> None:
     assert jobs(upgrade({"model": {"repository": "mine/tuned"}}, tmp_path)) == [JOB]
-    assert jobs(upgrade({"model": {"source": "huggingface"}}, tmp_path)) == [JOB]
+    tuned: Values = {"model": {"repository": "mine/tuned"}}
+    assert jobs(upgrade(merged(tuned, {"model": {"source": "huggingface"}}), tmp_path, was=tuned)) == [JOB]
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_it_runs_under_the_pods_account_where_that_is_there(tmp_path: Path, create: bool) -> None:
+    values = merged(NEW, {"serviceAccount": {"name": "mine", "create": create}})
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "mine", "namespace": NAMESPACE}}
+    for there in ([], [account]):
+        job = render_upgrade(values, [*deployed(OLD), *there], tmp_path).one("Job", JOB)
+        name = job["spec"]["template"]["spec"].get("serviceAccountName")
+        assert name == (None if create and not there else "mine")
+
+
+def selects(selector: Manifest, labels: dict[str, str]) -> bool:
+    """Whether a selector takes a pod with these labels; of operators the chart knows `In` alone."""
+    expressions = selector.get("matchExpressions", [])
+    assert all(each["operator"] == "In" for each in expressions)
+    same = selector.get("matchLabels", {}).items() <= labels.items()
+    return same and all(labels.get(each["key"]) in each["values"] for each in expressions)
 
 
 def test_it_runs_where_the_volume_is_and_needs_no_gpu(tmp_path: Path) -> None:
-    zone = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}
-    values = merged(
-        NEW, {"pod": {"affinity": zone}, "gpu": {"nodeSelector": {"gpu": "h100"}, "runtimeClassName": "nv"}}
-    )
-    manifests = upgrade(values, tmp_path)
-    spec = manifests.one("Job", JOB)["spec"]["template"]
-    (term,) = spec["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    zone = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}
+    spread = {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "kubernetes.io/hostname"}]}
+    affinity = {"nodeAffinity": zone, "podAntiAffinity": spread, "podAffinity": spread}
+    gpu = {"nodeSelector": {"gpu": "h100"}, "runtimeClassName": "nv"}
+    manifests = upgrade(merged(NEW, {"pod": {"affinity": affinity}, "gpu": gpu}), tmp_path)
+    pod = manifests.one("Job", JOB)["spec"]["template"]
+    (term,) = pod["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert term["topologyKey"] == "kubernetes.io/hostname"
-    wanted = term["labelSelector"]["matchLabels"]
-    (component,) = term["labelSelector"]["matchExpressions"]
-    for labels in (manifests.workload["spec"]["template"]["metadata"]["labels"], spec["metadata"]["labels"]):
+    for labels in (manifests.workload["spec"]["template"]["metadata"]["labels"], pod["metadata"]["labels"]):
         # Its own labels fit, too: where no pod serves, the scheduler lets it go anywhere.
-        assert wanted.items() <= labels.items()
-        assert labels["app.kubernetes.io/component"] in component["values"]
-    assert spec["spec"]["affinity"]["nodeAffinity"] == zone["nodeAffinity"]
-    assert spec["spec"]["nodeSelector"] == {"gpu": "h100"}
-    assert spec["spec"]["tolerations"] == manifests.pod["tolerations"]
-    assert "nvidia.com/gpu" not in str(spec["spec"]["containers"])
-    assert "runtimeClassName" not in spec["spec"]
+        assert selects(term["labelSelector"], labels)
+    assert pod["spec"]["affinity"].keys() == {"nodeAffinity", "podAffinity"}, "what keeps servers apart is not for it"
+    assert pod["spec"]["affinity"]["nodeAffinity"] == zone
+    assert pod["spec"]["nodeSelector"] == {"gpu": "h100"}
+    assert pod["spec"]["tolerations"] == manifests.pod["tolerations"]
+    assert "nvidia.com/gpu" not in str(pod["spec"]["containers"])
+    assert "runtimeClassName" not in pod["spec"]
+
+
+def test_a_rule_that_keeps_servers_apart_does_not_keep_it_from_its_server(tmp_path: Path) -> None:
+    labels = upgrade(NEW, tmp_path).one("Job", JOB)["spec"]["template"]["metadata"]["labels"]
+    assert not selects({"matchLabels": {"app.kubernetes.io/name": "internlm-chat"}}, labels)
 
 
 def test_a_volume_for_many_nodes_binds_it_to_none(tmp_path: Path) -> None:
@@ -122,9 +156,10 @@ def test_no_service_leads_to_it_and_the_policy_lets_it_out(tmp_path: Path) -> No
     labels = manifests.one("Job", JOB)["spec"]["template"]["metadata"]["labels"]
     for selected in (*manifests.all("Service"), manifests.workload):
         selector = selected["spec"]["selector"]
-        assert not selector.get("matchLabels", selector).items() <= labels.items()
-    (expression,) = manifests.one("NetworkPolicy")["spec"]["podSelector"]["matchExpressions"]
-    assert labels[expression["key"]] in expression["values"]
+        assert not selects(selector if "matchLabels" in selector else {"matchLabels": selector}, labels)
+    policy = manifests.one("NetworkPolicy")["spec"]["podSelector"]
+    assert selects(policy, labels)
+    assert selects(policy, manifests.workload["spec"]["template"]["metadata"]["labels"])
 
 
 def test_it_is_valid_and_restricted_with_a_token_and_proxy_and_all(tmp_path: Path, complaints: Complaints) -> None:

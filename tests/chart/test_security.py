@@ -125,8 +125,7 @@ def test_secrets_are_referred_to_and_never_rendered(file: Path) -> None:
 def test_the_network_policy_is_a_flag() -> None:
     assert not render().all("NetworkPolicy")
     policy = render({"networkPolicy": {"enabled": True}}).one("NetworkPolicy")["spec"]
-    (components,) = policy["podSelector"]["matchExpressions"]
-    assert "server" in components["values"]
+    assert "server" in policy["podSelector"]["matchExpressions"][1]["values"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert [rule["ports"][0]["port"] for rule in policy["ingress"]] == ["http", "metrics"]
     assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 443}

@@ -9,7 +9,7 @@ def test_the_claim_outlives_the_release_unless_told_otherwise() -> None:
     claim = render().one("PersistentVolumeClaim")
     assert claim["metadata"]["name"] == "chat-internlm-chat-model"
     assert claim["metadata"]["annotations"][KEEP] == "keep"
-    assert claim["spec"] == {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "30Gi"}}}
+    assert claim["spec"] == {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "40Gi"}}}
     assert "annotations" not in render({"storage": {"keep": False}}).one("PersistentVolumeClaim")["metadata"]
 
 
@@ -60,7 +60,7 @@ def test_each_replica_can_have_a_claim_of_its_own() -> None:
     assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
     (template,) = spec["volumeClaimTemplates"]
     assert template["metadata"]["name"] == "model"
-    assert template["spec"]["resources"]["requests"]["storage"] == "30Gi"
+    assert template["spec"]["resources"]["requests"]["storage"] == "40Gi"
     assert "model" not in {volume["name"] for volume in manifests.pod["volumes"]}
     assert manifests.one("Service", spec["serviceName"])["spec"]["clusterIP"] == "None"
 

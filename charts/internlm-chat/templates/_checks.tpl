@@ -160,11 +160,6 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- end }}
 {{- end }}
 
-{{/* "true" where the old pod is gone before the new one starts: nobody else then uses what is on the volume. */}}
-{{- define "chat.recreates" -}}
-{{- and (not .Values.rollout.surge) (eq (include "chat.mostReplicas" . | int) 1) }}
-{{- end }}
-
 {{/* As many replicas as there can ever be. */}}
 {{- define "chat.mostReplicas" -}}
 {{- ternary .Values.replicas .Values.autoscaling.maxReplicas (eq .Values.autoscaling.kind "none") }}

@@ -28,16 +28,22 @@
 
 {{- define "chat.model.mountPath" -}}/models{{- end }}
 
-{{/* The directory, "" for the model that is in the image. Another revision has another one, so that the old is there until the new is whole. */}}
+{{/* The directory, "" for the model that is in the image. What a hub has under another name, or revision, has one of its own: the old is there until the new is whole. */}}
 {{- define "chat.model.dir" -}}
 {{- $path := .Values.model.path }}
 {{- if include "chat.model.onClaim" . }}
-{{- $revision := ternary (printf "@%s" .Values.model.revision) "" (not (empty .Values.model.revision)) }}
-{{- $path = $path | default (printf "%s%s" (include "chat.model.repository" .) $revision | replace "/" "--") }}
+{{- $path = $path | default (include "chat.model.ownDir" .) }}
 {{- end }}
 {{- if ne (include "chat.model.source" .) "builtin" }}
 {{- printf "%s/%s" (include "chat.model.mountPath" .) $path | trimSuffix "/" }}
 {{- end }}
+{{- end }}
+
+{{/* `~` is in no name of a branch or tag, and so no two of them have one directory. */}}
+{{- define "chat.model.ownDir" -}}
+{{- ternary "huggingface--" "" (eq (include "chat.model.source" .) "huggingface") }}
+{{- include "chat.model.repository" . | replace "/" "--" }}
+{{- if and .Values.model.revision (include "chat.model.fromHub" .) }}@{{ .Values.model.revision | replace "/" "~" }}{{ end }}
 {{- end }}
 
 {{/* What clients call it, "" where the server knows best. */}}
@@ -68,7 +74,7 @@
 {{- .Values.storage.existingClaim | default (printf "%s-model" (include "chat.fullname" .)) }}
 {{- end }}
 
-{{/* "true" where nobody else can be using another revision that is on the volume. */}}
+{{/* "true" where what is on the volume is this release's alone, and no pod of it can be using anything but what the newest does. */}}
 {{- define "chat.mayMakeRoom" -}}
 {{- and (not .Values.storage.existingClaim) (or .Values.storage.perReplica (eq (include "chat.recreates" .) "true")) }}
 {{- end }}

@@ -40,6 +40,11 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
+{{/* "true" where the old pod is gone before the new one starts. */}}
+{{- define "chat.recreates" -}}
+{{- and (not .Values.rollout.surge) (eq (include "chat.mostReplicas" . | int) 1) }}
+{{- end }}
+
 {{/* Where a pod may run and what it may pull: `(list . gpu)`, in which `gpu` is what a GPU adds to it. */}}
 {{- define "chat.placement" -}}
 {{- $values := (index . 0).Values }}
