@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from service.api.health import Identity
-from service.chat.generation import AnswerLimits, Chat, Generation
+from service.chat.generation import Chat, Generation
 from service.chat.loading import load_tokenizer
 from service.chat.templates import ChatTemplate, Message
 from service.chat.tokenizer import Tokenizer
@@ -117,11 +117,8 @@ class Readiness:
             return find_model(self._settings, report)
 
     def _built(self, engine: Engine, tokenizer: Tokenizer, template: ChatTemplate) -> Generation:
-        info = engine.status.info
-        assert info is not None, "a started engine knows what it loaded"
-        self._identity.max_context = info.max_context
-        limits = AnswerLimits(info.max_context, self._settings.request_timeout)
-        return Generation(engine, tokenizer, template, limits, self._lifecycle, self.metrics)
+        timeout = self._settings.request_timeout
+        return Generation(engine, tokenizer, template, timeout, self._lifecycle, self.metrics)
 
     async def _probe(self) -> None:
         """Ask the model a question; ready when it has answered."""

@@ -23,9 +23,12 @@ SETTINGS = SettingsConfigDict(
 CONTEXT_CAP = 32_768
 """Beyond 32,768 positions InternLM3's dynamic-NTK RoPE depends on the longest sequence seen, so that one
 request would change another's answer. Up to it the frequencies are constant (transformers, `rope_type` dynamic)."""
-ORIGIN = r"(\*|https?://[^/?#@*\s,]+)"
+ORIGIN = r"(\*|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+)"
 ORIGINS = rf"^({ORIGIN}(\s*,\s*{ORIGIN})*)?$"
-"""For the chart, which refuses at template time what would end the server."""
+"""For the chart, which refuses at template time what would end the server. Extensions and desktop apps have schemes of
+their own."""
+NAMELESS_PORTS = {"http": ":80", "https": ":443"}
+"""Browsers leave them out."""
 
 
 def _one_by_one(origins: str) -> list[str]:
@@ -33,13 +36,14 @@ def _one_by_one(origins: str) -> list[str]:
 
 
 def _checked_origins(origins: str) -> str:
-    """A validator: browsers compare origins to the letter, so one with a path would be none, silently."""
+    """A validator: origins are compared to the letter with what browsers send, so another spelling would be none."""
     for origin in _one_by_one(origins):
-        if not re.fullmatch(ORIGIN, origin):
+        nameless = NAMELESS_PORTS.get(origin.partition("://")[0])
+        if not re.fullmatch(ORIGIN, origin) or (nameless and origin.endswith(nameless)):
             raise PydanticCustomError(
                 "no_origin",
-                "{origin} is no origin: scheme and host, and a port unless it is the scheme's own, as in "
-                "https://chat.example.com",
+                "{origin} is no origin as browsers spell it: scheme and host in lower case, and a port unless it is "
+                "the scheme's own, as in https://chat.example.com",
                 {"origin": origin},
             )
     return origins

@@ -86,7 +86,7 @@ the service must therefore wait for `requestTimeout` + 10 s (310 s as it comes) 
 Where GPUs are divided in time or by MPS, the server need not hold the memory while nobody asks: with `settings.sleepAfter=900` the engine's process ends
 after a quarter of an hour without a request, and with it all that it held of the GPU. The pod stays ready, `GET /` says "engine asleep", and the next request starts
 the engine again and waits for it: for about as long as `internlm_startup_seconds` of a start, in all, so let `requestTimeout` be longer. If the memory is somebody
-else's by then, the engine waits a minute for it, and the pod fails with that reason and starts again. Set `settings.gpuMemoryFraction` to the share that is yours.
+else's by then, the engine waits a minute for it; then the pod is not ready and says why, tries again, and after five tries fails and is started anew. Set `settings.gpuMemoryFraction` to the share that is yours.
 
 ## Behind an endpoint picker
 `gateway.inferencePool.enabled=true` makes an InferencePool over the pods; the picker (Gateway API inference extension, llm-d) is yours to install, and

@@ -46,7 +46,7 @@ def create_app(
     for router, errors in (
         (chat.router(generation, settings), openapi.problems),
         (completions.router(generation, identity, settings), openapi.openai_errors),
-        (models.router(identity), openapi.openai_errors),
+        (models.router(identity, status), openapi.openai_errors),
     ):
         app.include_router(router, dependencies=locks, responses=errors(401, 503) if keys else None)
     app.openapi = cache(partial(openapi.document, app))  # type: ignore[method-assign]

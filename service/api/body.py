@@ -48,8 +48,8 @@ def _require_json(request: Request) -> None:
             "(with curl: -H 'Content-Type: application/json')",
             field="Content-Type",
         )
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding != "identity":
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
         raise UnsupportedMediaType(
             f"the body's Content-Encoding is {encoding[:40]!r}; send it as it is", field="Content-Encoding"
         )

@@ -17,6 +17,7 @@ def install(app: FastAPI, origins: list[str]) -> None:
         allow_origins=origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],  # the openai client alone sends a dozen of its own
+        allow_private_network=True,  # a page from outside may ask a server inside, if it is one of them
         expose_headers=["Retry-After", "X-Request-Id", RETRIES],
         max_age=PREFLIGHT_SECONDS,
     )

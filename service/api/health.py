@@ -22,7 +22,6 @@ class Identity:
     """Which model answers; known once it is loaded."""
 
     model: str = ""
-    max_context: int | None = None
     revision: str | None = None
     manifest: str | None = None
     versions: dict[str, str] = field(default_factory=lambda: {"internlm-chat": __version__})

@@ -62,33 +62,22 @@ class Done:
     counts: Counts
 
 
-@dataclass(frozen=True)
-class AnswerLimits:
-    """What bounds an answer.
-
-    `max_context`: tokens of prompt and answer together. `request_timeout`: seconds in all.
-    """
-
-    max_context: int
-    request_timeout: float
-
-
 class Generation:
-    """Answers chats with one loaded model."""
+    """Answers chats with one loaded model. An answer may take `request_timeout` seconds in all."""
 
     def __init__(
         self,
         engine: Engine,
         tokenizer: Tokenizer,
         template: ChatTemplate,
-        limits: AnswerLimits,
+        request_timeout: float,
         lifecycle: Lifecycle,
         metrics: Metrics,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._template = template
-        self._limits = limits
+        self._request_timeout = request_timeout
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
@@ -124,13 +113,13 @@ class Generation:
                     if answer.stopped:
                         watch.end(Finish(request.id, FinishReason.STOP))
                         break
-            reason = reason_of(watch, self._limits.request_timeout, chat.fields)
+            reason = reason_of(watch, self._request_timeout, chat.fields)
             if text := answer.flush():
                 yield TextDelta(text, watch.counts)
             yield Done(reason, watch.counts)
 
     async def _request(self, chat: Chat, watch: Stopwatch) -> GenerationRequest:
-        deadline = time.monotonic() + self._limits.request_timeout
+        deadline = time.monotonic() + self._request_timeout
         prompt = await self._encode(chat, watch)
         return GenerationRequest(
             id=uuid.uuid4().hex,
@@ -146,14 +135,16 @@ class Generation:
         if sum(len(message.content) for message in messages) <= INLINE_CHARACTERS:
             return self._template.encode(messages)
         try:
-            async with asyncio.timeout(self._limits.request_timeout):
+            async with asyncio.timeout(self._request_timeout):
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self._tokenizing, self._template.encode, messages)
         except TimeoutError:
-            raise too_late(watch, self._limits.request_timeout, chat.fields) from None
+            raise too_late(watch, self._request_timeout, chat.fields) from None
 
     def _new_tokens(self, prompt: int, chat: Chat) -> int:
-        context, wanted, fields = self._limits.max_context, chat.max_new_tokens, chat.fields
+        info = self._engine.status.info  # asked for each time: an engine that was started again may have less room
+        assert info is not None, "a model that is asked was loaded"
+        context, wanted, fields = info.max_context, chat.max_new_tokens, chat.fields
         room = context - prompt
         if room < 1:
             raise ContextTooLong(  # in words that LiteLLM looks for, to try a model with a longer context

@@ -52,7 +52,8 @@ class SleepOnIdle:
         self._client = make(None)
         self._info: EngineInfo | None = None
         self._load_seconds = 0.0
-        self._wakes_at = 0.0  # an estimate
+        self._wakes_at = math.inf  # an estimate; never, as long as it sleeps
+        self._past_restarts = 0
         self._used = 0.0
         self._waiting = 0
         self._state = EngineState.READY  # READY while the client speaks for itself; else ASLEEP or WAKING
@@ -62,14 +63,21 @@ class SleepOnIdle:
 
     @property
     def status(self) -> EngineStatus:
-        """The latest snapshot; while asleep or waking, of what was loaded and of who waits."""
+        """The latest snapshot; while asleep or waking, of what was loaded and of who waits.
+
+        An engine that dies while it wakes is one that restarts, like any other: who comes then is not sent here.
+        """
         inner = self._client.status
-        if self._state is EngineState.READY:
-            return inner
-        asleep = self._state is EngineState.ASLEEP
-        reason = "the next request wakes it" if asleep else inner.reason
+        restarts = self._past_restarts + inner.restarts
+        if self._state is EngineState.ASLEEP:
+            return self._with_waiting(EngineState.ASLEEP, "the next request wakes it", restarts)
+        if self._state is EngineState.WAKING and inner.state in {EngineState.STARTING, EngineState.LOADING}:
+            return self._with_waiting(EngineState.WAKING, inner.reason, restarts)
+        return replace(inner, restarts=restarts)
+
+    def _with_waiting(self, state: EngineState, reason: str, restarts: int) -> EngineStatus:
         stats = EngineStats(waiting=self._waiting)
-        return EngineStatus(state=self._state, reason=reason, info=self._info, stats=stats, restarts=inner.restarts)
+        return EngineStatus(state=state, reason=reason, info=self._info, stats=stats, restarts=restarts)
 
     @property
     def open_requests(self) -> int:
@@ -114,6 +122,7 @@ class SleepOnIdle:
             await asyncio.sleep(min(left, LONGEST_LOOK))
             left = self._idle_left()
         self._learn(self._client.status.info)
+        self._wakes_at = math.inf
         self._become(EngineState.ASLEEP)
         logger.info("the engine goes to sleep: no request for %g s", self._idle_seconds)
         await self._client.stop()
@@ -122,6 +131,7 @@ class SleepOnIdle:
         self._become(EngineState.WAKING)
         began = time.monotonic()
         self._wakes_at = began + self._load_seconds
+        self._past_restarts += self._client.status.restarts
         self._client = self._make(self._load_seconds)
         await self._client.start()
         logger.info("the engine is awake again after %.1f s", time.monotonic() - began)
@@ -179,7 +189,8 @@ class SleepOnIdle:
         return self._max_queue + (self._info.max_running if self._info else 0)
 
     def _no_room(self, request_id: str) -> Finish:
-        back = min(max(math.ceil(self._wakes_at - time.monotonic()), RETRY_LEAST), RETRY_MOST)
+        left = min(self._wakes_at - time.monotonic(), self._load_seconds)  # while the old process ends, all of it
+        back = min(max(math.ceil(left), RETRY_LEAST), RETRY_MOST)
         message = (
             f"the engine is waking up, and {self._waiting} requests wait for it, as many as it runs at once and "
             f"max_queue (INTERNLM_MAX_QUEUE) allows: {self._max_queue}; come back in {back} s"

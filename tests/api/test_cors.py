@@ -38,6 +38,13 @@ async def test_the_preflight_needs_no_key_and_the_refusal_without_one_can_be_rea
     assert refused.headers["access-control-allow-origin"] == FRIEND
 
 
+async def test_a_page_from_outside_may_ask_a_server_inside_if_it_is_allowed(start: Start) -> None:
+    service = await start(cors_origins=FRIEND)
+    inside = PREFLIGHT | {"Origin": FRIEND, "Access-Control-Request-Private-Network": "true"}
+    response = await service.http.options("/v1/chat", headers=inside)
+    assert (response.status_code, response.headers["access-control-allow-private-network"]) == (200, "true")
+
+
 async def test_a_stranger_is_refused_in_the_preflight_and_told_nothing_else(start: Start) -> None:
     service = await start(cors_origins=FRIEND)
     assert (await service.http.options("/v1/chat", headers={"Origin": STRANGER} | PREFLIGHT)).status_code == 400

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from service.delivery import local
+from service.delivery.disk import usage
 from service.delivery.local import SMALL_MODEL_ID, find_model
 from service.errors import ConfigurationError
 from service.settings import Settings
+from tests.support.download_process import download
+from tests.support.fake_hub import FakeHub
 
 
 def silent(phase: str, done: int, total: int) -> None:
@@ -44,6 +47,15 @@ def test_a_directory_without_a_model_is_refused_before_anything_is_read(tmp_path
 def test_a_model_without_a_manifest_is_served_under_its_directorys_name(smollm2_dir: Path, no_gpu: None) -> None:
     found = find_model(Settings(model_dir=smollm2_dir), silent)
     assert (found.id, found.manifest) == (smollm2_dir.name, None)
+
+
+def test_a_served_model_is_held_so_that_it_does_not_give_way(hub: FakeHub, model_dir: Path) -> None:
+    assert download(model_dir, hub).code == 0
+    with usage.unused(model_dir):
+        pass
+    find_model(Settings(model_dir=model_dir, engine="fake"), silent)
+    with pytest.raises(usage.InUseError), usage.unused(model_dir):
+        pass
 
 
 def test_the_operator_names_the_model(smollm2_dir: Path, no_gpu: None) -> None:

@@ -17,6 +17,7 @@ from service.engine.client import EngineClient, Patience
 from service.engine.sleep import SleepOnIdle
 from service.errors import EngineFailed
 from tests.support.engines import (
+    PATIENCE,
     a_request,
     events_of,
     fake_config,
@@ -116,13 +117,16 @@ async def test_all_who_ask_meanwhile_wait_for_one_process(clients: Clients) -> N
 
 
 async def test_one_more_than_may_wait_is_told_when_to_come_back(clients: Clients) -> None:
+    clients.first, clients.later = {"told_seconds": 9}, {"load_seconds": 3}
     async with asleep(clients) as engine:
         tasks = asking(engine, PLACES + QUEUE)
         await until(lambda: engine.open_requests == PLACES + QUEUE)
         refused = finish_of(await events_of(engine, a_request()))
         assert refused.reason is FinishReason.REJECTED
-        assert refused.retry_after == 1, "no load was measured that takes longer"
+        assert refused.retry_after == 9, "as long as loading took the last time"
         assert "INTERNLM_MAX_QUEUE" in refused.message
+        await asyncio.sleep(2)
+        assert finish_of(await events_of(engine, a_request())).retry_after in (6, 7), "and less when that has begun"
         assert {reason_of(await task) for task in tasks} == {FinishReason.LENGTH}
 
 
@@ -185,6 +189,30 @@ async def test_an_engine_that_cannot_be_woken_has_failed_and_says_why(clients: C
         assert reason_of(await events_of(engine, a_request())) is FinishReason.ERROR, "nobody waits for nothing"
 
 
+async def test_an_engine_that_dies_while_it_wakes_is_not_said_to_be_on_its_way(clients: Clients) -> None:
+    clients.later = {"broken": "the GPU's memory is somebody else's", "load_seconds": 0.3}
+    async with asleep(clients) as engine:
+        (task,) = asking(engine)
+        await until(lambda: engine.status.state is State.WAKING)
+        await until(lambda: engine.status.state is not State.WAKING)
+        assert engine.status.state is State.RESTARTING
+        assert not engine.status.state.takes_requests
+        assert "somebody else's" in engine.status.reason
+        assert reason_of(await task) is FinishReason.ERROR
+        assert engine.status.state is State.FAILED
+
+
+async def test_restarts_are_counted_on_over_a_sleep(clients: Clients) -> None:
+    clients.first, clients.later = {"crash_at_step": 2}, {}
+    engine = SleepOnIdle(clients, IDLE, QUEUE)
+    await engine.start()
+    await events_of(engine, a_request(new=8))
+    await until(lambda: engine.status.restarts == 1 and engine.status.state is State.ASLEEP)
+    assert reason_of(await events_of(engine, a_request())) is FinishReason.LENGTH
+    assert engine.status.restarts == 1
+    await engine.stop()
+
+
 async def test_a_first_start_that_fails_is_raised(clients: Clients) -> None:
     clients.first = {"misconfigured": "no such model"}
     engine = SleepOnIdle(clients, IDLE, QUEUE)
@@ -195,10 +223,16 @@ async def test_a_first_start_that_fails_is_raised(clients: Clients) -> None:
 
 
 async def test_an_engine_that_dies_awake_is_restarted_and_does_not_sleep_meanwhile(clients: Clients) -> None:
-    clients.later = {"crash_at_step": 2}
+    clients.later = {"crash_at_step": 2, "reload_seconds": 4 * IDLE}
     async with asleep(clients) as engine:
         assert reason_of(await events_of(engine, a_request(new=8))) is FinishReason.ERROR
-        await until(lambda: engine.status.restarts == 1 and engine.status.state is State.READY)
+        seen = set()
+        async with asyncio.timeout(PATIENCE):
+            while engine.status.restarts < 1 or engine.status.state is not State.READY:
+                seen.add(engine.status.state)
+                await asyncio.sleep(0.01)
+        assert State.RESTARTING in seen
+        assert not seen & {State.ASLEEP, State.WAKING}
 
 
 async def test_stopped_asleep_it_stays_so_and_refuses(clients: Clients) -> None:

@@ -1,6 +1,7 @@
 """A real engine process around a fake core that follows a script, given as JSON in its first argument.
 
-`reload_seconds` is what each load but the run directory's first takes longer. SIGUSR1 ends a hang the script asked for.
+`load_seconds` is what a load takes, `reload_seconds` what each but the run directory's first takes longer, and
+`told_seconds` what it says that it took. SIGUSR1 ends a hang the script asked for.
 Run by `scripted` of tests/support/engines.py.
 """
 
@@ -24,6 +25,7 @@ misconfigured = script.pop("misconfigured", "")
 broken = script.pop("broken", "")
 load_seconds = script.pop("load_seconds", 0)
 reload_seconds = script.pop("reload_seconds", 0)
+told_seconds = script.pop("told_seconds", 0)
 rogue = script.pop("rogue", "")
 
 
@@ -43,7 +45,7 @@ def build(config: EngineConfig, progress: Callable[[str], None]) -> FakeCore:
         raise ConfigurationError(misconfigured)
     if broken:
         raise RuntimeError(broken)
-    core = FakeCore(config, FakeScript(**script))
+    core = FakeCore(config, FakeScript(load_seconds=told_seconds, **script))
     signal.signal(signal.SIGUSR1, lambda *_: core.release())
     return core
 

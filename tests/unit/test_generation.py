@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from service.chat.generation import AnswerLimits, Chat, Done, Generation
+from service.chat.generation import Chat, Done, Generation
 from service.chat.loading import load_tokenizer
 from service.chat.templates import ChatTemplate, Message
 from service.engine.base import (
+    EngineInfo,
     EngineState,
     EngineStatus,
     Event,
@@ -36,6 +37,12 @@ TOKENS = [Token("", 40), Token("", 41)]
 IN_TIME, TOO_LATE = 300.0, 0.001
 
 
+def with_context(tokens: int) -> EngineStatus:
+    """What an engine says whose sequences have room for so many."""
+    info = EngineInfo(kind="fake", device="cpu", dtype="", max_context=tokens, max_running=1, vocab_size=300)
+    return EngineStatus(state=EngineState.READY, info=info)
+
+
 class ScriptedEngine:
     """Gives every request the same events; after those it raises `error`, or waits for ever if `hangs`."""
 
@@ -43,7 +50,7 @@ class ScriptedEngine:
         self._events = events
         self._error = error
         self._hangs = hangs
-        self.status = EngineStatus(state=EngineState.READY)
+        self.status = with_context(64)
 
     async def submit(self, request: GenerationRequest) -> AsyncGenerator[Event]:
         for event in self._events:
@@ -68,10 +75,9 @@ class Make:
         self._metrics = metrics
 
     def __call__(self, engine: Any, request_timeout: float = IN_TIME, state: State = State.READY) -> Generation:
-        limits = AnswerLimits(max_context=64, request_timeout=request_timeout)
         lifecycle = Lifecycle()
         lifecycle.move(state)
-        return Generation(engine, self._tokenizer, self._template, limits, lifecycle, self._metrics)
+        return Generation(engine, self._tokenizer, self._template, request_timeout, lifecycle, self._metrics)
 
 
 @pytest.fixture
@@ -91,6 +97,16 @@ async def take(generation: Generation, chat: Chat) -> None:
     async with asyncio.timeout(PATIENCE), aclosing(generation.stream(chat)) as pieces:
         async for _ in pieces:
             pass
+
+
+async def test_the_context_is_that_of_the_engine_as_it_is_now(make: Make) -> None:
+    """Started again beside a neighbour on the GPU it may have less."""
+    engine = ScriptedEngine(*TOKENS, Finish("", FinishReason.STOP))
+    generation = make(engine)
+    await take(generation, SHORT)
+    engine.status = with_context(12)
+    with pytest.raises(ContextTooLong, match="context length of 12"):
+        await take(generation, SHORT)
 
 
 WAITED = {"request_queue_time_seconds": 1}

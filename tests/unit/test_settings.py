@@ -81,9 +81,15 @@ def test_origins_are_listed_one_by_one() -> None:
         "https://a.example",
     ]
     assert Settings(cors_origins="*").allowed_origins == ["*"]
+    for origin in ("http://[::1]:3000", "tauri://localhost", "chrome-extension://abcdef", "http://a.example:443"):
+        assert Settings(cors_origins=origin).allowed_origins == [origin]
 
 
-@pytest.mark.parametrize("origin", ["https://a.example/", "a.example", "https://a.example/chat", "https://*", "null"])
+ODD_ORIGINS = ["https://a.example/", "a.example", "https://a.example/chat", "https://*", "null", "https://A.example"]
+ODD_ORIGINS += ["https://a.example:443", "http://a.example:80"]
+
+
+@pytest.mark.parametrize("origin", ODD_ORIGINS)
 def test_what_no_browser_calls_an_origin_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
     monkeypatch.setenv("INTERNLM_CORS_ORIGINS", f"https://b.example,{origin}")
     with pytest.raises(ConfigurationError, match="INTERNLM_CORS_ORIGINS") as caught:

@@ -139,9 +139,10 @@ class CompletionWriter:
         return Completion(**self._named, choices=[choice], usage=usage(done.counts))
 
     def _chunk(self, choice: ChunkChoice, counts: Counts) -> Chunk:
-        if self._options.continuous_usage_stats:
-            return CountedChunk(**self._named, choices=[choice], usage=usage(counts))
-        return (CountedChunk if self._options.include_usage else Chunk)(**self._named, choices=[choice])
+        if not self._options.include_usage:
+            return Chunk(**self._named, choices=[choice])
+        so_far = usage(counts) if self._options.continuous_usage_stats else None
+        return CountedChunk(**self._named, choices=[choice], usage=so_far)
 
 
 def usage(counts: Counts) -> CompletionUsage:

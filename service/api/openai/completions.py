@@ -89,15 +89,17 @@ def to_chat(body: CompletionRequest, *, ignores_tools: bool) -> Chat:
 
 def refuse_tools(body: CompletionRequest, *, ignored: bool) -> None:
     """Raises InvalidRequest where a client may count on the call of a tool: the model's format knows none."""
-    demanded = body.tool_choice not in (None, "none", "auto")
-    if body.tools and body.tool_choice != "none" and (demanded or not ignored):
+    if body.tool_choice not in (None, "none", "auto"):
+        raise InvalidRequest(
+            "tool_choice demands the call of a tool, and none is called here: switch tools off in the client",
+            field="tool_choice",
+        )
+    if body.tools and body.tool_choice != "none" and not ignored:
         raise InvalidRequest(
             "tools are not called here: switch them off in the client (leave them out, or send tool_choice none), or "
             "have the server answer in text all the same (INTERNLM_IGNORE_TOOLS)",
             field="tools",
         )
-    if demanded:
-        raise InvalidRequest("tool_choice demands the call of a tool, and none is called here", field="tool_choice")
 
 
 def new_tokens(body: CompletionRequest) -> int | None:

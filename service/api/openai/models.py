@@ -1,6 +1,7 @@
 """GET /v1/models: the one model that is served, in OpenAI's form."""
 
 import time
+from collections.abc import Callable
 from typing import Literal
 
 from fastapi import APIRouter
@@ -8,6 +9,7 @@ from pydantic import BaseModel
 
 from service.api import openapi
 from service.api.health import Identity
+from service.engine.base import EngineStatus
 from service.errors import ModelNotFound, NotReady
 from service.lifecycle import RETRY_AFTER_SECONDS
 
@@ -30,12 +32,13 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-def router(identity: Identity) -> APIRouter:
+def router(identity: Identity, status: Callable[[], EngineStatus]) -> APIRouter:
     routes = APIRouter()
     created = int(time.time())
 
     def served() -> Model:
-        return Model(id=identity.model, created=created, max_model_len=identity.max_context)
+        info = status().info
+        return Model(id=identity.model, created=created, max_model_len=info.max_context if info else None)
 
     @routes.head("/v1/models", include_in_schema=False)
     @routes.get("/v1/models/", include_in_schema=False)  # else a model without a name

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJso
 
 from service.api.fields import MAX_TURNS, Label, NewTokens, Sampled, Stops, Strict, Text, bounded
 from service.api.openai import unserved
+from service.errors import InvalidRequest
 
 DEFAULT_NEW_TOKENS = 4096
 """Clients of this API seldom set a limit and seldom show that one was reached, so it is high; and not all that the
@@ -60,11 +61,16 @@ def _read_as_ours(body: dict[str, Any]) -> None:
     """What vLLM's server calls otherwise: -1 for all tokens, and the switch that the templates of other models have."""
     if body.get("top_k") == -1:
         body["top_k"] = 0
-    options = body.get("chat_template_kwargs")
+    options = unserved.without({}, body.get("chat_template_kwargs"))
     if isinstance(options, dict) and options.keys() <= {"enable_thinking"}:
         del body["chat_template_kwargs"]
-        if options:
-            body.setdefault("thinking", options["enable_thinking"])
+        thinks = options.get("enable_thinking", body.get("thinking"))
+        if thinks != body.get("thinking", thinks):
+            raise InvalidRequest(
+                "chat_template_kwargs.enable_thinking is another name of thinking; send one of them",
+                field="chat_template_kwargs.enable_thinking",
+            )
+        body |= {"thinking": thinks} if options else {}
 
 
 class ChatMessage(Strict):
@@ -76,8 +82,8 @@ class ChatMessage(Strict):
 
 
 class StreamOptions(Strict):
-    """What a stream has besides the answer: with `include_usage` an event at its end that counts tokens, with
-    `continuous_usage_stats` the count so far in every event."""
+    """What a stream has besides the answer: with `include_usage` an event at its end that counts tokens, and with
+    `continuous_usage_stats` as well the count so far in every event."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False

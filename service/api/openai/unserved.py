@@ -33,14 +33,19 @@ OF_REQUEST: Neutral = {
 
 OF_OTHER_SERVERS: Neutral = {
     "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "allowed_token_ids": ([],),
     "bad_words": ([],),
     "best_of": (1,),
+    "continue_final_message": (False,),
     "echo": (False,),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "min_p": (0,),
     "min_tokens": (0,),
+    "priority": (0,),
     "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
     "stop_token_ids": ([],),
     "use_beam_search": (False,),
 }

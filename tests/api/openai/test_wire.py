@@ -128,7 +128,7 @@ TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {"type":
 CALL_NOW = {"type": "function", "function": {"name": "now"}}
 
 
-@pytest.mark.parametrize("choice", [None, "auto", "required", CALL_NOW])
+@pytest.mark.parametrize("choice", [None, "auto"])
 async def test_tools_are_refused_in_words_for_whoever_reads_them(service: Service, choice: object) -> None:
     error = await error_of(service, tools=TOOLS, tool_choice=choice)
     assert error["param"] == "tools"
@@ -136,18 +136,27 @@ async def test_tools_are_refused_in_words_for_whoever_reads_them(service: Servic
     assert "INTERNLM_IGNORE_TOOLS" in error["message"]
 
 
+@pytest.mark.parametrize("ignored", [True, False])
+@pytest.mark.parametrize("choice", ["required", CALL_NOW])
+@pytest.mark.parametrize("tools", [TOOLS, []])
+async def test_a_call_that_is_demanded_is_refused_whatever_is_ignored(
+    start: Start, ignored: bool, choice: object, tools: list[object]
+) -> None:
+    error = await error_of(await start(ignore_tools=ignored), tools=tools, tool_choice=choice)
+    assert error["param"] == "tool_choice"
+    assert "switch tools off in the client" in error["message"]
+    assert "INTERNLM" not in error["message"], "which would not help"
+
+
 async def test_tools_that_may_not_be_called_ask_for_nothing(service: Service) -> None:
     assert (await complete(service, tools=TOOLS, tool_choice="none")).status_code == 200
     assert (await complete(service, tools=[], tool_choice="auto")).status_code == 200
 
 
-async def test_the_operator_may_have_tools_ignored_but_not_where_a_call_is_demanded(start: Start) -> None:
+async def test_the_operator_may_have_offered_tools_ignored(start: Start) -> None:
     service = await start(ignore_tools=True)
-    assert "hello" in await text_of(service, tools=TOOLS)
-    assert "hello" in await text_of(service, tools=TOOLS, tool_choice="auto")
-    for choice in ("required", CALL_NOW):
-        assert (await error_of(service, tools=TOOLS, tool_choice=choice))["param"] == "tools"
-    assert (await error_of(service, tool_choice="required"))["param"] == "tool_choice"
+    for choice in (None, "auto"):
+        assert "hello" in await text_of(service, tools=TOOLS, tool_choice=choice)
 
 
 HARMLESS: dict[str, dict[str, Any]] = {
@@ -160,6 +169,12 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "no name": {"messages": [USER | {"name": ""}]},
     "all tokens, as vLLM has it": {"top_k": -1},
     "options of a template": {"chat_template_kwargs": {}},
+    "an option of a template that is not set": {"chat_template_kwargs": {"enable_thinking": None}},
+    "one switch by both names": {"thinking": True, "chat_template_kwargs": {"enable_thinking": True}},
+    "counts in every event of a stream that counts none": {
+        "stream": True,
+        "stream_options": {"continuous_usage_stats": True},
+    },
     "what a model thought": {
         "messages": [USER, {"role": "assistant", "content": "yo", "reasoning_content": "hm", "reasoning": "hm"}, USER]
     },
@@ -209,6 +224,11 @@ async def test_thinking_is_the_model_cards_system_prompt(service: Service) -> No
 async def test_other_models_switch_for_thinking_is_this_ones(service: Service, switch: bool, thinks: bool) -> None:
     text = await text_of(service, chat_template_kwargs={"enable_thinking": switch})
     assert (THINKING_SYSTEM_PROMPT in text) == thinks
+
+
+async def test_one_switch_by_two_names_is_not_set_two_ways(service: Service) -> None:
+    error = await error_of(service, thinking=False, chat_template_kwargs={"enable_thinking": True})
+    assert error["param"] == "chat_template_kwargs.enable_thinking"
 
 
 async def test_options_that_no_template_here_has_are_refused(service: Service) -> None:
