@@ -67,14 +67,8 @@ def router(lifecycle: Lifecycle, status: Callable[[], EngineStatus], identity: I
 
 
 def health(lifecycle: Lifecycle, engine: EngineStatus, identity: Identity) -> Health:
-    """The readiness answer, the same shape before, while and after the model answers.
-
-    The engine is asked too: the lifecycle follows its death a moment later, and that moment must not be a lie.
-    """
-    state, reason = lifecycle.state, lifecycle.reason
-    of_engine = "" if engine.state is EngineState.READY else f"engine {engine.state.value}: {engine.reason}"
-    if state is State.READY:
-        state, reason = State.READY if engine.state.takes_requests else State.LOADING, of_engine
+    """The readiness answer, the same shape before, while and after the model answers."""
+    state, reason = _state_now(lifecycle, engine)
     ready = state is State.READY
     return Health(
         message="InternLM chat service is running" if ready else f"not serving: {reason}",
@@ -87,3 +81,14 @@ def health(lifecycle: Lifecycle, engine: EngineStatus, identity: Identity) -> He
         versions=identity.versions | (engine.info.versions if engine.info else {}),
         degraded=engine.info.degraded if engine.info else [],
     )
+
+
+def _state_now(lifecycle: Lifecycle, engine: EngineStatus) -> tuple[State, str]:
+    """The service's state and its reason. The engine is asked too: the lifecycle follows its death a moment later, and
+    that moment must not be a lie."""
+    if lifecycle.state is not State.READY:
+        return lifecycle.state, lifecycle.reason
+    if engine.state is EngineState.READY:
+        return State.READY, ""
+    reason = f"engine {engine.state.value}: {engine.reason}"
+    return (State.READY if engine.state.takes_requests else State.LOADING), reason

@@ -62,15 +62,14 @@ def _read_as_ours(body: dict[str, Any]) -> None:
     if body.get("top_k") == -1:
         body["top_k"] = 0
     options = unserved.without({}, body.get("chat_template_kwargs"))
-    if isinstance(options, dict) and options.keys() <= {"enable_thinking"}:
-        del body["chat_template_kwargs"]
-        thinks = options.get("enable_thinking", body.get("thinking"))
-        if thinks != body.get("thinking", thinks):
-            raise InvalidRequest(
-                "chat_template_kwargs.enable_thinking is another name of thinking; send one of them",
-                field="chat_template_kwargs.enable_thinking",
-            )
-        body |= {"thinking": thinks} if options else {}
+    if not isinstance(options, dict) or options.keys() - {"enable_thinking"}:
+        return  # there is none, or what is refused by name
+    del body["chat_template_kwargs"]
+    if options and body.setdefault("thinking", options["enable_thinking"]) != options["enable_thinking"]:
+        raise InvalidRequest(
+            "chat_template_kwargs.enable_thinking is another name of thinking; send one of them",
+            field="chat_template_kwargs.enable_thinking",
+        )
 
 
 class ChatMessage(Strict):

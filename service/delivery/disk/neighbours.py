@@ -8,6 +8,7 @@ in the other; what was linked is hashed like anything else that was found in the
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def make_room(model_dir: Path, needed: int, keep: Path | None) -> None:
     """Remove others, the oldest first, until `needed` bytes are free: but `keep` and those in use, and none if that
     would not be enough."""
     free = free_bytes(model_dir)
-    removable = [path for path in others(model_dir) if keep is None or not _same(path, keep)]
+    removable = [path for path in others(model_dir) if not (keep and _same(path, keep)) and not usage.is_used(path)]
     if needed <= free or free + _freed_by(removable) < needed:
         return
     for directory in reversed(removable):
@@ -110,12 +111,13 @@ def _same(path: Path, other: Path) -> bool:
 
 def _freed_by(directories: Iterable[Path]) -> int:
     """Bytes that are free when all of them are gone: not those of files that have a name elsewhere, too."""
-    seen: dict[tuple[int, int], list[os.stat_result]] = {}
-    for directory in directories:
-        for path in directory.rglob("*"):
-            status = path.lstat()
-            seen.setdefault((status.st_dev, status.st_ino), []).append(status)
-    return sum(names[0].st_blocks * BLOCK_BYTES for names in seen.values() if len(names) >= names[0].st_nlink)
+    try:
+        found = [path.lstat() for directory in directories for path in directory.rglob("*")]
+    except OSError:
+        return 0  # somebody else is at work there
+    names = Counter((status.st_dev, status.st_ino) for status in found)
+    files = {(status.st_dev, status.st_ino): status for status in found}
+    return sum(file.st_blocks * BLOCK_BYTES for inode, file in files.items() if names[inode] >= file.st_nlink)
 
 
 def _remove(directory: Path) -> None:
