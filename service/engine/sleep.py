@@ -51,8 +51,7 @@ class SleepOnIdle:
         self._max_queue = max_queue
         self._client = make(None)
         self._info: EngineInfo | None = None
-        self._load_seconds = 0.0
-        self._wakes_at = math.inf  # an estimate; never, as long as it sleeps
+        self._woken_at = 0.0  # when the latest waking began
         self._past_restarts = 0
         self._used = 0.0
         self._waiting = 0
@@ -121,25 +120,24 @@ class SleepOnIdle:
         while left > 0:
             await asyncio.sleep(min(left, LONGEST_LOOK))
             left = self._idle_left()
-        self._learn(self._client.status.info)
-        self._wakes_at = math.inf
+        self._info = self._client.status.info
         self._become(EngineState.ASLEEP)
         logger.info("the engine goes to sleep: no request for %g s", self._idle_seconds)
         await self._client.stop()
 
     async def _wake(self) -> None:
         self._become(EngineState.WAKING)
-        began = time.monotonic()
-        self._wakes_at = began + self._load_seconds
+        self._woken_at = time.monotonic()
         self._past_restarts += self._client.status.restarts
         self._client = self._make(self._load_seconds)
         await self._client.start()
-        logger.info("the engine is awake again after %.1f s", time.monotonic() - began)
+        logger.info("the engine is awake again after %.1f s", time.monotonic() - self._woken_at)
         self._become(EngineState.READY)
 
-    def _learn(self, info: EngineInfo | None) -> None:
-        self._info = info
-        self._load_seconds = sum(info.startup_seconds.values()) if info else 0.0
+    @property
+    def _load_seconds(self) -> float:
+        """What loading took the engine that fell asleep."""
+        return sum(self._info.startup_seconds.values()) if self._info else 0.0
 
     def _idle_left(self) -> float:
         """Seconds until the engine may sleep. One that is stuck or restarting has something else to do."""
@@ -189,8 +187,9 @@ class SleepOnIdle:
         return self._max_queue + (self._info.max_running if self._info else 0)
 
     def _no_room(self, request_id: str) -> Finish:
-        left = min(self._wakes_at - time.monotonic(), self._load_seconds)  # while the old process ends, all of it
-        back = min(max(math.ceil(left), RETRY_LEAST), RETRY_MOST)
+        # While the old process ends, a waking has not begun.
+        spent = time.monotonic() - self._woken_at if self._state is EngineState.WAKING else 0.0
+        back = min(max(math.ceil(self._load_seconds - spent), RETRY_LEAST), RETRY_MOST)
         message = (
             f"the engine is waking up, and {self._waiting} requests wait for it, as many as it runs at once and "
             f"max_queue (INTERNLM_MAX_QUEUE) allows: {self._max_queue}; come back in {back} s"

@@ -11,6 +11,8 @@ from tests.support.tools import HELM, HELM3, Binary
 
 OLD, NEW = {"model": {"revision": "v1"}}, {"model": {"revision": "v2"}}
 JOB = f"{NAME}-prefetch"
+HELMS_PATIENCE = 300
+"""Seconds that `helm upgrade` waits without --timeout."""
 SHARED = {"storage": {"accessMode": "ReadWriteMany"}}
 
 
@@ -56,8 +58,25 @@ def test_it_fetches_what_the_new_pods_will_look_for_and_leaves_what_serves(tmp_p
     prefetch, server = (manifests.one("ConfigMap", name)["data"] for name in (JOB, NAME))
     assert prefetch["INTERNLM_MODEL_DIR"].endswith("internlm3-8b-instruct@v2")
     keep = render(OLD).settings["INTERNLM_MODEL_DIR"]
-    # A hub that is not there is told before helm loses its patience.
-    assert prefetch == server | {"INTERNLM_DOWNLOAD_KEEP": keep, "INTERNLM_DOWNLOAD_BUDGET": "240"}
+    assert prefetch == server | {"INTERNLM_DOWNLOAD_KEEP": keep, "INTERNLM_DOWNLOAD_BUDGET": "120"}
+
+
+def test_a_hub_that_is_not_there_is_told_before_helm_loses_its_patience(tmp_path: Path) -> None:
+    """However often Kubernetes tries: it waits 10 s before a second try, and twice as long before each further one."""
+    manifests = upgrade(NEW, tmp_path)
+    retries = manifests.one("Job", JOB)["spec"]["backoffLimit"]
+    budget = int(manifests.one("ConfigMap", JOB)["data"]["INTERNLM_DOWNLOAD_BUDGET"])
+    assert (retries + 1) * budget + sum(10 * 2**n for n in range(retries)) < HELMS_PATIENCE
+
+
+def test_a_name_that_is_a_number_stays_a_name(tmp_path: Path) -> None:
+    values = merged(NEW, {"networkPolicy": {"enabled": True}}) | {"nameOverride": "8", "fullnameOverride": NAME}
+    selector = upgrade(values, tmp_path).one("NetworkPolicy")["spec"]["podSelector"]
+    assert selector["matchExpressions"][0]["values"] == ["8", "8-prefetch"]
+
+
+def test_it_has_the_pods_resources_and_mounts(tmp_path: Path) -> None:
+    manifests = upgrade(NEW, tmp_path)
     job, download = manifests.one("Job", JOB)["spec"]["template"]["spec"], manifests.download
     for same in ("image", "args", "resources", "securityContext", "volumeMounts"):
         assert job["containers"][0][same] == download[same]

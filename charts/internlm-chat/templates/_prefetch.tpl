@@ -20,9 +20,9 @@ cannot know that, and gets no Job. An existing claim is taken to exist: looking 
 {{- get (get ($deployed | default dict) "data" | default dict) "INTERNLM_MODEL_DIR" }}
 {{- end }}
 
-{{/* Those of the new pods; and a hub that cannot be reached is told within helm's own patience, which is five minutes as it comes. */}}
+{{/* Those of the new pods; and that a hub cannot be reached is told, after both tries, within helm's own patience: five minutes as it comes. */}}
 {{- define "chat.prefetch.settings" -}}
-{{- $own := dict "INTERNLM_DOWNLOAD_KEEP" (include "chat.prefetch.deployed" .) "INTERNLM_DOWNLOAD_BUDGET" (toString (min 240 (int .Values.startupBudget))) }}
+{{- $own := dict "INTERNLM_DOWNLOAD_KEEP" (include "chat.prefetch.deployed" .) "INTERNLM_DOWNLOAD_BUDGET" (toString (min 120 (int .Values.startupBudget))) }}
 {{- toYaml (merge $own (include "chat.allSettings" . | fromYaml)) }}
 {{- end }}
 
@@ -41,7 +41,7 @@ cannot know that, and gets no Job. An existing claim is taken to exist: looking 
 matchLabels:
   app.kubernetes.io/instance: {{ .Release.Name | quote }}
 matchExpressions:
-  - {key: app.kubernetes.io/name, operator: In, values: [{{ include "chat.name" . }}, {{ include "chat.prefetch.name" . }}]}
+  - {key: app.kubernetes.io/name, operator: In, values: [{{ include "chat.name" . | quote }}, {{ include "chat.prefetch.name" . | quote }}]}
   - {key: app.kubernetes.io/component, operator: In, values: [server, prefetch]}
 {{- end }}
 
