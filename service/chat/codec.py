@@ -31,7 +31,7 @@ class Codec(Protocol):
         """Ids of `text`, in which only added tokens that are not special are recognised."""
         ...
 
-    def library_decode(self, ids: list[int]) -> str:
+    def decode_by_library(self, ids: list[int]) -> str:
         """What the library itself makes of `ids`; the measure for `table`."""
         ...
 

@@ -41,7 +41,7 @@ class JsonCodec:
         (encoding,) = self._library.encode_batch_fast([text], add_special_tokens=False)
         return list(encoding.ids)
 
-    def library_decode(self, ids: list[int]) -> str:
+    def decode_by_library(self, ids: list[int]) -> str:
         """What the library makes of `ids`."""
         return str(self._library.decode(ids, skip_special_tokens=True))
 

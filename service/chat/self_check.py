@@ -73,7 +73,7 @@ def _check_round_trip(tokenizer: Tokenizer, sample: str) -> None:
     if not tokenizer.special_ids.isdisjoint(ids):
         return  # the vocabulary has no token for some character
     text = tokenizer.decode(ids)
-    if text != tokenizer.codec.library_decode(ids):
+    if text != tokenizer.codec.decode_by_library(ids):
         raise ConfigurationError(f"{tokenizer.codec.file} decodes {sample!r} in an unknown way")
     if tokenizer.trims_start and SPACE in sample:
         return  # a literal ▁ escapes the trimming and comes back as a space, which does not

@@ -38,7 +38,7 @@ class SentencePieceCodec:
             ids += [self._plain[part]] if part in self._plain else self._model.encode(part)
         return ids
 
-    def library_decode(self, ids: list[int]) -> str:
+    def decode_by_library(self, ids: list[int]) -> str:
         """What sentencepiece makes of `ids`."""
         return str(self._model.decode([i for i in ids if i < len(self._model)]))
 

@@ -103,7 +103,7 @@ def test_any_ids_are_decoded_as_sentencepiece_does(
 def test_any_ids_are_decoded_as_the_tokenizers_library_does(loaded: dict[str, Tokenizer], data: st.DataObject) -> None:
     tokenizer = loaded["byte-level tokenizer.json"]
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
-    assert tokenizer.decode(ids) == tokenizer.codec.library_decode(ids)
+    assert tokenizer.decode(ids) == tokenizer.codec.decode_by_library(ids)
 
 
 @pytest.mark.parametrize("kind", KINDS)
