@@ -105,7 +105,8 @@ def _state(status: EngineStatus) -> Iterator[Metric]:
     if status.info is None:
         return
     info = status.info
-    labels = {"kind": info.kind, "device": info.device, "dtype": info.dtype, **info.versions}
+    loaded = {name: getattr(info, name) for name in ("kind", "device", "dtype", "quantization")}
+    labels = loaded | info.versions
     engine = GaugeMetricFamily("internlm_engine_info", "What was loaded.", labels=list(labels))
     engine.add_metric(list(labels.values()), 1)
     yield engine

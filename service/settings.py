@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.engine.defaults import RUNNING_ON_CPU, RUNNING_ON_GPU, STEP_TOKENS_ON_CPU, STEP_TOKENS_ON_GPU
+from service.engine.defaults import RUNNING_ON_CPU, RUNNING_ON_GPU, STEP_TOKENS_ON_CPU, STEP_TOKENS_ON_GPU, Quantization
 
 PREFIX = "INTERNLM_"
 SETTINGS = SettingsConfigDict(
@@ -73,6 +73,11 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="auto: bfloat16 on Ampere and later, float16 on older GPUs, float32 on a CPU."
+    )
+    quantization: Quantization = Field(
+        "none",
+        description="int8: the weights' matrices are rounded to eight bits when they are read, which halves their "
+        "memory and what a decode reads; the native engine's alone.",
     )
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 takes every core it may use.")
     max_context: int = Field(
@@ -139,6 +144,17 @@ class Settings(BaseSettings):
                 "{prefix}METRICS_PORT and {prefix}PORT are both {port}: the metrics have a port of their own, so that "
                 "nothing which exposes the API exposes them; 0 switches them off",
                 {"prefix": PREFIX, "port": self.port},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_quantizes(self) -> Self:
+        if self.quantization != "none" and self.engine == "reference":
+            raise PydanticCustomError(
+                "not_quantized",
+                "{prefix}QUANTIZATION={quantization} is the native engine's: the reference engine, which others are "
+                "compared with, serves the weights as they are",
+                {"prefix": PREFIX, "quantization": self.quantization},
             )
         return self
 

@@ -79,6 +79,7 @@ def health(lifecycle: Lifecycle, engine: EngineStatus, identity: Identity) -> He
         revision=identity.revision,
         manifest=identity.manifest,
         versions=identity.versions | (engine.info.versions if engine.info else {}),
+        quantization=engine.info.quantization if engine.info else None,
         degraded=engine.info.degraded if engine.info else [],
     )
 

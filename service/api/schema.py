@@ -90,4 +90,7 @@ class Health(BaseModel):
     revision: str | None = None
     manifest: str | None = Field(None, description="Digest of the model directory's manifest: which weights answer.")
     versions: dict[str, str] = {}
+    quantization: str | None = Field(
+        None, description="What the weights' matrices were rounded to: int8, or none; null until they are loaded."
+    )
     degraded: list[str] = Field([], description="Fast paths that were replaced by slower ones on this GPU.")

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from service.engine.defaults import BLOCK_TOKENS
+from service.engine.defaults import BLOCK_TOKENS, Quantization
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +107,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     device: str
     dtype: str
+    quantization: str = "none"
     max_context: int
     max_running: int
     vocab_size: int
@@ -123,6 +124,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_dir: str
     device: str = "auto"
     dtype: str = "auto"
+    quantization: Quantization = "none"
     threads: int = 0
     max_context: int = 32_768
     max_running: int = 0

@@ -46,6 +46,16 @@ class ModelConfig:
         """Width of all key heads together, and of all value heads."""
         return self.num_kv_heads * self.head_dim
 
+    @property
+    def layer_matrices(self) -> list[tuple[int, int]]:
+        """[out, in] of a layer's, fused: QKV, output, gate and up, down."""
+        return [
+            (self.query_size + 2 * self.kv_size, self.hidden_size),
+            (self.hidden_size, self.query_size),
+            (2 * self.intermediate_size, self.hidden_size),
+            (self.hidden_size, self.intermediate_size),
+        ]
+
 
 INTERNLM3_8B = ModelConfig(
     vocab_size=128_512,
@@ -86,6 +96,10 @@ def read_config(model_dir: Path) -> ModelConfig:
     return config
 
 
+QUANTIZED = (
+    "quantized checkpoints are not supported; use the unquantized one, which INTERNLM_QUANTIZATION=int8 quantizes when "
+    "it is read"
+)
 COUNTS = (
     "vocab_size",
     "hidden_size",
@@ -116,7 +130,7 @@ def _unsupported(raw: dict[str, Any]) -> list[str]:
     checks = (
         (raw.get("model_type") in MODEL_TYPES, f"model_type {raw.get('model_type')!r} is not one of {MODEL_TYPES}"),
         (raw.get("hidden_act", "silu") == "silu", f"hidden_act {raw.get('hidden_act')!r} is not 'silu'"),
-        ("quantization_config" not in raw, "quantized checkpoints are not supported; use the unquantized one"),
+        ("quantization_config" not in raw, QUANTIZED),
         (_rope_type(rope) in CONSTANT_ROPE_TYPES, f"rope type {_rope_type(rope)!r} is not in {CONSTANT_ROPE_TYPES}"),
         (rope.get("partial_rotary_factor", 1.0) == 1.0, "partial_rotary_factor other than 1 is not supported"),
     )

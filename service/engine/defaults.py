@@ -1,5 +1,9 @@
 """What the engine's sizes are unless a setting says otherwise: each device's, where a setting is 0."""
 
+from typing import Literal
+
+Quantization = Literal["none", "int8"]
+"""How the weights' matrices are kept (INTERNLM_QUANTIZATION): as the dtype says, or rounded (see `quantization`)."""
 BLOCK_TOKENS = 64
 """Tokens of a KV block."""
 RUNNING_ON_GPU, RUNNING_ON_CPU = 256, 8
@@ -7,3 +11,5 @@ RUNNING_ON_GPU, RUNNING_ON_CPU = 256, 8
 STEP_TOKENS_ON_GPU, STEP_TOKENS_ON_CPU = 2048, 512
 """Tokens that a step computes (INTERNLM_STEP_TOKENS). An H100's dense bf16 products of an 8B model reach 681 TFLOP/s
 from 512 rows on only where a matrix is wide, and its narrow ones leave half of the GPU idle there."""
+NUMBERS_AT_ONCE = 1 << 27
+"""Of a quantized matrix, those that are widened at a time where no kernel multiplies with it as it is."""

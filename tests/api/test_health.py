@@ -36,6 +36,17 @@ async def test_readiness_says_what_of_the_engine_is_degraded(
     assert (response.status_code, response.json()["degraded"]) == (200, degraded)
 
 
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+async def test_readiness_says_to_what_the_weights_were_rounded(
+    service: Service, monkeypatch: pytest.MonkeyPatch, quantization: str
+) -> None:
+    status = service.engine.status
+    assert status.info is not None
+    told = msgspec.structs.replace(status, info=msgspec.structs.replace(status.info, quantization=quantization))
+    monkeypatch.setattr(type(service.engine), "status", property(lambda _: told))
+    assert (await service.http.get("/")).json()["quantization"] == quantization
+
+
 @pytest.mark.parametrize("path", ["/", "/healthz"])
 @pytest.mark.parametrize("ready", [True, False], ids=["ready", "loading"])
 async def test_head_is_answered_as_get_without_a_body(start: Start, path: str, ready: bool) -> None:

@@ -108,6 +108,10 @@ IMPOSSIBLE: dict[str, tuple[Values, str]] = {
         {"service": {"ipFamilyPolicy": "RequireDualStack"}, "settings": {"host": "127.0.0.1"}},
         'set settings.host="::", which is both families',
     ),
+    "eight bits for the reference engine": (
+        {"settings": {"engine": "reference", "quantization": "int8"}},
+        "settings.quantization=int8 is the native engine's",
+    ),
     "callers of a ClusterIP": (
         {"service": {"loadBalancerSourceRanges": ["10.0.0.0/8"]}},
         "service.loadBalancerSourceRanges needs service.type=LoadBalancer, not ClusterIP",

@@ -1,8 +1,10 @@
 """The memory arithmetic against known figures, and what the doctor makes of it."""
 
 import re
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -15,16 +17,20 @@ from service.delivery.checks.fit import (
     count_elements,
     fit_of,
     kv_bytes_per_token,
+    weight_bytes,
     working_bytes,
 )
 from service.delivery.checks.gpu import judge_fit
 from service.delivery.disk.safetensors_header import read_header
 from service.engine.attention import PagedCache
 from service.engine.base import EngineConfig
-from service.engine.config import INTERNLM3_8B
-from service.engine.defaults import BLOCK_TOKENS
+from service.engine.config import INTERNLM3_8B, read_config
+from service.engine.defaults import BLOCK_TOKENS, Quantization
+from service.engine.quantization import Matrix, kept
 from service.engine.startup.capacity import plan_capacity
+from service.engine.weights import Weights, allocate
 from service.settings import Settings
+from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.model_files import SHARDS, make_repository
 
 GIB = 1 << 30
@@ -65,7 +71,32 @@ def test_a_gpu_smaller_than_the_weights_is_refused_with_the_shortfall() -> None:
     assert state is State.FAIL
     assert "16.4 GiB weights" in found
     assert "GiB short" in found
-    assert remedy == "no setting makes it fit: use a GPU of 24 GiB"
+    assert remedy == "set INTERNLM_QUANTIZATION=int8, or use a GPU of 24 GiB"
+
+
+def test_quantized_it_fits_a_gpu_smaller_than_the_weights() -> None:
+    state, found, _ = internlm3(16, quantization="int8")
+    assert state is State.OK, "the whole context"
+    assert "8.7 GiB weights" in found
+    assert internlm3(12, quantization="int8")[0] is State.FAIL
+
+
+@pytest.mark.parametrize("quantization", get_args(Quantization))
+@pytest.mark.parametrize("shape", [Shape(), Shape(tied=True, qkv_bias=True, bias=True), Shape(heads=4, kv_heads=1)])
+def test_the_weights_bytes_are_those_the_engine_allocates(
+    tmp_path: Path, shape: Shape, quantization: Quantization
+) -> None:
+    config = read_config(write_checkpoint(tmp_path, shape))
+    weights = allocate(config, torch.device("cpu"), torch.bfloat16, quantization)
+    tensors = {id(t): t for each in every(weights) for t in kept(each) if t is not None}
+    demand = replace(Demand(512, 8, 512, 0.9), quantization=quantization)
+    assert weight_bytes(config, count_elements(tmp_path), demand) == sum(tensor.nbytes for tensor in tensors.values())
+
+
+def every(weights: Weights) -> Iterator[Matrix]:
+    yield from (weights.embedding, weights.norm, weights.head)
+    for layer in weights.layers:
+        yield from (value for field in fields(layer) if (value := getattr(layer, field.name)) is not None)
 
 
 def test_memory_that_another_process_holds_counts() -> None:

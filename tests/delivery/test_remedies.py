@@ -12,6 +12,7 @@ from service.engine.defaults import BLOCK_TOKENS
 from tests.delivery.test_fit import ELEMENTS, GIB
 
 DEFAULT = Demand(32_768, 256, 2048, 0.9)
+EIGHT_BIT = replace(DEFAULT, quantization="int8")
 FIELDS = {each.setting: each.field for each in LOWERED} | {"INTERNLM_GPU_MEMORY_FRACTION": "memory_fraction"}
 STEPS = {each.field: each.step for each in LOWERED} | {"memory_fraction": -0.01}
 
@@ -72,12 +73,29 @@ def test_where_none_holds_a_whole_context_settings_that_serve_at_all_are_named(d
         assert fits(replace(demand, **{field: type(getattr(demand, field))(value)})).is_enough
 
 
-def test_where_no_single_setting_does_several_are_named_that_do_together() -> None:
-    said = remedies(DEFAULT, on_gpu_of(19.8), int(19.8 * GIB))
-    assert said.startswith("no single setting makes it fit: set INTERNLM_GPU_MEMORY_FRACTION=0.97 and INTERNLM_MAX_")
-    values = {field: type(getattr(DEFAULT, field))(value) for field, value in named(DEFAULT, 19.8).items()}
+@pytest.mark.parametrize(("demand", "gib"), [(EIGHT_BIT, 12.0), (DEFAULT, 11.2)])
+def test_where_no_single_setting_does_several_are_named_that_do_together(demand: Demand, gib: float) -> None:
+    said = remedies(demand, on_gpu_of(gib), int(gib * GIB)).removeprefix("no single setting makes it fit: set ")
+    assert said.startswith("INTERNLM_QUANTIZATION=int8 and ") == (demand is DEFAULT)
+    assert "INTERNLM_GPU_MEMORY_FRACTION=0.97 and INTERNLM_MAX_" in said
+    values = {field: type(getattr(DEFAULT, field))(value) for field, value in named(demand, gib).items()}
     assert values.keys() == {"memory_fraction", "running", "step_tokens", "max_context"}
-    assert on_gpu_of(19.8)(replace(DEFAULT, **values)).is_enough  # type: ignore[arg-type]
+    assert on_gpu_of(gib)(replace(EIGHT_BIT, **values)).is_enough  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("gib", "others"), [(16, []), (19, []), (22, ["INTERNLM_MAX_CONTEXT", "INTERNLM_GPU_MEMORY_FRACTION"])]
+)
+def test_quantization_is_named_behind_what_changes_no_answer_or_alone(gib: int, others: list[str]) -> None:
+    said = remedies(DEFAULT, on_gpu_of(gib), gib * GIB)
+    assert re.findall(r"(INTERNLM_\w+)=", said) == [*others, "INTERNLM_QUANTIZATION"]
+    assert " or INTERNLM_QUANTIZATION=int8, or use a GPU of 24 GiB" in said.replace("set ", "set or ")
+    assert on_gpu_of(gib)(EIGHT_BIT).is_whole
+
+
+def test_quantization_is_not_named_where_it_would_not_do_or_is_there() -> None:
+    assert "QUANTIZATION" not in remedies(DEFAULT, on_gpu_of(9), 9 * GIB)
+    assert "QUANTIZATION" not in remedies(EIGHT_BIT, on_gpu_of(12), 12 * GIB)
 
 
 def test_a_cache_between_two_blocks_is_missing_the_larger_one() -> None:
@@ -86,11 +104,12 @@ def test_a_cache_between_two_blocks_is_missing_the_larger_one() -> None:
     assert int(remedies(demand, on_gpu_of(40), 40 * GIB).rpartition(" of ")[2].removesuffix(" GiB")) == 41
 
 
-def test_where_the_weights_alone_are_too_large_only_another_gpu_helps() -> None:
-    said = remedies(DEFAULT, on_gpu_of(16), 16 * GIB)
+@pytest.mark.parametrize("demand", [DEFAULT, EIGHT_BIT])
+def test_where_the_weights_alone_are_too_large_only_another_gpu_helps(demand: Demand) -> None:
+    said = remedies(demand, on_gpu_of(9), 9 * GIB)
     size = int(said.removeprefix("no setting makes it fit: use a GPU of ").removesuffix(" GiB"))
-    assert on_gpu_of(size)(DEFAULT).is_whole
-    assert not on_gpu_of(size - 1)(DEFAULT).is_whole
+    assert on_gpu_of(size)(demand).is_whole
+    assert not on_gpu_of(size - 1)(demand).is_whole
 
 
 def test_the_gpu_that_would_do_holds_the_cache_that_was_asked_for() -> None:

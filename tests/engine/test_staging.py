@@ -162,13 +162,13 @@ class DevicePlace:
 
     def __init__(self, gpu: FakeGpu, memory: torch.Tensor) -> None:
         self._gpu, self.memory = gpu, memory
-        self.device = CPU
+        self.device, self.shape = CPU, memory.shape
 
     def view(self, *shape: int) -> "DevicePlace":
         return DevicePlace(self._gpu, self.memory.view(*shape))
 
-    def __getitem__(self, part: slice) -> "DevicePlace":
-        return DevicePlace(self._gpu, self.memory[part])
+    def split(self, rows: int) -> list["DevicePlace"]:
+        return [DevicePlace(self._gpu, part) for part in self.memory.split(rows)]
 
     def copy_(self, staged: torch.Tensor, non_blocking: bool) -> None:
         assert non_blocking

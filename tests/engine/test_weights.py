@@ -5,6 +5,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,8 +87,8 @@ def test_a_gpu_is_loaded_through_pinned_buffers_and_waited_for(
     said: list[object] = []
     allocate, read_into = weights.allocate, Checkpoint.read_into
 
-    def allocate_here(config: ModelConfig, wanted: torch.device, dtype: torch.dtype) -> Weights:
-        return allocate(config, wanted if wanted.type == "meta" else CPU, dtype)
+    def allocate_here(config: ModelConfig, wanted: torch.device, *kept: Any) -> Weights:
+        return allocate(config, wanted if wanted.type == "meta" else CPU, *kept)
 
     def read(checkpoint: Checkpoint, places: Mapping[str, torch.Tensor], staged: bool = False) -> int:
         count = read_into(checkpoint, places, staged=staged)

@@ -8,6 +8,7 @@ from service.engine.attention import ChunkSpan, PagedCache, PrefillAttention
 from service.engine.base import GenerationRequest, SamplingParams
 from service.engine.config import read_config
 from service.engine.cuda.paths import Paths
+from service.engine.defaults import Quantization
 from service.engine.model import Model
 from service.engine.runner import TorchRunner
 from service.engine.steps.plan import Chunk, Decode, Sequence, StepPlan
@@ -18,10 +19,10 @@ CPU = torch.device("cpu")
 BLOCK_SIZE = 8
 
 
-def load_native(model_dir: Path, dtype: torch.dtype = torch.float32) -> Model:
+def load_native(model_dir: Path, dtype: torch.dtype = torch.float32, quantization: Quantization = "none") -> Model:
     """The checkpoint's native model on the CPU."""
     config = read_config(model_dir)
-    weights, _ = load_weights(open_checked(model_dir, config), config, CPU, dtype)
+    weights, _ = load_weights(open_checked(model_dir, config), config, CPU, dtype, quantization)
     return Model(config, weights, config.max_positions)
 
 

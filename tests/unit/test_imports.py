@@ -21,7 +21,8 @@ ROWS: list[set[str]] = [
     # What computes: torch is imported here alone.
     {"engine.checkpoint", "engine.cuda", "engine.kernels", "engine.startup", "engine.weights", "engine.worker"}
     | {"engine.attention", "engine.device", "engine.device_errors", "engine.generate", "engine.model"}
-    | {"engine.reference", "engine.runner", "engine.sampling", "engine.steps.pending", "engine.steps.slots"},
+    | {"engine.quantization", "engine.reference", "engine.runner", "engine.sampling"}
+    | {"engine.steps.pending", "engine.steps.slots"},
     {"chat"},
     {"api"},
     {"cli", "daemon_thread", "http_protocol", "open_files", "readiness", "server", "terminal", "gunicorn_conf"}

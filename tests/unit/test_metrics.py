@@ -51,6 +51,7 @@ def test_a_running_engine_tells_load_totals_phases_and_what_is_degraded() -> Non
     assert found["internlm_weights_bytes_per_second"] == [({}, 2e9)]
     assert found["internlm_engine_degraded"] == [({"path": name}, 1.0) for name in ("cuda_graphs", "gemv")]
     assert found["internlm_engine_info"][0][0]["torch"] == "2.13.0"
+    assert found["internlm_engine_info"][0][0]["quantization"] == "none"
 
 
 def test_gpu_memory_is_absent_without_a_gpu() -> None:

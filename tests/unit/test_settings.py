@@ -74,6 +74,14 @@ def test_one_port_for_api_and_metrics_is_refused_with_a_sentence(monkeypatch: py
     assert Settings(port=0, metrics_port=0).port == 0, "any free port, and none"
 
 
+def test_the_reference_engine_quantizes_nothing_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERNLM_QUANTIZATION", "int8")
+    assert load_settings().quantization == "int8"
+    monkeypatch.setenv("INTERNLM_ENGINE", "reference")
+    with pytest.raises(ConfigurationError, match=r"^INTERNLM_QUANTIZATION=int8 is the native engine's: "):
+        load_settings()
+
+
 def test_origins_are_listed_one_by_one() -> None:
     assert Settings().allowed_origins == []
     assert Settings(cors_origins=" http://localhost:3000,https://a.example , ").allowed_origins == [

@@ -7,6 +7,7 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- include "chat.checks.storage" . }}
 {{- include "chat.checks.times" . }}
 {{- include "chat.checks.scaling" . }}
+{{- include "chat.checks.engine" . }}
 {{- include "chat.checks.traffic" . }}
 {{- include "chat.checks.environment" . }}
 {{- end }}
@@ -96,6 +97,13 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- end }}
 {{- if and .Values.pdb.enabled (eq (include "chat.mostReplicas" . | int) 1) }}
 {{- fail "pdb.enabled with one replica protects nothing or blocks every node drain: a stopping pod finishes its answers without it. Set replicas or autoscaling, or pdb.enabled=false." }}
+{{- end }}
+{{- end }}
+
+{{- define "chat.checks.engine" -}}
+{{- $settings := .Values.settings | default dict }}
+{{- if and (eq ($settings.engine | default "native") "reference") (ne ($settings.quantization | default "none") "none") }}
+{{- fail (printf "settings.quantization=%s is the native engine's: the reference engine serves the weights as they are. Set settings.engine=native, or settings.quantization=none." $settings.quantization) }}
 {{- end }}
 {{- end }}
 

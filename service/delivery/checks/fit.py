@@ -12,7 +12,7 @@ from service.delivery.disk.directory import shard_names
 from service.delivery.disk.safetensors_header import BadHeader, read_header
 from service.delivery.failures import Cause, DeliveryFailed
 from service.engine.config import ModelConfig, read_config
-from service.engine.defaults import BLOCK_TOKENS, RUNNING_ON_GPU, STEP_TOKENS_ON_GPU
+from service.engine.defaults import BLOCK_TOKENS, NUMBERS_AT_ONCE, RUNNING_ON_GPU, STEP_TOKENS_ON_GPU, Quantization
 
 CUDA_BYTES = 1 << 30
 """CUDA context, library workspaces and the decode graphs of all batch sizes: an estimate, on the safe side."""
@@ -33,6 +33,8 @@ class Asked(Protocol):
     def kv_cache_tokens(self) -> int: ...
     @property
     def gpu_memory_fraction(self) -> float: ...
+    @property
+    def quantization(self) -> Quantization: ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Demand:
     memory_fraction: float
     number_bytes: int = 2
     kv_cache_tokens: int = 0  # what fits
+    quantization: Quantization = "none"
 
     @classmethod
     def on_gpu(cls, asked: Asked, number_bytes: int) -> "Demand":
@@ -56,7 +59,20 @@ class Demand:
             memory_fraction=asked.gpu_memory_fraction,
             number_bytes=number_bytes,
             kv_cache_tokens=asked.kv_cache_tokens,
+            quantization=asked.quantization,
         )
+
+
+def weight_bytes(model: ModelConfig, elements: int, demand: Demand) -> int:
+    """Those of a model of `elements` numbers. Quantized, a matrix that a step multiplies with has a byte a number and
+    four a row, and the head its own, also where the embedding is one with it."""
+    if demand.quantization == "none":
+        return elements * demand.number_bytes
+    head = (model.vocab_size, model.hidden_size)
+    rows = [*model.layer_matrices * model.num_layers, head]
+    rounded = sum(width * depth for width, depth in rows)
+    others = elements - rounded + (head[0] * head[1] if model.tied_head else 0)
+    return rounded + 4 * sum(width for width, _ in rows) + others * demand.number_bytes
 
 
 def kv_bytes_per_token(model: ModelConfig, number_bytes: int) -> int:
@@ -68,14 +84,15 @@ def working_bytes(model: ModelConfig, demand: Demand) -> int:
     """What a step needs beside weights and cache: a chunk's activations, a batch's logits, a context's queries.
 
     The sampler's temporaries count as six fp32 copies of the logits: scores, their sort (values and indices are
-    twelve bytes a token), probabilities and sums.
+    twelve bytes a token), probabilities and sums. Steps of many rows widen a quantized matrix first.
     """
     projection = model.query_size + 2 * model.kv_size
     widest = max(2 * model.intermediate_size, projection) + 4 * model.hidden_size
     activations = 2 * demand.step_tokens * widest * demand.number_bytes
     logits = 6 * 4 * demand.running * model.vocab_size
     queries = 4 * demand.max_context * model.query_size * demand.number_bytes
-    return activations + logits + queries
+    widened = 0 if demand.quantization == "none" else NUMBERS_AT_ONCE * demand.number_bytes
+    return activations + logits + queries + widened
 
 
 @dataclass(frozen=True)
@@ -162,7 +179,7 @@ class Fit:
 def compute_fit(model: ModelConfig, elements: int, demand: Demand, free: int, total: int) -> Fit:
     """The fit of a model of `elements` numbers on a GPU with `free` of `total` bytes."""
     return Fit(
-        weights=elements * demand.number_bytes,
+        weights=weight_bytes(model, elements, demand),
         working=working_bytes(model, demand) + CUDA_BYTES,
         kv_per_token=kv_bytes_per_token(model, demand.number_bytes),
         usable=int(free - total * (1 - demand.memory_fraction)),

@@ -4,6 +4,7 @@ import bisect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from service.delivery.checks.fit import GIB, Demand, Fit
 from service.engine.defaults import BLOCK_TOKENS
@@ -27,6 +28,7 @@ class Lowered:
 
 
 FRACTION = "INTERNLM_GPU_MEMORY_FRACTION"
+QUANTIZATION = "INTERNLM_QUANTIZATION"
 LOWERED = (
     Lowered("INTERNLM_KV_CACHE_TOKENS", "kv_cache_tokens", BLOCK_TOKENS, 0),
     Lowered("INTERNLM_MAX_RUNNING", "running", 1, 32),
@@ -40,12 +42,15 @@ def remedies(demand: Demand, fit: FitsHow, total: int) -> str:
     `set INTERNLM_MAX_RUNNING=64 or INTERNLM_GPU_MEMORY_FRACTION=0.94, or use a GPU of 26 GiB`.
 
     To do is to hold a request of the whole context, or the cache that was asked for; where no setting does that, to
-    hold any request. Where none does that either, several are named that do together.
+    hold any request. Where none does that either, several are named that do together. Quantization, which changes the
+    answers a little, is named behind the others, or alone.
     """
     gpu = f"use a GPU of {math.ceil((total + fit(demand).missing / demand.memory_fraction) / GIB)} GiB"
     for is_good in (_is_whole, _is_enough):
         if settings := [*_lowered(demand, fit, is_good), *_raised(demand, fit, is_good)]:
-            return f"set {' or '.join(settings)}, or {gpu}"
+            return f"set {' or '.join([*settings, *_quantized(demand, fit, is_good)])}, or {gpu}"
+    if settings := [*_quantized(demand, fit, _is_enough)]:
+        return f"set {settings[0]}, or {gpu}"
     if settings := _together(demand, fit):
         return f"no single setting makes it fit: set {' and '.join(settings)}, or {gpu}"
     return f"no setting makes it fit: {gpu}"
@@ -54,9 +59,18 @@ def remedies(demand: Demand, fit: FitsHow, total: int) -> str:
 def _together(demand: Demand, fit: FitsHow) -> list[str]:
     """All that is not frugal, with values that are; none where even that is not enough."""
     lower = [each for each in LOWERED if getattr(demand, each.field) > each.frugal]
-    frugal = replace(demand, memory_fraction=MOST_FRACTION, **{each.field: each.frugal for each in lower})
+    lowered: dict[str, Any] = {each.field: each.frugal for each in lower}
+    frugal = replace(demand, memory_fraction=MOST_FRACTION, **lowered)
     settings = [f"{FRACTION}={MOST_FRACTION}", *(f"{each.setting}={each.frugal}" for each in lower)]
-    return settings if fit(frugal).is_enough else []
+    if fit(frugal).is_enough:
+        return settings
+    quantized = [*_quantized(frugal, fit, _is_enough)]
+    return [*quantized, *settings] if quantized else []
+
+
+def _quantized(demand: Demand, fit: FitsHow, is_good: Goal) -> Iterator[str]:
+    if demand.quantization == "none" and is_good(fit(replace(demand, quantization="int8"))):
+        yield f"{QUANTIZATION}=int8"
 
 
 def _is_whole(fit: Fit) -> bool:
@@ -72,7 +86,8 @@ def _lowered(demand: Demand, fit: FitsHow, is_good: Goal) -> Iterator[str]:
         values = range(each.step, getattr(demand, each.field), each.step)
 
         def is_too_much(value: int, field: str = each.field) -> bool:
-            return not is_good(fit(replace(demand, **{field: value})))
+            lowered: dict[str, Any] = {field: value}
+            return not is_good(fit(replace(demand, **lowered)))
 
         count = bisect.bisect_left(values, True, key=is_too_much)
         if count:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from service.engine.checkpoint.tensor_file import Extent
+from service.engine.quantization import Int8Matrix, Matrix
 
 BUFFER_BYTES = 8 << 20
 """Large enough that a read call and a copy cost nothing to start; eight readers with two each pin 128 MiB, which the
@@ -29,17 +30,23 @@ class Lane:
         self._copied: list[torch.cuda.Event | None] = [None, None]
         self._turn = 0
 
-    def read(self, file: int, path: Path, extent: Extent, place: torch.Tensor) -> int:
-        """Copy the tensor at `extent` of an open file to `place`, cast to its type. Returns the bytes read.
+    def read(self, file: int, path: Path, extent: Extent, place: Matrix) -> int:
+        """Copy the tensor at `extent` of an open file to `place`, cast to its type, or rounded where it is quantized.
+        Returns the bytes read.
 
-        Raises OSError when the file ends too early.
+        Raises OSError when the file ends too early, or has a row that no buffer holds.
         """
-        flat, width = place.view(-1), extent.dtype.itemsize
-        step = self._buffers[0].shape[0] // width * width
-        for start in range(0, extent.size, step):
-            count = min(step, extent.size - start)
-            staged = self._fill(file, path, extent.offset + start, count).view(extent.dtype)
-            self._copy(staged, flat[start // width : (start + count) // width])
+        # Numbers are rounded by the largest of their row; all others go one by one.
+        lines = place if isinstance(place, Int8Matrix) else place.view(-1, 1)
+        width = lines.shape[1] * extent.dtype.itemsize
+        at_once = self._buffers[0].shape[0] // width
+        if not at_once:
+            raise OSError(f"{path}: a row of {width} bytes is longer than a buffer of {self._buffers[0].shape[0]}")
+        offset = extent.offset
+        for part in lines.split(at_once):
+            staged = self._fill(file, path, offset, part.shape[0] * width).view(extent.dtype)
+            self._copy(staged.view(part.shape), part)
+            offset += part.shape[0] * width
         return extent.size
 
     def finish(self) -> None:
@@ -62,9 +69,9 @@ class Lane:
             done += got
         return buffer
 
-    def _copy(self, staged: torch.Tensor, place: torch.Tensor) -> None:
+    def _copy(self, staged: torch.Tensor, place: Matrix) -> None:
         with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
-            # A cast is left to the device: the host would need a second copy for it.
+            # A cast, and rounding, is left to the device: the host would need a second copy for it.
             place.copy_(staged.to(place.device, non_blocking=True), non_blocking=True)
         if self._stream is not None:
             self._copied[self._turn] = self._stream.record_event()

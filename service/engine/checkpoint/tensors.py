@@ -14,6 +14,7 @@ from service.delivery.disk.directory import INDEX_FILE
 from service.delivery.disk.safetensors_header import BadHeader
 from service.engine.checkpoint.staging import Lanes
 from service.engine.checkpoint.tensor_file import Extent, read_extents
+from service.engine.quantization import Matrix
 from service.errors import ConfigurationError
 
 SINGLE_FILE = "model.safetensors"
@@ -38,7 +39,7 @@ class Checkpoint:
         """The files that hold its tensors."""
         return list(self._by_file())
 
-    def check(self, places: Mapping[str, torch.Tensor]) -> None:
+    def check(self, places: Mapping[str, Matrix]) -> None:
         """Raise ConfigurationError naming every tensor that is missing, has no place or doesn't fit its place."""
         problems = {
             "missing": sorted(places.keys() - self._files.keys()),
@@ -49,8 +50,8 @@ class Checkpoint:
         if told:
             raise ConfigurationError(f"{self.model_dir}: tensors do not match config.json; {'; '.join(told)}")
 
-    def read_into(self, places: Mapping[str, torch.Tensor], *, staged: bool = False) -> int:
-        """Copy every tensor to its place, cast to the place's dtype. Returns the bytes read.
+    def read_into(self, places: Mapping[str, Matrix], *, staged: bool = False) -> int:
+        """Copy every tensor to its place, cast or rounded as that keeps it. Returns the bytes read.
 
         `staged`: through pinned buffers, as a GPU takes them fastest; else straight out of the mapped files.
         """
@@ -63,7 +64,7 @@ class Checkpoint:
             lanes.finish()
             return count
 
-    def _misshapen(self, places: Mapping[str, torch.Tensor]) -> list[str]:
+    def _misshapen(self, places: Mapping[str, Matrix]) -> list[str]:
         wrong = []
         for path, names in self._by_file().items():
             with _open(path) as opened:
@@ -73,10 +74,10 @@ class Checkpoint:
                         wrong.append(f"{name} {found} instead of {list(places[name].shape)}")
         return wrong
 
-    def _by_size(self, places: Mapping[str, torch.Tensor]) -> list[tuple[Path, str]]:
+    def _by_size(self, places: Mapping[str, Matrix]) -> list[tuple[Path, str]]:
         """Each tensor a task of its own, whatever file it is in, the largest first: the readers then end together
         (Graham, 1969, "Bounds on multiprocessing timing anomalies")."""
-        names = sorted(self._files, key=lambda name: -places[name].numel())
+        names = sorted(self._files, key=lambda name: -places[name].shape.numel())
         return [(self._files[name], name) for name in names]
 
     def _by_file(self) -> dict[Path, list[str]]:
@@ -108,7 +109,7 @@ def _read_index(path: Path) -> dict[str, str]:
         raise ConfigurationError(f"{path}: not a safetensors index ({error!r})") from error
 
 
-def _read(places: Mapping[str, torch.Tensor], task: tuple[Path, str]) -> int:
+def _read(places: Mapping[str, Matrix], task: tuple[Path, str]) -> int:
     path, name = task
     with _open(path) as opened:
         tensor: torch.Tensor = opened.get_tensor(name)
@@ -117,7 +118,7 @@ def _read(places: Mapping[str, torch.Tensor], task: tuple[Path, str]) -> int:
 
 
 def _read_staged(
-    places: Mapping[str, torch.Tensor],
+    places: Mapping[str, Matrix],
     extents: Mapping[Path, Mapping[str, Extent]],
     lanes: Lanes,
     task: tuple[Path, str],

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from triton import knobs
@@ -25,6 +25,7 @@ from service.engine.attention import PagedCache, PrefillAttention
 from service.engine.base import EngineConfig, GenerationRequest
 from service.engine.config import INTERNLM3_8B, ModelConfig
 from service.engine.cuda.paths import Paths
+from service.engine.defaults import Quantization
 from service.engine.kernels.candidates import candidates
 from service.engine.kernels.few_rows import FewRowsLinear
 from service.engine.kernels.gemv import OneRowLinear
@@ -32,6 +33,7 @@ from service.engine.kernels.linear_check import matrices
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.tuning import Tuning, tuning_for
 from service.engine.model import Model
+from service.engine.quantization import empty_matrix
 from service.engine.runner import TorchRunner
 from service.engine.sampling import Method
 from service.engine.steps.plan import Chunk, Decode, Sequence, StepPlan
@@ -87,33 +89,36 @@ def unlaunched(capability: int) -> Iterator[Compiled]:
         JITFunction.run = run
 
 
-def kernels_of(tuning: Tuning, multiprocessors: int) -> Ops:
+def kernels_of(tuning: Tuning, multiprocessors: int, quantization: Quantization = "none") -> Ops:
     """Every kernel of a GPU of so many multiprocessors, as if all had proved right."""
     fields: dict[str, Any] = {}
-    for candidate in candidates(tuning, multiprocessors):
+    for candidate in candidates(tuning, multiprocessors, quantization):
         if candidate.name not in tuning.skip:
             fields |= candidate.fields
-    return replace(Ops(), **fields, few_rows=tuple(sorted(tuning.few_rows)))
+    return replace(Ops(), **fields, few_rows=tuple(sorted(tuning.rows(quantization))))
 
 
 @torch.inference_mode()
 def compile_kernels(model: ModelConfig, capability: int) -> Compiled:
-    """All that serving `model` launches on GPUs of `capability` (90 for 9.0)."""
+    """All that serving `model` launches on GPUs of `capability` (90 for 9.0), quantized and not."""
     version = divmod(capability, 10)
     tuning, dtype = tuning_for(version), torch.bfloat16 if version >= BFLOAT16_CAPABILITY else torch.float16
     with unlaunched(capability) as compiled:
-        take_steps(replace(model, num_layers=LAYERS), kernels_of(tuning, max(MULTIPROCESSORS)), dtype)
-        compute_products(model, tuning, dtype)
+        for quantization in get_args(Quantization):
+            ops = kernels_of(tuning, max(MULTIPROCESSORS), quantization)
+            take_steps(replace(model, num_layers=LAYERS), ops, dtype, quantization)
+            compute_products(model, tuning, dtype, quantization)
     return compiled
 
 
-def take_steps(model: ModelConfig, ops: Ops, dtype: torch.dtype) -> None:
+def take_steps(model: ModelConfig, ops: Ops, dtype: torch.dtype, quantization: Quantization) -> None:
     """Decodes of as many sequences as each tile of rows takes, and of more, alone and beside the end of a prompt."""
     layout, batches = EngineConfig(kind="native", model_dir=""), (1, *ops.few_rows, max(ops.few_rows) + 1)
     longest = min(layout.max_context, model.max_positions)
     cache = PagedCache(model, 2, layout.block_size, META, dtype)
     paths = Paths(ops, ops.chunk_attention or PrefillAttention, plans_decode=True)
-    runner = TorchRunner(Model(model, allocate(model, META, dtype), longest, ops), cache, max(batches), longest, paths)
+    weights = allocate(model, META, dtype, quantization)
+    runner = TorchRunner(Model(model, weights, longest, ops), cache, max(batches), longest, paths)
     for batch in batches:
         runner.decode(torch.empty(batch, dtype=torch.int64, device=META), set(Method))
         runner.launch(prompt_beside(batch - 1))
@@ -130,16 +135,18 @@ def _sequence(slot: int) -> Sequence:
     return Sequence(request, arrival=0.0, slot=slot, blocks=[1])
 
 
-def compute_products(model: ModelConfig, tuning: Tuning, dtype: torch.dtype) -> None:
+def compute_products(model: ModelConfig, tuning: Tuning, dtype: torch.dtype, quantization: Quantization) -> None:
     """Products of one row, also those that a norm is fused with as long as that serves, and of few rows as GPUs of all
     sizes divide them."""
     one_row = OneRowLinear(tuning.one_row, overlaps=tuning.overlaps)
-    few_rows = [FewRowsLinear(tuning.few_rows, count, overlaps=tuning.overlaps) for count in MULTIPROCESSORS]
+    tiles = tuning.rows(quantization)
+    few_rows = [FewRowsLinear(tiles, count, overlaps=tuning.overlaps) for count in MULTIPROCESSORS]
     for width, depth, gated in matrices(model, model.vocab_size):
-        weight = torch.empty(width, depth, dtype=dtype, device=META)
-        one_row.linear(weight[:1], weight, None, gated)
-        for rows, kernel in itertools.product(tuning.few_rows, few_rows):
-            kernel.linear(weight[:rows], weight, None, gated)
+        weight = empty_matrix(width, depth, quantization, META, dtype)
+        x = torch.empty(max(tiles), depth, dtype=dtype, device=META)
+        one_row.linear(x[:1], weight, None, gated)
+        for rows, kernel in itertools.product(tiles, few_rows):
+            kernel.linear(x[:rows], weight, None, gated)
 
 
 def main() -> None:

@@ -23,9 +23,8 @@ from service.engine.steps.plan import Decode, Sequence, StepPlan
 from service.engine.weights import Weights, allocate, places_of
 
 LAYERS = 2
-BATCHES = (70, 40, 3, 1)
-"""Rows that meet every kernel: more than its products take, then split products, few rows, and one. The largest first,
-whose memory serves all."""
+SMALL_BATCHES = (40, 3, 1)
+"""Rows that meet split products, few rows, and one."""
 STEPS = 8
 CONTEXT = 300
 """Tokens before the first step: an attention in several pieces."""
@@ -39,13 +38,20 @@ def check_overlap(ops: Ops, shapes: ServedShapes, recorder: Recorder, pause: Cal
     """
     config = replace(shapes.config, num_layers=LAYERS)
     weights, positions = random_weights(replace(shapes, config=config)), min(config.max_positions, 2 * CONTEXT)
-    for batch in BATCHES:
+    for batch in batches(ops):
         traces = []
         for chosen, recording in ((ops, recorder), (paused(ops, pause), None)):
             model = Model(config, weights, positions, chosen)
             traces.append(_decode(model, shapes, batch, recording))
         if not all(torch.equal(mine, other) for mine, other in zip(*traces, strict=True)):
             raise Disagreement(f"decodes of {batch} rows differ from those with a pause after each kernel")
+
+
+def batches(ops: Ops) -> list[int]:
+    """Rows that meet every kernel: more than its products take, then each of their larger tiles, then SMALL_BATCHES.
+    The largest first, whose memory serves all."""
+    tiles = (tile for tile in ops.few_rows if tile > max(SMALL_BATCHES))
+    return sorted({max(ops.few_rows) + 6, *tiles, *SMALL_BATCHES}, reverse=True)
 
 
 def paused(ops: Ops, pause: Callable[[], None]) -> Ops:
@@ -65,10 +71,12 @@ def paused(ops: Ops, pause: Callable[[], None]) -> Ops:
 
 def random_weights(shapes: ServedShapes) -> Weights:
     """Weights that keep a token's numbers near one, whatever the layer."""
-    weights = allocate(shapes.config, shapes.device, shapes.dtype)
+    weights = allocate(shapes.config, shapes.device, shapes.dtype, shapes.quantization)
     generator = torch.Generator(shapes.device).manual_seed(0)
     for place in places_of(weights, shapes.config).values():
-        place.normal_(0.0, place.shape[-1] ** -0.5 if place.dim() > 1 else 1.0, generator=generator)
+        numbers = torch.empty(place.shape, dtype=shapes.dtype, device=shapes.device)
+        numbers.normal_(0.0, place.shape[-1] ** -0.5 if len(place.shape) > 1 else 1.0, generator=generator)
+        place.copy_(numbers)
     return weights
 
 

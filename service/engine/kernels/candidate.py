@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from service.engine.config import ModelConfig
+from service.engine.defaults import Quantization
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.trials import NO_TRIALS, Trials
+from service.engine.quantization import Int8Matrix, Matrix
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-5}
 """Some units of each type's rounding (2^-9, 2^-12, 2^-24), which sums of thousands of products do not exceed."""
@@ -23,18 +25,29 @@ class Disagreement(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServedShapes:
-    """The model, cache layout, type and device that the kernels will meet; and what is noted of their trials."""
+    """The model, cache layout, types and device that the kernels will meet; and what is noted of their trials."""
 
     config: ModelConfig
     block_size: int
     dtype: torch.dtype
     device: torch.device
     trials: Trials = NO_TRIALS
+    quantization: Quantization = "none"
 
     def random(self, *shape: int, spread: float = 1.0) -> torch.Tensor:
         """Normal numbers of the served type; a fixed seed per shape, so that a verdict is repeatable."""
         generator = torch.Generator(self.device).manual_seed(sum(shape))
         return torch.randn(*shape, generator=generator, device=self.device).mul_(spread).to(self.dtype)
+
+    def matrix(self, width: int, depth: int) -> Matrix:
+        """A weight that keeps the size of what it multiplies, kept as the served ones are."""
+        numbers = self.random(width, depth, spread=depth**-0.5)
+        return Int8Matrix.of(numbers) if self.quantization == "int8" else numbers
+
+    @property
+    def matrix_itemsize(self) -> int:
+        """Bytes of a number of a matrix."""
+        return 1 if self.quantization == "int8" else self.dtype.itemsize
 
     def whole(self, values: Sequence[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
         """Integers on the device."""

@@ -1,7 +1,10 @@
 """Every Triton kernel as a candidate for serving. Importing this needs Triton; nothing is compiled by it."""
 
+from collections.abc import Collection
 from functools import partial
+from itertools import chain
 
+from service.engine.defaults import Quantization
 from service.engine.kernels.candidate import Candidate, ServedShapes
 from service.engine.kernels.checks import check_add_rms_norm, check_locate, check_rotate_and_cache, check_silu_mul
 from service.engine.kernels.chunk_attention import PagedChunkAttention
@@ -20,15 +23,18 @@ from service.engine.kernels.sampling import sample
 from service.engine.kernels.silu import silu_mul
 from service.engine.kernels.tuning import Tuning
 
+CHECKED_EACH = 64
+"""Rows of a product: a start has no time to check each of hundreds, which differ by padding alone."""
 
-def candidates(tuning: Tuning, multiprocessors: int) -> list[Candidate]:
-    """The kernels with the launch choices of `tuning`, for a GPU of so many multiprocessors."""
+
+def candidates(tuning: Tuning, multiprocessors: int, quantization: Quantization = "none") -> list[Candidate]:
+    """The kernels with the launch choices of `tuning`, for a GPU of so many multiprocessors and matrices so kept."""
     overlaps = tuning.overlaps
     attention = PagedDecodeAttention(tuning.attention, multiprocessors, overlaps=overlaps)
     chunks = PagedChunkAttention(tuning.chunks, multiprocessors, overlaps=overlaps)
     one_row = OneRowLinear(tuning.one_row, overlaps=overlaps)
-    few_rows = FewRowsLinear(tuning.few_rows, multiprocessors, overlaps=overlaps)
-    rows = range(2, max(tuning.few_rows) + 1)
+    few_rows = FewRowsLinear(tuning.rows(quantization), multiprocessors, overlaps=overlaps)
+    rows = _rows_to_check(tuning.rows(quantization))
     norm, rotate = partial(add_rms_norm, overlaps=overlaps), partial(rotate_and_cache, overlaps=overlaps)
     return [
         Candidate("add_rms_norm", {"add_rms_norm": norm}, check_add_rms_norm),
@@ -46,6 +52,13 @@ def candidates(tuning: Tuning, multiprocessors: int) -> list[Candidate]:
         Candidate("one_row_norm_linear", {"one_row_norm_linear": one_row.norm_linear}, check_norm_linear),
         Candidate("sample", {"sample": partial(sample, overlaps=overlaps)}, check_sample),
     ]
+
+
+def _rows_to_check(tiles: Collection[int]) -> list[int]:
+    """Every number that tiles of up to CHECKED_EACH rows take; of a larger one the least, the most, and an odd one."""
+    each = range(2, min(max(tiles), CHECKED_EACH) + 1)
+    some = ((tile // 2 + 1, tile * 3 // 4 - 1, tile) for tile in tiles if tile > CHECKED_EACH)
+    return [*each, *chain.from_iterable(some)]
 
 
 def _check_chunks(ops: Ops, shapes: ServedShapes) -> None:

@@ -13,7 +13,9 @@ import triton
 import triton.language as tl
 
 from service.engine.kernels.overlap import PREFETCHED_BYTES, launch_options, prefetch_weights, wait_for_inputs
+from service.engine.kernels.scales import scales_of
 from service.engine.kernels.tuning import LinearTuning
+from service.engine.quantization import Matrix, kept
 
 LEAST_DEPTH = 4
 """Steps along K that a program is worth: fewer are over before its loads are under way."""
@@ -22,11 +24,13 @@ CROWDING = 1.25
 
 
 @triton.jit
-def finish(product, product_up, bias, out, n, m, rows, N, HAS_BIAS: tl.constexpr, GATED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Bias, gate, and the tile [n, m] stored transposed."""
+def finish(product, product_up, scale, scale_up, bias, out, n, m, rows, N, HAS_BIAS: tl.constexpr, GATED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Scales, bias, gate, and the tile [n, m] stored transposed."""
+    product *= scale[:, None]
     if HAS_BIAS:
         product += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
     if GATED:
+        product_up *= scale_up[:, None]
         if HAS_BIAS:
             product_up += tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
         product *= tl.sigmoid(product) * product_up
@@ -46,6 +50,7 @@ def columns(pointers, k, K, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
 def few_rows_kernel(
     x: tl.tensor,
     weight: tl.tensor,
+    scales: tl.tensor,
     bias: tl.tensor,
     out: tl.tensor,
     partial: tl.tensor,
@@ -55,6 +60,7 @@ def few_rows_kernel(
     K: int,
     depth: int,
     OVERLAPS: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     GATED: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -83,6 +89,8 @@ def few_rows_kernel(
         prefetch_weights(row + pieces)
         if GATED:
             prefetch_weights(up_row + pieces)
+    scale = scales_of(scales, n, N, HAS_SCALES)
+    scale_up = scales_of(scales + N, n, N, HAS_SCALES) if GATED else scale
     wait_for_inputs(OVERLAPS)
 
     value_row = x + tl.minimum(m, rows - 1)[:, None] * K
@@ -91,9 +99,9 @@ def few_rows_kernel(
     for start in range(first, last, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         value = tl.trans(columns(value_row, k, K, EVEN))
-        product = tl.dot(columns(row, k, K, EVEN), value, product, input_precision="ieee")
+        product = tl.dot(columns(row, k, K, EVEN).to(value.dtype), value, product, input_precision="ieee")
         if GATED:
-            product_up = tl.dot(columns(up_row, k, K, EVEN), value, product_up, input_precision="ieee")
+            product_up = tl.dot(columns(up_row, k, K, EVEN).to(value.dtype), value, product_up, input_precision="ieee")
 
     if SPLIT:
         inner = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + m[None, :]
@@ -106,9 +114,9 @@ def few_rows_kernel(
             for other in range(tl.num_programs(1)):
                 total += tl.load(here + other * stride, cache_modifier=".cg")
             tl.store(arrivals + tile, 0)
-            finish(total, product_up, bias, out, n, m, rows, N, HAS_BIAS, GATED)
+            finish(total, product_up, scale, scale_up, bias, out, n, m, rows, N, HAS_BIAS, GATED)
     else:
-        finish(product, product_up, bias, out, n, m, rows, N, HAS_BIAS, GATED)
+        finish(product, product_up, scale, scale_up, bias, out, n, m, rows, N, HAS_BIAS, GATED)
 
 
 class FewRowsLinear:
@@ -123,10 +131,9 @@ class FewRowsLinear:
         self._overlaps = overlaps
         self._arrivals: dict[torch.device, torch.Tensor] = {}
 
-    def linear(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool = False
-    ) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, gated: bool = False) -> torch.Tensor:
         """See `ops.Linear`."""
+        values, scales = kept(weight)
         rows, depth = x.shape
         width = weight.shape[0] // (2 if gated else 1)
         most_rows = min(most for most in self._tunings if most >= rows)
@@ -138,12 +145,13 @@ class FewRowsLinear:
         out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
         is_split = parts > 1
         partial = torch.empty(parts * tiles * block_n * most_rows, device=x.device) if is_split else out
-        piece = PREFETCHED_BYTES // x.itemsize
+        piece = PREFETCHED_BYTES // values.itemsize
         pieces = max(1, tuning.warps * 32 // block_n)
         per_part = triton.cdiv(steps, parts) * tuning.block_k
         few_rows_kernel[(tiles, parts)](
             x,
-            weight,
+            values,
+            x if scales is None else scales,
             x if bias is None else bias,
             out,
             partial,
@@ -152,6 +160,7 @@ class FewRowsLinear:
             width,
             depth,
             per_part,
+            HAS_SCALES=scales is not None,
             HAS_BIAS=bias is not None,
             GATED=gated,
             SPLIT=is_split,

@@ -11,7 +11,9 @@ import triton
 import triton.language as tl
 
 from service.engine.kernels.overlap import launch_options, wait_for_inputs
+from service.engine.kernels.scales import scales_of
 from service.engine.kernels.tuning import LinearTuning
+from service.engine.quantization import Matrix, kept
 
 
 @triton.jit
@@ -28,6 +30,7 @@ def one_row_kernel(
     residual: tl.tensor,
     norm_weight: tl.tensor,
     weight: tl.tensor,
+    scales: tl.tensor,
     bias: tl.tensor,
     out: tl.tensor,
     total: tl.tensor,
@@ -37,14 +40,16 @@ def one_row_kernel(
     K: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     GATED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """N is the width of `out`; with GATED, weight and bias have 2 N rows.
+    """N is the width of `out`; with GATED, weight, scales and bias have 2 N rows.
 
-    The norm's factor is common to the whole row, so it is applied to the finished sums: one pass over x yields both.
+    The norm's factor is common to the whole row, and a weight row's scale to all of it, so that both are applied to the
+    finished sums: one pass over x yields all.
     """
     program = tl.program_id(0)
     n = program * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -54,6 +59,8 @@ def one_row_kernel(
     # The first columns are on their way while the row is still being computed, the next ones while these are used.
     w = stream(row, 0, K, BLOCK_K)
     up = stream(up_row, 0, K, BLOCK_K) if GATED else w
+    scale = scales_of(scales, n, N, HAS_SCALES)
+    scale_up = scales_of(scales + N, n, N, HAS_SCALES) if GATED else scale
     wait_for_inputs(OVERLAPS)
     partial = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     partial_up = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
@@ -77,11 +84,11 @@ def one_row_kernel(
         w, up = next_w, next_up
 
     factor = tl.rsqrt(tl.sum(squares, 0) / K + eps) if HAS_NORM else 1.0
-    result = tl.sum(partial, 1) * factor
+    result = tl.sum(partial, 1) * factor * scale
     if HAS_BIAS:
         result += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
     if GATED:
-        result_up = tl.sum(partial_up, 1) * factor
+        result_up = tl.sum(partial_up, 1) * factor * scale_up
         if HAS_BIAS:
             result_up += tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)
         result *= tl.sigmoid(result) * result_up
@@ -95,9 +102,7 @@ class OneRowLinear:
         self._tuning = tuning
         self._launch_options = launch_options(overlaps)
 
-    def linear(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool = False
-    ) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, gated: bool = False) -> torch.Tensor:
         """See `ops.Linear`."""
         return self._launch(x, None, None, 0.0, weight, bias, gated)[0]
 
@@ -107,7 +112,7 @@ class OneRowLinear:
         residual: torch.Tensor | None,
         norm_weight: torch.Tensor,
         eps: float,
-        weight: torch.Tensor,
+        weight: Matrix,
         bias: torch.Tensor | None,
         gated: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,13 +125,15 @@ class OneRowLinear:
         residual: torch.Tensor | None,
         norm_weight: torch.Tensor | None,
         eps: float,
-        weight: torch.Tensor,
+        weight: Matrix,
         bias: torch.Tensor | None,
         gated: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        values, scales = kept(weight)
         width = weight.shape[0] // (2 if gated else 1)
-        # Gated programs read two weight rows for each output: half the outputs keep the same bytes in flight.
-        block_n = max(1, self._tuning.block_n // (2 if gated else 1))
+        # As many bytes are in flight, whatever is read: a gated program reads two weight rows for each output, and
+        # quantized rows are half as long.
+        block_n = max(1, self._tuning.block_n * (1 if scales is None else 2) // (2 if gated else 1))
         out = torch.empty(1, width, dtype=x.dtype, device=x.device)
         # Written by one program while others still read the old sum, hence never in place.
         total = x if residual is None else torch.empty_like(x)
@@ -134,7 +141,8 @@ class OneRowLinear:
             x,
             x if residual is None else residual,
             x if norm_weight is None else norm_weight,
-            weight,
+            values,
+            x if scales is None else scales,
             x if bias is None else bias,
             out,
             total,
@@ -143,6 +151,7 @@ class OneRowLinear:
             K=weight.shape[1],
             HAS_RESIDUAL=residual is not None,
             HAS_NORM=norm_weight is not None,
+            HAS_SCALES=scales is not None,
             HAS_BIAS=bias is not None,
             GATED=gated,
             BLOCK_N=block_n,

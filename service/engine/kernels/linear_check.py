@@ -9,6 +9,7 @@ from service.engine.kernels import torch_ops
 from service.engine.kernels.candidate import ServedShapes, require_close
 from service.engine.kernels.checks import EPS, QUIET
 from service.engine.kernels.ops import Ops
+from service.engine.quantization import Matrix
 
 MOST_WEIGHT_ROWS = 32_768
 """The vocabulary's matrix is checked on its first rows: the others are handled alike and cost memory."""
@@ -17,7 +18,7 @@ MOST_WEIGHT_ROWS = 32_768
 def check_linear(ops: Ops, shapes: ServedShapes, rows: Sequence[int]) -> None:
     """Every matrix of the model, gated where the model gates, and with a bias if any of them has one."""
     for width, depth, gated in matrices(shapes.config):
-        weight = shapes.random(width, depth, spread=depth**-0.5)
+        weight = shapes.matrix(width, depth)
         x = shapes.random(max(rows), depth)
         for bias in _biases(shapes, width):
             expected = _linear(x.float(), weight, bias, gated)
@@ -31,13 +32,13 @@ def check_norm_linear(ops: Ops, shapes: ServedShapes) -> None:
     biases as in `check_linear`."""
     qkv, _, gate_up, *_ = matrices(shapes.config)
     for (width, depth, gated), has_residual in ((qkv, False), (qkv, True), (gate_up, True)):
-        weight = shapes.random(width, depth, spread=depth**-0.5)
+        weight = shapes.matrix(width, depth)
         for bias in _biases(shapes, width):
             _check_norm_linear(ops, shapes, weight, bias, gated=gated, has_residual=has_residual)
 
 
 def _check_norm_linear(
-    ops: Ops, shapes: ServedShapes, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool, has_residual: bool
+    ops: Ops, shapes: ServedShapes, weight: Matrix, bias: torch.Tensor | None, *, gated: bool, has_residual: bool
 ) -> None:
     hidden = shapes.config.hidden_size
     norm_weight = shapes.random(hidden) + 1
@@ -57,15 +58,12 @@ def _biases(shapes: ServedShapes, width: int) -> list[torch.Tensor | None]:
 
 def matrices(c: ModelConfig, most_rows: int = MOST_WEIGHT_ROWS) -> list[tuple[int, int, bool]]:
     """(rows, columns, gated) of each weight matrix: QKV, output, gate and up, down, and the head's first rows."""
-    return [
-        (c.query_size + 2 * c.kv_size, c.hidden_size, False),
-        (c.hidden_size, c.query_size, False),
-        (2 * c.intermediate_size, c.hidden_size, True),
-        (c.hidden_size, c.intermediate_size, False),
-        (min(c.vocab_size, most_rows), c.hidden_size, False),
-    ]
+    qkv, output, gate_up, down = c.layer_matrices
+    head = min(c.vocab_size, most_rows), c.hidden_size
+    return [(*qkv, False), (*output, False), (*gate_up, True), (*down, False), (*head, False)]
 
 
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool) -> torch.Tensor:
-    product = torch.nn.functional.linear(x, weight.float(), None if bias is None else bias.float())
+def _linear(x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, gated: bool) -> torch.Tensor:
+    numbers = weight.float() if isinstance(weight, torch.Tensor) else weight.dequantized(torch.float32)
+    product = torch.nn.functional.linear(x, numbers, None if bias is None else bias.float())
     return torch_ops.silu_mul(product) if gated else product

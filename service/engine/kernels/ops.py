@@ -13,6 +13,7 @@ from service.engine import sampling
 from service.engine.attention import PrefillFactory
 from service.engine.kernels import torch_ops
 from service.engine.kernels.batch import DecodeBatch, DecodeInputs
+from service.engine.quantization import Matrix, linear
 from service.engine.steps.slots import Slots
 
 
@@ -75,7 +76,7 @@ class Linear(Protocol):
     """x [T, K] times weight [N, K] transposed, plus bias [N]. `gated`: SiLU(first half) * second half: [T, N / 2]."""
 
     def __call__(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool = False
+        self, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, gated: bool = False
     ) -> torch.Tensor: ...
 
 
@@ -97,7 +98,7 @@ class NormLinear(Protocol):
         residual: torch.Tensor | None,
         norm_weight: torch.Tensor,
         eps: float,
-        weight: torch.Tensor,
+        weight: Matrix,
         bias: torch.Tensor | None,
         gated: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
@@ -133,13 +134,13 @@ class Ops:
     outrun: frozenset[Product] = frozenset()  # what torch computes faster than the kernel
 
     def linear(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, gated: bool = False
+        self, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None = None, gated: bool = False
     ) -> torch.Tensor:
         """`Linear` by whatever is fastest for this number of rows."""
         kernel = self._linear_kernel(x.shape[0], weight, gated)
         if kernel is not None:
             return kernel(x, weight, bias, gated)
-        product = torch.nn.functional.linear(x, weight, bias)
+        product = linear(x, weight, bias)
         return self.silu_mul(product) if gated else product
 
     def norm_linear(
@@ -148,7 +149,7 @@ class Ops:
         residual: torch.Tensor | None,
         norm_weight: torch.Tensor,
         eps: float,
-        weight: torch.Tensor,
+        weight: Matrix,
         bias: torch.Tensor | None = None,
         gated: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,12 +159,12 @@ class Ops:
         normed, residual = self.add_rms_norm(x, residual, norm_weight, eps)
         return self.linear(normed, weight, bias, gated), residual
 
-    def _linear_kernel(self, rows: int, weight: torch.Tensor, gated: bool) -> Linear | None:
+    def _linear_kernel(self, rows: int, weight: Matrix, gated: bool) -> Linear | None:
         tile = next((most for most in (1, *self.few_rows) if most >= rows), 0)
         if not self._serves(tile, rows, weight, gated):
             return None
         return self.one_row_linear if tile == 1 else self.few_rows_linear
 
-    def _serves(self, tile: int, rows: int, weight: torch.Tensor, gated: bool) -> bool:
+    def _serves(self, tile: int, rows: int, weight: Matrix, gated: bool) -> bool:
         width, depth = weight.shape
         return rows <= tile and Product(tile, width, depth, gated) not in self.outrun

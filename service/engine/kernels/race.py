@@ -17,6 +17,7 @@ from service.engine.kernels.checks import EPS
 from service.engine.kernels.linear_check import matrices
 from service.engine.kernels.ops import Ops, Product
 from service.engine.kernels.stopwatch import Stopwatch, Work, seconds, sets_needed
+from service.engine.quantization import Matrix
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +51,13 @@ def _tiles(ops: Ops) -> Iterator[int]:
         yield from ops.few_rows
 
 
-def _weights(shapes: ServedShapes, width: int, depth: int) -> list[torch.Tensor]:
+def _weights(shapes: ServedShapes, width: int, depth: int) -> list[Matrix]:
     """As many of one shape as do not fit the cache, where a decode never finds one either."""
-    count = sets_needed(width * depth * shapes.dtype.itemsize, shapes.device)
-    return list(shapes.random(count, width, depth, spread=depth**-0.5).unbind())
+    count = sets_needed(width * depth * shapes.matrix_itemsize, shapes.device)
+    return [shapes.matrix(width, depth) for _ in range(count)]
 
 
-def _works(ops: Ops, product: Product, weights: list[torch.Tensor], shapes: ServedShapes) -> list[Work]:
+def _works(ops: Ops, product: Product, weights: list[Matrix], shapes: ServedShapes) -> list[Work]:
     """The product with each of `weights`; of one row with the norm that goes before it in the model."""
     c, x, gated = shapes.config, shapes.random(product.rows, product.depth), product.gated
     has_norm = gated or product.width == c.query_size + 2 * c.kv_size

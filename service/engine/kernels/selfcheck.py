@@ -55,8 +55,9 @@ def prove(shapes: ServedShapes, *, alone: bool = False) -> Proof:
     tuning = tuning_for(torch.cuda.get_device_capability(shapes.device))
     tuning = replace(tuning, overlaps=tuning.overlaps and not alone)
     multiprocessors = torch.cuda.get_device_properties(shapes.device).multi_processor_count
-    wanted = [c for c in candidates(tuning, multiprocessors) if c.name not in tuning.skip]
-    proof = prove_candidates(wanted, shapes, replace(Ops(), few_rows=tuple(sorted(tuning.few_rows))))
+    wanted = [c for c in candidates(tuning, multiprocessors, shapes.quantization) if c.name not in tuning.skip]
+    tiles = tuple(sorted(tuning.rows(shapes.quantization)))
+    proof = prove_candidates(wanted, shapes, replace(Ops(), few_rows=tiles))
     return replace(proof, overlaps=tuning.overlaps, multiprocessors=multiprocessors)
 
 

@@ -7,6 +7,8 @@ A choice changes speed only, never a result beyond rounding; no search runs at s
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from service.engine.defaults import Quantization
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionTuning:
@@ -34,6 +36,15 @@ FEW_ROWS = {
     64: LinearTuning(block_n=64, block_k=64, warps=4, stages=3),
 }
 """By the most rows that a tile takes, powers of two. In fp32, too, each fits 99 KiB of shared memory."""
+INT8_ROWS = {
+    16: LinearTuning(block_n=64, block_k=128, warps=4, stages=3),
+    32: LinearTuning(block_n=64, block_k=128, warps=4, stages=3),
+    64: LinearTuning(block_n=64, block_k=64, warps=4, stages=3),
+    128: LinearTuning(block_n=64, block_k=64, warps=4, stages=3),
+    256: LinearTuning(block_n=64, block_k=64, warps=8, stages=2),
+}
+"""Of quantized matrices. More rows than of others: to widen a matrix first costs five times its bytes, which many rows
+have to share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +57,18 @@ class Tuning:
     chunks: AttentionTuning = AttentionTuning(tile=32, warps=8, stages=2, programs_per_multiprocessor=1)
     one_row: LinearTuning = LinearTuning(block_n=4, block_k=512, warps=4, stages=1)
     few_rows: Mapping[int, LinearTuning] = field(default_factory=lambda: dict(FEW_ROWS))
+    int8_rows: Mapping[int, LinearTuning] = field(default_factory=lambda: dict(INT8_ROWS))
     overlaps: bool = False  # whether a kernel's start overlaps the end of the one before it
     skip: frozenset[str] = frozenset()  # kernels that lost to torch on this generation, or do not fit it
 
+    def rows(self, quantization: Quantization) -> Mapping[int, LinearTuning]:
+        """The tiles of few rows for matrices that are kept this way."""
+        return self.int8_rows if quantization == "int8" else self.few_rows
+
 
 DEFAULT = Tuning(source="default; not measured on this card")
-"""Shared memory: few_rows at most 3 * (64 + 64) * 64 * 2 = 48 KiB, attention 2 * 2 * 64 * 128 * 2 = 64 KiB at head_dim
-128, a stage less than there are."""
+"""Shared memory: few_rows at most 3 * (64 + 64) * 64 * 2 = 48 KiB, int8_rows 2 * (64 + 256 * 2) * 64 = 72 KiB,
+attention 2 * 2 * 64 * 128 * 2 = 64 KiB at head_dim 128, a stage less than there are."""
 
 BY_CAPABILITY = {
     # 4 x 1024 with 8 warps was the best of 12 for all five matrices of the 8B model: 2.58-3.17 TB/s of 3.09 TB/s read.
@@ -70,6 +86,13 @@ BY_CAPABILITY = {
             32: LinearTuning(block_n=128, block_k=64, warps=4, stages=5),
             64: LinearTuning(block_n=128, block_k=64, warps=4, stages=4),
         },
+        int8_rows={
+            16: LinearTuning(block_n=64, block_k=256, warps=4, stages=4),
+            32: LinearTuning(block_n=128, block_k=128, warps=4, stages=4),
+            64: LinearTuning(block_n=128, block_k=64, warps=4, stages=5),
+            128: LinearTuning(block_n=128, block_k=64, warps=8, stages=4),
+            256: LinearTuning(block_n=128, block_k=64, warps=8, stages=4),
+        },
         overlaps=True,
     ),
     # Cards of 8.6, 8.9 and 12.0 have 99 KiB of shared memory a block, 7.5 has 64.
@@ -78,6 +101,7 @@ BY_CAPABILITY = {
         source="estimated from shared memory and registers",
         attention=AttentionTuning(tile=32, stages=1),
         few_rows={16: LinearTuning(block_n=32, block_k=64, warps=4, stages=1)},
+        int8_rows={16: LinearTuning(block_n=32, block_k=64, warps=4, stages=1)},
         skip=frozenset({"chunk_attention"}),  # 80 KiB of shared memory
     ),
     10: Tuning(source="estimated from its predecessor", overlaps=True),

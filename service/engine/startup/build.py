@@ -59,10 +59,10 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
     checkpoint = open_checked(model_dir, model_config)
     with phases("kernels", "choosing what to compute with"), _weights_ahead(checkpoint, device):
         trials = Trials(Path(config.trial_file) if config.trial_file else None)
-        shapes = ServedShapes(model_config, config.block_size, dtype, device, trials)
+        shapes = ServedShapes(model_config, config.block_size, dtype, device, trials, config.quantization)
         choice = choose_paths(shapes, running_limit(config, device))
     with phases("weights", f"reading the weights in {model_dir}"):
-        weights, report = load_weights(checkpoint, model_config, device, dtype)
+        weights, report = load_weights(checkpoint, model_config, device, dtype, config.quantization)
     logger.info("weights: %s", report)
     config = msgspec.structs.replace(config, block_size=choice.block_size)
     model = Model(model_config, weights, min(config.max_context, model_config.max_positions), choice.paths.ops)
@@ -73,6 +73,7 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
         kind=config.kind,
         device=device_name(device),
         dtype=str(dtype).removeprefix("torch."),
+        quantization=config.quantization,
         max_context=capacity.max_context,
         max_running=capacity.max_running,
         vocab_size=model_config.vocab_size,

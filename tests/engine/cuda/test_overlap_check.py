@@ -2,20 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
 from service.engine.cuda import overlap_check
-from service.engine.cuda.overlap_check import BATCHES, STEPS, check_overlap, paused
+from service.engine.cuda.overlap_check import STEPS, batches, check_overlap, paused
 from service.engine.kernels import torch_ops
 from service.engine.kernels.candidate import Disagreement
 from service.engine.kernels.ops import Ops
+from service.engine.quantization import Int8Matrix
 from tests.engine.kernels.test_selfcheck import CPU
 from tests.support.recorder import ReplayingRecorder
 
 ALWAYS = ("add_rms_norm", "rotate_and_cache", "locate", "plan_decode", "decode_attention", "silu_mul", "sample")
+MOST = batches(Ops())[0]
 LINEAR = ("one_row_linear", "few_rows_linear", "one_row_norm_linear")
 
 
@@ -51,15 +54,17 @@ class Gpu:
 
     def _stale(self, argument: Any) -> Any:
         is_activation = isinstance(argument, torch.Tensor) and argument.dim() == 2 and argument.is_floating_point()
-        return argument * 0.5 if is_activation and argument.shape[0] <= max(BATCHES) else argument
+        return argument * 0.5 if is_activation and argument.shape[0] <= MOST else argument
 
 
 def test_kernels_that_wait_pass_and_each_of_them_was_met() -> None:
     gpu, recorder = Gpu(), ReplayingRecorder()
     check_overlap(gpu.ops, CPU, recorder, gpu.pause)
     assert all(gpu.ran.values()), gpu.ran
-    assert recorder.recorded == list(BATCHES)
-    assert recorder.replays == [batch for batch in BATCHES for _ in range(STEPS)], "what serves is what is replayed"
+    assert recorder.recorded == batches(gpu.ops)
+    assert recorder.replays == [batch for batch in batches(gpu.ops) for _ in range(STEPS)], (
+        "what serves is what is replayed"
+    )
     assert gpu.pauses > 0
 
 
@@ -88,7 +93,7 @@ def test_a_stray_write_that_changes_no_token_is_found_out(cache: int) -> None:
 
 def test_a_chain_that_cannot_be_recorded_does_not_overlap() -> None:
     with pytest.raises(Disagreement, match="not permitted when stream is capturing"):
-        check_overlap(Gpu().ops, CPU, ReplayingRecorder(failing=(BATCHES[0],)), lambda: None)
+        check_overlap(Gpu().ops, CPU, ReplayingRecorder(failing=(MOST,)), lambda: None)
 
 
 def test_a_pause_follows_every_operation_and_nothing_else_changes() -> None:
@@ -103,6 +108,27 @@ def test_a_pause_follows_every_operation_and_nothing_else_changes() -> None:
     assert all(getattr(slow, name) is not getattr(ops, name) for name in operations if getattr(ops, name) is not None)
 
 
+@pytest.mark.parametrize("tiles", [(16, 32, 64), (16, 32, 64, 128, 256), (16,)])
+def test_every_tile_of_rows_is_met_and_more_rows_than_any(tiles: tuple[int, ...]) -> None:
+    met = batches(Ops(few_rows=tiles))
+    edges = (1, *tiles)
+    assert met == sorted(met, reverse=True), "the first one's memory serves all"
+    assert {next((tile for tile in edges if tile >= rows), None) for rows in met} >= {1, 16, tiles[-1], None}
+    assert all(any(low < rows <= high for rows in met) for low, high in pairwise(edges) if high > 40)
+
+
+def test_quantized_kernels_are_tried_in_the_chain_they_serve_in() -> None:
+    gpu, kinds = Gpu(), set()
+
+    def noting(x: torch.Tensor, weight: object, *rest: Any) -> torch.Tensor:
+        kinds.add(type(weight))
+        return gpu.ops.linear(x, weight, *rest)  # type: ignore[arg-type]
+
+    ops = replace(gpu.ops, few_rows_linear=noting)
+    check_overlap(ops, replace(CPU, quantization="int8"), ReplayingRecorder(), gpu.pause)
+    assert kinds == {Int8Matrix}
+
+
 def test_what_is_compared_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN equals nothing, not even itself: a chain that comes to it could never pass."""
     traces: list[list[torch.Tensor]] = []
@@ -114,7 +140,7 @@ def test_what_is_compared_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(overlap_check, "_decode", noting)
     check_overlap(Ops(), replace(CPU, dtype=torch.bfloat16), ReplayingRecorder(), lambda: None)
-    assert len(traces) == 2 * len(BATCHES)
+    assert len(traces) == 2 * len(batches(Ops()))
     for tokens, *caches in traces:
         assert tokens.shape[0] == STEPS
         assert len({tuple(step) for step in tokens.tolist()}) > 1, "the steps draw different tokens"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from service.engine.defaults import Quantization
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.tuning import AttentionTuning, LinearTuning, Tuning, tuning_for
 from tests.support.gpu import has_gpu_device
@@ -23,11 +24,13 @@ INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETS and "triton" in sys.modules:
     assert sys.modules["triton"].knobs.runtime.interpret, "Triton was imported before it was told to interpret"
 
+INTERPRETED_ROWS = LinearTuning(block_n=64, block_k=256, warps=1, stages=1)
 INTERPRETED = Tuning(
     source="large tiles: the interpreter pays per operation, not per element",
     attention=AttentionTuning(tile=64, programs_per_multiprocessor=3),
     one_row=LinearTuning(block_n=64, block_k=256, warps=1, stages=1),
-    few_rows={rows: LinearTuning(block_n=64, block_k=256, warps=1, stages=1) for rows in (16, 32, 64)},
+    few_rows=dict.fromkeys((16, 32, 64), INTERPRETED_ROWS),
+    int8_rows=dict.fromkeys((16, 32, 64, 128, 256), INTERPRETED_ROWS),
 )
 
 
@@ -65,7 +68,7 @@ def kernel_subject(request: pytest.FixtureRequest) -> Subject:
     return kernels(request.param)
 
 
-def kernels(how: str, multiprocessors: int = 4) -> Subject:
+def kernels(how: str, multiprocessors: int = 4, quantization: Quantization = "none") -> Subject:
     """Ours for a GPU of so many multiprocessors: the more, the more pieces an attention is divided into."""
     if how == "compiled" and (INTERPRETS or not HAS_GPU):
         pytest.skip("needs an NVIDIA GPU and TRITON_INTERPRET unset")
@@ -75,8 +78,12 @@ def kernels(how: str, multiprocessors: int = 4) -> Subject:
     from service.engine.kernels.candidates import candidates
 
     tuning = tuning_for(torch.cuda.get_device_capability()) if how == "compiled" else INTERPRETED
-    fields = {name: kernel for c in candidates(tuning, multiprocessors) for name, kernel in c.fields.items()}
-    return Subject(Ops(**fields), torch.device("cuda" if how == "compiled" else "cpu"), how == "compiled")
+    wanted = candidates(tuning, multiprocessors, quantization)
+    fields = {name: kernel for candidate in wanted for name, kernel in candidate.fields.items()}
+    tiles = tuple(sorted(tuning.rows(quantization)))
+    return Subject(
+        Ops(**fields, few_rows=tiles), torch.device("cuda" if how == "compiled" else "cpu"), how == "compiled"
+    )
 
 
 ROWS = range(1, 18)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 import torch
@@ -18,6 +18,7 @@ from triton import knobs
 
 from service.engine.config import INTERNLM3_8B
 from service.engine.cuda.compile_ahead import LAYERS, Compiled, compile_kernels, kernels_of, unlaunched
+from service.engine.defaults import Quantization
 from service.engine.kernels import checks, decode_check, linear_check, prefill_check, shipped
 from service.engine.kernels.candidate import Disagreement, ServedShapes
 from service.engine.kernels.candidates import candidates
@@ -41,11 +42,13 @@ def unjudged() -> Iterator[None]:
 def proved(capability: int) -> Compiled:
     """What the self-check launches."""
     tuning = tuning_for(divmod(capability, 10))
-    plain = replace(Ops(), few_rows=kernels_of(tuning, MULTIPROCESSORS).few_rows)
     with unlaunched(capability) as compiled, unjudged():
-        for candidate in candidates(tuning, MULTIPROCESSORS):
-            with suppress(Disagreement):
-                candidate.check(replace(plain, **candidate.fields), SHAPES)
+        for quantization in get_args(Quantization):
+            plain = replace(Ops(), few_rows=kernels_of(tuning, MULTIPROCESSORS, quantization).few_rows)
+            for candidate in candidates(tuning, MULTIPROCESSORS, quantization):
+                with suppress(Disagreement):
+                    shapes = replace(SHAPES, quantization=quantization)
+                    candidate.check(replace(plain, **candidate.fields), shapes)
     return compiled
 
 

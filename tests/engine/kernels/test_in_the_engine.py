@@ -1,12 +1,14 @@
 """The kernels where they serve: a model's tokens through them, in mixed steps and recorded decodes, are torch's."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from service.engine.base import SamplingParams
 from service.engine.cuda.paths import Paths
+from service.engine.defaults import Quantization
 from service.engine.kernels.ops import Ops
 from service.engine.model import Model
 from service.engine.runner import TorchRunner
@@ -23,9 +25,15 @@ SHAPES = [
 ]
 
 
+@pytest.fixture(params=get_args(Quantization))
+def quantization(request: pytest.FixtureRequest) -> Quantization:
+    kept: Quantization = request.param
+    return kept
+
+
 @pytest.fixture(params=SHAPES, ids=lambda shape: shape.name)
-def model(request: pytest.FixtureRequest, tmp_path: Path) -> Model:
-    return load_native(write_checkpoint(tmp_path, request.param))
+def model(request: pytest.FixtureRequest, tmp_path: Path, quantization: Quantization) -> Model:
+    return load_native(write_checkpoint(tmp_path, request.param), quantization=quantization)
 
 
 def with_ops(model: Model, ops: Ops) -> Model:

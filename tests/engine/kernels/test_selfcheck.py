@@ -11,6 +11,7 @@ import torch
 
 from service.engine import sampling
 from service.engine.config import ModelConfig
+from service.engine.defaults import Quantization
 from service.engine.kernels import checks, decode_check, linear_check, sample_check, torch_ops
 from service.engine.kernels.batch import DecodeBatch, DecodeInputs
 from service.engine.kernels.candidate import Candidate, Disagreement, ServedShapes, require_close
@@ -434,16 +435,19 @@ def test_a_cpu_serves_with_torch_and_calls_that_no_degradation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "alone", "overlaps", "few_rows", "left_out"),
+    ("capability", "quantization", "alone", "overlaps", "few_rows", "left_out"),
     [
-        ((9, 0), False, True, (16, 32, 64), set()),
-        ((9, 0), True, False, (16, 32, 64), set()),
-        ((8, 9), False, False, (16, 32, 64), set()),
-        ((7, 5), False, False, (16,), {"chunk_attention"}),
+        ((9, 0), "none", False, True, (16, 32, 64), set()),
+        ((9, 0), "int8", False, True, (16, 32, 64, 128, 256), set()),
+        ((9, 0), "none", True, False, (16, 32, 64), set()),
+        ((8, 9), "none", False, False, (16, 32, 64), set()),
+        ((7, 5), "none", False, False, (16,), {"chunk_attention"}),
+        ((7, 5), "int8", False, False, (16,), {"chunk_attention"}),
     ],
 )
 def test_a_gpu_is_offered_what_its_generation_can(
     capability: tuple[int, int],
+    quantization: Quantization,
     alone: bool,
     overlaps: bool,
     few_rows: tuple[int, ...],
@@ -457,10 +461,10 @@ def test_a_gpu_is_offered_what_its_generation_can(
     tunings: list[Any] = []
     all_of_them = candidates.candidates
 
-    def noting(tuning: Any, multiprocessors: int) -> list[Candidate]:
+    def noting(tuning: Any, multiprocessors: int, kept: Quantization) -> list[Candidate]:
         tunings.append(tuning)
-        assert multiprocessors == 77
-        return all_of_them(tuning, multiprocessors)
+        assert (multiprocessors, kept) == (77, quantization)
+        return all_of_them(tuning, multiprocessors, kept)
 
     def proved(wanted: list[Candidate], shapes: ServedShapes, plain: Ops) -> selfcheck.Proof:
         offered.append({candidate.name for candidate in wanted})
@@ -470,7 +474,8 @@ def test_a_gpu_is_offered_what_its_generation_can(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=77))
     monkeypatch.setattr(candidates, "candidates", noting)
     monkeypatch.setattr(selfcheck, "prove_candidates", proved)
-    proof = prove(replace(CPU, device=torch.device("cuda")), alone=alone)
+    shapes = replace(CPU, device=torch.device("cuda"), quantization=quantization)
+    proof = prove(shapes, alone=alone)
     assert (proof.overlaps, proof.ops.few_rows, proof.multiprocessors) == (overlaps, few_rows, 77)
     assert tunings[0].overlaps == overlaps
     assert offered == [{c.name for c in all_of_them(tunings[0], 77)} - left_out]
