@@ -19,10 +19,12 @@ def parameters(c: ModelConfig) -> int:
     return matrix_numbers(c) + 2 * c.vocab_size * c.hidden_size
 
 
-def step_bytes(c: ModelConfig, batch: int, context: int, itemsize: int) -> int:
-    """What a decode must read at least: all matrices and the head once, each sequence's KV once."""
+def step_bytes(c: ModelConfig, batch: int, context: int, itemsize: int, matrix_itemsize: int = 0) -> int:
+    """What a decode must read at least: all matrices and the head once, each sequence's KV once. The matrices' numbers
+    are of `itemsize`, too, unless they have one of their own."""
     weights = matrix_numbers(c) + c.vocab_size * c.hidden_size
-    return (weights + batch * context * 2 * c.num_layers * c.kv_size) * itemsize
+    kv = batch * context * 2 * c.num_layers * c.kv_size
+    return weights * (matrix_itemsize or itemsize) + kv * itemsize
 
 
 def prefill_flop(c: ModelConfig, tokens: int) -> float:
@@ -37,10 +39,12 @@ class Floor:
     config: ModelConfig
     limits: Limits
     itemsize: int
+    matrix_itemsize: int = 0  # of quantized ones
 
     def step(self, batch: int, context: int) -> float:
         """A decode of `batch` sequences of `context` tokens."""
-        return step_bytes(self.config, batch, context, self.itemsize) / self.limits.memory
+        size = step_bytes(self.config, batch, context, self.itemsize, self.matrix_itemsize)
+        return size / self.limits.memory
 
     def prefill(self, tokens: int, cached: int = 0) -> float:
         """`tokens` after `cached` ones: their products, or reading weights and KV where that takes longer."""

@@ -33,8 +33,9 @@ def cases(shapes: ServedShapes, *, tiny: bool) -> Iterator[Case]:
         yield silu_case(shapes, rows)
         yield rope_case(shapes, rows)
         yield sample_case(shapes, rows)
+    most = (64,) if shapes.quantization == "none" else (64, 128, 256)
     for width, depth, gated in matrices(c, c.vocab_size):
-        for rows in (1, 3) if tiny else (1, 4, 16, 32, 64):
+        for rows in (1, 3) if tiny else (1, 4, 16, 32, *most):
             yield linear_case(shapes, rows, width, depth, gated)
     yield norm_linear_case(shapes)
     batches = [[5, 40]] if tiny else [[512], [8192], [512] * 64, [4096] * 64, [512] * 256, [512] * 31 + [30_000]]
@@ -95,8 +96,8 @@ def sample_case(shapes: ServedShapes, rows: int) -> Case:
 
 
 def linear_case(shapes: ServedShapes, rows: int, width: int, depth: int, gated: bool) -> Case:
-    size = width * depth * shapes.dtype.itemsize
-    weights, x = inputs(shapes, size, (width, depth)), shapes.random(rows, depth)
+    size, x = width * depth * shapes.matrix_itemsize, shapes.random(rows, depth)
+    weights = [shapes.matrix(width, depth) for _ in range(sets_needed(size, shapes.device))]
     return Case(
         "linear",
         {"rows": rows, "width": width, "depth": depth, "gated": gated},
@@ -107,8 +108,8 @@ def linear_case(shapes: ServedShapes, rows: int, width: int, depth: int, gated: 
 
 def norm_linear_case(shapes: ServedShapes) -> Case:
     width, depth = 2 * shapes.config.intermediate_size, shapes.config.hidden_size
-    size = width * depth * shapes.dtype.itemsize
-    weights, x, gain = inputs(shapes, size, (width, depth)), shapes.random(1, depth), shapes.random(depth)
+    size, x, gain = width * depth * shapes.matrix_itemsize, shapes.random(1, depth), shapes.random(depth)
+    weights = [shapes.matrix(width, depth) for _ in range(sets_needed(size, shapes.device))]
     return Case(
         "norm_linear",
         {"rows": 1, "width": width, "depth": depth, "gated": True},

@@ -1,6 +1,7 @@
 """Each decode kernel beside the torch operation it replaces and the memory limit measured in the same run.
 
     python -m tests.bench.kernels [--dtype bfloat16]                on a GPU, shapes of the 8B model
+    python -m tests.bench.kernels --quantization int8 [...]         the same with eight-bit weights
     python -m tests.bench.kernels --sweep [--only few_rows_64,...]  on a GPU, how its launch choices do
     python -m tests.bench.kernels --tiny [--sweep]                  anywhere, to see that it runs
 
@@ -16,10 +17,12 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import get_args
 
 import torch
 
 from service.engine.config import INTERNLM3_8B
+from service.engine.defaults import Quantization
 from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import prove
@@ -58,7 +61,8 @@ def serving_ops(shapes: ServedShapes) -> tuple[Ops, list[str]]:
         return Ops(), [f"triton: {error}"]
     wide = LinearTuning(block_n=64, block_k=64, warps=1, stages=1)
     tuning = Tuning("the interpreter", one_row=wide, few_rows=dict.fromkeys((16, 32, 64), wide))
-    return Ops(**{name: kernel for c in candidates(tuning, 4) for name, kernel in c.fields.items()}), []
+    wanted = candidates(tuning, 4, shapes.quantization)
+    return Ops(**{name: kernel for candidate in wanted for name, kernel in candidate.fields.items()}), []
 
 
 def lines(shapes: ServedShapes, *, tiny: bool) -> Iterator[dict[str, object]]:
@@ -84,6 +88,7 @@ def named(found: list[Group], only: str) -> list[Group]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--quantization", default="none", choices=get_args(Quantization))
     parser.add_argument("--tiny", action="store_true", help="a small model, on a CPU too")
     parser.add_argument("--sweep", action="store_true", help="time launch choices")
     parser.add_argument("--only", default="", help="with --sweep: one_row, few_rows_16, ..., decode_attention")
@@ -96,7 +101,8 @@ def main() -> None:
             parser.error("no GPU here; --tiny shows that the command runs")
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported, which nothing above does
     dtype = torch.float32 if device.type == "cpu" else getattr(torch, options.dtype)
-    shapes = ServedShapes(TINY if options.tiny else INTERNLM3_8B, 16 if options.tiny else 64, dtype, device)
+    model, block_size = (TINY, 16) if options.tiny else (INTERNLM3_8B, 64)
+    shapes = ServedShapes(model, block_size, dtype, device, quantization=options.quantization)
     printed = lines(shapes, tiny=options.tiny)
     if options.sweep:
         try:

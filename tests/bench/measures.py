@@ -35,6 +35,10 @@ class Table:
         """What a contender reached: seconds, or a rate."""
         self._rows.setdefault(measure, {})[who] = figure
 
+    def figure(self, measure: Measure, who: str) -> float:
+        """What somebody reached. Raises KeyError for who was not measured."""
+        return self._rows[measure][who]
+
     def ratio(self, measure: Measure, other: str) -> float:
         """How many times as fast as another the engine is. Raises KeyError for who was not measured."""
         row = self._rows[measure]

@@ -1,7 +1,8 @@
 """What a run's sections share: the model, the machine's limits, one engine at a time, and what was found so far."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Run:
         self.table = Table()
         self.section = "limits"
         self._core: Core | None = None
+        self._asked: dict[str, Any] = {}
 
     @cached_property
     def model_dir(self) -> Path:
@@ -72,7 +74,19 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """What the benchmark asks of every engine and server of ours; a CPU's small machine has little room."""
-        return {"device": self.device.type} | ({} if self.on_gpu else {"threads": 1, "kv_cache_tokens": 8192})
+        on_cpu = {} if self.on_gpu else {"threads": 1, "kv_cache_tokens": 8192}
+        return {"device": self.device.type} | on_cpu | self._asked
+
+    @contextmanager
+    def asking(self, **settings: Any) -> Iterator[None]:
+        """Have the engine built anew with these settings, and without them afterwards."""
+        self.drop_core()
+        self._asked = settings
+        try:
+            yield
+        finally:
+            self._asked = {}
+            self.drop_core()
 
     @property
     def core(self) -> Core:

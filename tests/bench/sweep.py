@@ -14,7 +14,7 @@ from service.engine.kernels.tuning import AttentionTuning, LinearTuning, tuning_
 from tests.bench.kernel_cases import Case, attention_case, linear_case
 
 Line = dict[str, object]
-ROWS = (16, 32, 64)
+ROWS = {"none": (16, 32, 64), "int8": (16, 32, 64, 128, 256)}
 CONTEXTS = [[512] * 64, [512] * 256, [2048], [4096] * 64]
 """The two that the benchmark judges, and one long and many long ones."""
 
@@ -33,7 +33,8 @@ class Group:
 def groups(shapes: ServedShapes, *, tiny: bool) -> list[Group]:
     """One row, each tile of few rows, and decode attention. A tiny one has two choices."""
     most = 2 if tiny else None
-    few = [few_rows(shapes, rows) for rows in (ROWS[:1] if tiny else ROWS)]
+    tiles = ROWS[shapes.quantization]
+    few = [few_rows(shapes, rows) for rows in (tiles[:1] if tiny else tiles)]
     contexts = [[40]] if tiny else CONTEXTS
     every = [one_row(shapes), *few, decode_attention(shapes, contexts)]
     return [Group(group.name, group.choices[:most], group.ops, group.cases) for group in every]

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,6 +33,12 @@ def test_the_full_scale_is_the_8b_model() -> None:
 
 def test_a_step_waits_for_its_bytes() -> None:
     assert EASY.step(64, 512) == step_bytes(INTERNLM3_8B, 64, 512, 2) / 1e12
+
+
+def test_a_step_of_eight_bit_weights_waits_for_half_of_them_and_all_of_the_kv() -> None:
+    eight = replace(EASY, matrix_itemsize=1)
+    assert eight.step(1, 0) == BYTES_OF_WEIGHTS / 2 / 1e12
+    assert EASY.step(64, 512) - eight.step(64, 512) == pytest.approx(BYTES_OF_WEIGHTS / 2 / 1e12)
 
 
 def test_a_prompt_waits_for_its_products_or_for_the_weights() -> None:

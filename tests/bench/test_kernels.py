@@ -23,8 +23,9 @@ def lines(*options: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in printed.stdout.splitlines()]
 
 
-def test_a_tiny_run_times_every_kernel_beside_torch() -> None:
-    device, *cases = lines()
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_a_tiny_run_times_every_kernel_beside_torch(quantization: str) -> None:
+    device, *cases = lines("--quantization", quantization)
     assert float(str(device["gb_per_s"])) > 0
     kernels = {"add_rms_norm", "silu_mul", "rotate_and_cache", "sample", "linear", "norm_linear", "decode_attention"}
     assert {case["kernel"] for case in cases} == kernels

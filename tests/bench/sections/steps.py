@@ -54,8 +54,18 @@ def median_step(run: Run, batch: int) -> tuple[float, int]:
 def prefill(run: Run) -> None:
     """One prompt's TTFT, beside the dense product's rate: the median of several that follow one another, as what they
     are held against is a rate that is kept up."""
-    tokens = run.scale.prefill
-    took = median(serve(run.core, [run.prompts.request(tokens, 1)]).ttft_p50 for _ in range(PREFILLS))
+    tokens, took = run.scale.prefill, prefill_seconds(run)
+    run.table.put(prefill_of(tokens), ENGINE, took)
     rate = prefill_flop(run.config, tokens) / took
     share = run.figure("prefill_of_matmul", rate / run.floor.limits.matmul)
     run.say(tokens=tokens, seconds=took, tflop_per_s=rate / 1e12, of_matmul=share)
+
+
+def prefill_of(tokens: int) -> Measure:
+    """A prompt of so many tokens, alone."""
+    return Measure("prefill", "tokens", tokens)
+
+
+def prefill_seconds(run: Run) -> float:
+    """Its median."""
+    return median(serve(run.core, [run.prompts.request(run.scale.prefill, 1)]).ttft_p50 for _ in range(PREFILLS))
