@@ -1,4 +1,4 @@
-"""The engine with quantized weights, beside itself without in the same run and beside the bytes it still has to read."""
+"""The engine with quantized weights, beside itself without, in the same run, and beside the bytes it still reads."""
 
 from dataclasses import replace
 
