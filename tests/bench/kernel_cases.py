@@ -33,9 +33,8 @@ def cases(shapes: ServedShapes, *, tiny: bool) -> Iterator[Case]:
         yield silu_case(shapes, rows)
         yield rope_case(shapes, rows)
         yield sample_case(shapes, rows)
-    most = (64,) if shapes.quantization == "none" else (64, 128, 256)
     for width, depth, gated in matrices(c, c.vocab_size):
-        for rows in (1, 3) if tiny else (1, 4, 16, 32, *most):
+        for rows in (1, 3) if tiny else (1, 4, 16, 32, 64, 128, 192, 256):
             yield linear_case(shapes, rows, width, depth, gated)
     yield norm_linear_case(shapes)
     batches = [[5, 40]] if tiny else [[512], [8192], [512] * 64, [4096] * 64, [512] * 256, [512] * 31 + [30_000]]

@@ -60,7 +60,7 @@ def serving_ops(shapes: ServedShapes) -> tuple[Ops, list[str]]:
     except ImportError as error:
         return Ops(), [f"triton: {error}"]
     wide = LinearTuning(block_n=64, block_k=64, warps=1, stages=1)
-    tuning = Tuning("the interpreter", one_row=wide, few_rows=dict.fromkeys((16, 32, 64), wide))
+    tuning = Tuning("the interpreter", one_row=wide, rows=dict.fromkeys((16, 32, 64), wide))
     wanted = candidates(tuning, 4, shapes.quantization)
     return Ops(**{name: kernel for candidate in wanted for name, kernel in candidate.fields.items()}), []
 

@@ -14,7 +14,10 @@ from service.engine.kernels.tuning import AttentionTuning, LinearTuning, tuning_
 from tests.bench.kernel_cases import Case, attention_case, linear_case
 
 Line = dict[str, object]
-ROWS = {"none": (16, 32, 64), "int8": (16, 32, 64, 128, 256)}
+ROWS = (16, 32, 64, 128, 256)
+FEW = (32, 64, 128), (64, 128, 256), (4, 8), (3, 4, 5), (False,)
+MANY = (64, 128), (64,), (4, 8), (2, 3, 4), (False, True)
+"""What is tried of each field of `LinearTuning`."""
 CONTEXTS = [[512] * 64, [512] * 256, [2048], [4096] * 64]
 """The two that the benchmark judges, and one long and many long ones."""
 
@@ -33,8 +36,7 @@ class Group:
 def groups(shapes: ServedShapes, *, tiny: bool) -> list[Group]:
     """One row, each tile of few rows, and decode attention. A tiny one has two choices."""
     most = 2 if tiny else None
-    tiles = ROWS[shapes.quantization]
-    few = [few_rows(shapes, rows) for rows in (tiles[:1] if tiny else tiles)]
+    few = [few_rows(shapes, rows) for rows in (ROWS[:1] if tiny else ROWS)]
     contexts = [[40]] if tiny else CONTEXTS
     every = [one_row(shapes), *few, decode_attention(shapes, contexts)]
     return [Group(group.name, group.choices[:most], group.ops, group.cases) for group in every]
@@ -60,7 +62,7 @@ def few_rows(shapes: ServedShapes, rows: int) -> Group:
     units, overlaps = _units(shapes.device), _overlaps(shapes.device)
     return Group(
         f"few_rows_{rows}",
-        [LinearTuning(*v) for v in itertools.product((32, 64, 128), (64, 128, 256), (4, 8), (3, 4, 5))],
+        [LinearTuning(*v) for v in itertools.product(*(FEW if rows <= 64 else MANY))],
         lambda tuning: Ops(
             few_rows_linear=FewRowsLinear({rows: tuning}, units, overlaps=overlaps).linear, few_rows=(rows,)
         ),

@@ -26,7 +26,7 @@ from service.engine.base import EngineConfig, GenerationRequest
 from service.engine.config import INTERNLM3_8B, ModelConfig
 from service.engine.cuda.paths import Paths
 from service.engine.defaults import Quantization
-from service.engine.kernels.candidates import candidates
+from service.engine.kernels.candidates import candidates, judged
 from service.engine.kernels.few_rows import FewRowsLinear
 from service.engine.kernels.gemv import OneRowLinear
 from service.engine.kernels.linear_check import matrices
@@ -95,7 +95,7 @@ def kernels_of(tuning: Tuning, multiprocessors: int, quantization: Quantization 
     for candidate in candidates(tuning, multiprocessors, quantization):
         if candidate.name not in tuning.skip:
             fields |= candidate.fields
-    return replace(Ops(), **fields, few_rows=tuple(sorted(tuning.rows(quantization))))
+    return judged(replace(Ops(), **fields), tuning.tiles(quantization))
 
 
 @torch.inference_mode()
@@ -113,7 +113,7 @@ def compile_kernels(model: ModelConfig, capability: int) -> Compiled:
 
 def take_steps(model: ModelConfig, ops: Ops, dtype: torch.dtype, quantization: Quantization) -> None:
     """Decodes of as many sequences as each tile of rows takes, and of more, alone and beside the end of a prompt."""
-    layout, batches = EngineConfig(kind="native", model_dir=""), (1, *ops.few_rows, max(ops.few_rows) + 1)
+    layout, batches = EngineConfig(kind="native", model_dir=""), (*ops.judged_rows, max(ops.judged_rows) + 1)
     longest = min(layout.max_context, model.max_positions)
     cache = PagedCache(model, 2, layout.block_size, META, dtype)
     paths = Paths(ops, ops.chunk_attention or PrefillAttention, plans_decode=True)
@@ -139,7 +139,7 @@ def compute_products(model: ModelConfig, tuning: Tuning, dtype: torch.dtype, qua
     """Products of one row, also those that a norm is fused with as long as that serves, and of few rows as GPUs of all
     sizes divide them."""
     one_row = OneRowLinear(tuning.one_row, overlaps=tuning.overlaps)
-    tiles = tuning.rows(quantization)
+    tiles = tuning.tiles(quantization)
     few_rows = [FewRowsLinear(tiles, count, overlaps=tuning.overlaps) for count in MULTIPROCESSORS]
     for width, depth, gated in matrices(model, model.vocab_size):
         weight = empty_matrix(width, depth, quantization, META, dtype)

@@ -50,8 +50,8 @@ def check_overlap(ops: Ops, shapes: ServedShapes, recorder: Recorder, pause: Cal
 def batches(ops: Ops) -> list[int]:
     """Rows that meet every kernel: more than its products take, then each of their larger tiles, then SMALL_BATCHES.
     The largest first, whose memory serves all."""
-    tiles = (tile for tile in ops.few_rows if tile > max(SMALL_BATCHES))
-    return sorted({max(ops.few_rows) + 6, *tiles, *SMALL_BATCHES}, reverse=True)
+    large = (rows for rows in ops.judged_rows if rows > max(SMALL_BATCHES))
+    return sorted({max(ops.judged_rows) + 6, *large, *SMALL_BATCHES}, reverse=True)
 
 
 def paused(ops: Ops, pause: Callable[[], None]) -> Ops:

@@ -1,6 +1,6 @@
 """Every Triton kernel as a candidate for serving. Importing this needs Triton; nothing is compiled by it."""
 
-from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -21,10 +21,7 @@ from service.engine.kernels.rope import rotate_and_cache
 from service.engine.kernels.sample_check import check_sample
 from service.engine.kernels.sampling import sample
 from service.engine.kernels.silu import silu_mul
-from service.engine.kernels.tuning import Tuning
-
-CHECKED_EACH = 64
-"""Rows of a product: a start has no time to check each of hundreds, which differ by padding alone."""
+from service.engine.kernels.tuning import FEW, Tiles, Tuning, few_and_many
 
 
 def candidates(tuning: Tuning, multiprocessors: int, quantization: Quantization = "none") -> list[Candidate]:
@@ -33,8 +30,11 @@ def candidates(tuning: Tuning, multiprocessors: int, quantization: Quantization 
     attention = PagedDecodeAttention(tuning.attention, multiprocessors, overlaps=overlaps)
     chunks = PagedChunkAttention(tuning.chunks, multiprocessors, overlaps=overlaps)
     one_row = OneRowLinear(tuning.one_row, overlaps=overlaps)
-    few_rows = FewRowsLinear(tuning.rows(quantization), multiprocessors, overlaps=overlaps)
-    rows = _rows_to_check(tuning.rows(quantization))
+    few, many = few_and_many(tuning.tiles(quantization))
+    few_rows, many_rows = (FewRowsLinear(tiles, multiprocessors, overlaps=overlaps) for tiles in (few, many))
+    each_row, some_rows = range(2, max(few) + 1), [*chain.from_iterable(map(_edges, many))]
+    check_some = partial(check_linear, rows=some_rows)
+    for_many_rows = [Candidate("many_rows_linear", {"many_rows_linear": many_rows.linear}, check_some)] if many else []
     norm, rotate = partial(add_rms_norm, overlaps=overlaps), partial(rotate_and_cache, overlaps=overlaps)
     return [
         Candidate("add_rms_norm", {"add_rms_norm": norm}, check_add_rms_norm),
@@ -48,17 +48,25 @@ def candidates(tuning: Tuning, multiprocessors: int, quantization: Quantization 
         Candidate("chunk_attention", {"chunk_attention": chunks}, _check_chunks),
         Candidate("silu_mul", {"silu_mul": partial(silu_mul, overlaps=overlaps)}, check_silu_mul),
         Candidate("one_row_linear", {"one_row_linear": one_row.linear}, partial(check_linear, rows=(1,))),
-        Candidate("few_rows_linear", {"few_rows_linear": few_rows.linear}, partial(check_linear, rows=rows)),
+        Candidate("few_rows_linear", {"few_rows_linear": few_rows.linear}, partial(check_linear, rows=each_row)),
+        *for_many_rows,
         Candidate("one_row_norm_linear", {"one_row_norm_linear": one_row.norm_linear}, check_norm_linear),
         Candidate("sample", {"sample": partial(sample, overlaps=overlaps)}, check_sample),
     ]
 
 
-def _rows_to_check(tiles: Collection[int]) -> list[int]:
-    """Every number that tiles of up to CHECKED_EACH rows take; of a larger one the least, the most, and an odd one."""
-    each = range(2, min(max(tiles), CHECKED_EACH) + 1)
-    some = ((tile // 2 + 1, tile * 3 // 4 - 1, tile) for tile in tiles if tile > CHECKED_EACH)
-    return [*each, *chain.from_iterable(some)]
+def judged(ops: Ops, tiles: Tiles) -> Ops:
+    """`ops` with the rows at which products of these tiles are. A tile takes as long for half of its rows as for all of
+    them, and torch need not: the largest ones are judged twice."""
+    few, many = few_and_many(tiles)
+    between = {rows * 3 // 4 for rows in many if rows > 2 * FEW}
+    return replace(ops, few_rows=tuple(sorted(few)), many_rows=tuple(sorted({*many, *between})))
+
+
+def _edges(tile: int) -> tuple[int, int, int]:
+    """The least rows that a tile is launched for, some odd number, and the most: a start has no time to check each of
+    hundreds, which differ by padding alone."""
+    return tile // 2 + 1, tile * 3 // 4 - 1, tile
 
 
 def _check_chunks(ops: Ops, shapes: ServedShapes) -> None:

@@ -1,4 +1,4 @@
-"""Weight-streaming product of 2 to 64 rows, where a matmul is still bound by reading the weights.
+"""Weight-streaming product of 2 to 256 rows, where a matmul is still bound by reading the weights, or nearly.
 
 The transposed product: weights are the tall operand of the tensor core, the rows, padded, the narrow one. Every program
 reads all rows, from the L2 cache, so that a tile must be taller than the rows are many for the weights to set the pace.
@@ -141,7 +141,7 @@ class FewRowsLinear:
         # Gated programs read two weight rows for each output: half the outputs keep the same bytes in flight.
         block_n = max(16, tuning.block_n // (2 if gated else 1))
         tiles, steps = triton.cdiv(width, block_n), triton.cdiv(depth, tuning.block_k)
-        parts = 1 if gated else split(tiles, steps, self._multiprocessors)
+        parts = 1 if gated else split(tiles, steps, self._multiprocessors, tuning.alone)
         out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
         is_split = parts > 1
         partial = torch.empty(parts * tiles * block_n * most_rows, device=x.device) if is_split else out
@@ -184,8 +184,11 @@ class FewRowsLinear:
         return self._arrivals[device]
 
 
-def split(tiles: int, steps: int, multiprocessors: int) -> int:
-    """Into how many parts the `steps` of each tile are divided: a power of two."""
+def split(tiles: int, steps: int, multiprocessors: int, alone: bool = False) -> int:
+    """Into how many parts the `steps` of each tile are divided: a power of two; of programs that are `alone` on their
+    multiprocessors as many as run in one round, since a second one would take as long again."""
+    if alone:
+        return max(1, min(multiprocessors // tiles, steps // LEAST_DEPTH))
     parts = 1
     while 2 * parts * tiles <= CROWDING * multiprocessors and steps >= 2 * parts * LEAST_DEPTH:
         parts *= 2

@@ -81,7 +81,7 @@ class Linear(Protocol):
 
 
 class Product(NamedTuple):
-    """A kind of `Linear`: as many rows as a tile of the kernel has, and the weight's shape."""
+    """A kind of `Linear`: the most rows that a kernel is judged for at once, and the weight's shape."""
 
     rows: int
     width: int
@@ -128,10 +128,17 @@ class Ops:
     sample: Sample = torch_ops.sample
     one_row_linear: Linear | None = None
     few_rows_linear: Linear | None = None
+    many_rows_linear: Linear | None = None
     one_row_norm_linear: NormLinear | None = None
     chunk_attention: PrefillFactory | None = None
-    few_rows: tuple[int, ...] = (16, 32, 64)  # rows of few_rows_linear's tiles, ascending
+    few_rows: tuple[int, ...] = (16, 32, 64)  # the rows that few_rows_linear is judged at, ascending
+    many_rows: tuple[int, ...] = (128, 192, 256)  # and many_rows_linear
     outrun: frozenset[Product] = frozenset()  # what torch computes faster than the kernel
+
+    @property
+    def judged_rows(self) -> tuple[int, ...]:
+        """The rows that kernels of products are judged at, ascending; more are the library's."""
+        return (1, *self.few_rows, *self.many_rows)
 
     def linear(
         self, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None = None, gated: bool = False
@@ -160,11 +167,13 @@ class Ops:
         return self.linear(normed, weight, bias, gated), residual
 
     def _linear_kernel(self, rows: int, weight: Matrix, gated: bool) -> Linear | None:
-        tile = next((most for most in (1, *self.few_rows) if most >= rows), 0)
-        if not self._serves(tile, rows, weight, gated):
+        most = next((most for most in self.judged_rows if most >= rows), 0)
+        if not self._serves(most, rows, weight, gated):
             return None
-        return self.one_row_linear if tile == 1 else self.few_rows_linear
+        if most == 1:
+            return self.one_row_linear
+        return self.few_rows_linear if most in self.few_rows else self.many_rows_linear
 
-    def _serves(self, tile: int, rows: int, weight: Matrix, gated: bool) -> bool:
+    def _serves(self, most: int, rows: int, weight: Matrix, gated: bool) -> bool:
         width, depth = weight.shape
-        return rows <= tile and Product(tile, width, depth, gated) not in self.outrun
+        return rows <= most and Product(most, width, depth, gated) not in self.outrun

@@ -28,11 +28,11 @@ LEAD = 1.02
 @torch.inference_mode()
 def race(ops: Ops, shapes: ServedShapes, stopwatch: Stopwatch = seconds) -> Ops:
     """`ops` with the products that torch wins in `outrun`. Takes 3 GB of device memory for an 8B model."""
-    torchs = replace(ops, one_row_linear=None, few_rows_linear=None, one_row_norm_linear=None)
-    tiles, lost = list(_tiles(ops)), set()
-    for width, depth, gated in matrices(shapes.config, shapes.config.vocab_size) if tiles else []:
+    torchs = replace(ops, one_row_linear=None, few_rows_linear=None, many_rows_linear=None, one_row_norm_linear=None)
+    judged_at, lost = list(_rows(ops)), set()
+    for width, depth, gated in matrices(shapes.config, shapes.config.vocab_size) if judged_at else []:
         weights = _weights(shapes, width, depth)
-        for rows in tiles:
+        for rows in judged_at:
             product = Product(rows, width, depth, gated)
             works = [_works(each, product, weights, shapes) for each in (ops, torchs)]
             # Twice: who ran first may have run on a GPU that was still waking up.
@@ -43,12 +43,14 @@ def race(ops: Ops, shapes: ServedShapes, stopwatch: Stopwatch = seconds) -> Ops:
     return replace(ops, outrun=frozenset(lost))
 
 
-def _tiles(ops: Ops) -> Iterator[int]:
-    """Rows of each kernel's tiles; none of a kernel that does not serve."""
+def _rows(ops: Ops) -> Iterator[int]:
+    """Those that each kernel is judged at; none of a kernel that does not serve."""
     if ops.one_row_linear is not None:
         yield 1
     if ops.few_rows_linear is not None:
         yield from ops.few_rows
+    if ops.many_rows_linear is not None:
+        yield from ops.many_rows
 
 
 def _weights(shapes: ServedShapes, width: int, depth: int) -> list[Matrix]:

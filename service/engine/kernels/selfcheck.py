@@ -47,17 +47,17 @@ def prove(shapes: ServedShapes, *, alone: bool = False) -> Proof:
     if shapes.device.type != "cuda":
         return Proof(Ops(), [], 0.0)
     try:
-        from service.engine.kernels.candidates import candidates
+        from service.engine.kernels.candidates import candidates, judged
         from service.engine.kernels.shipped import use_shipped_kernels
     except ImportError as error:
         return Proof(Ops(), [_degraded("triton", error)], 0.0)
     use_shipped_kernels()
     tuning = tuning_for(torch.cuda.get_device_capability(shapes.device))
     tuning = replace(tuning, overlaps=tuning.overlaps and not alone)
+    tuning = tuning.for_fp32() if shapes.dtype == torch.float32 else tuning
     multiprocessors = torch.cuda.get_device_properties(shapes.device).multi_processor_count
     wanted = [c for c in candidates(tuning, multiprocessors, shapes.quantization) if c.name not in tuning.skip]
-    tiles = tuple(sorted(tuning.rows(shapes.quantization)))
-    proof = prove_candidates(wanted, shapes, replace(Ops(), few_rows=tiles))
+    proof = prove_candidates(wanted, shapes, judged(Ops(), tuning.tiles(shapes.quantization)))
     return replace(proof, overlaps=tuning.overlaps, multiprocessors=multiprocessors)
 
 

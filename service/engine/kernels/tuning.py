@@ -5,7 +5,7 @@ A choice changes speed only, never a result beyond rounding; no search runs at s
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from service.engine.defaults import Quantization
 
@@ -22,20 +22,36 @@ class AttentionTuning:
 
 @dataclass(frozen=True, slots=True)
 class LinearTuning:
-    """Weight rows x columns that a program reads at a time, its warps, and loads in flight (pipeline stages)."""
+    """Weight rows x columns that a program reads at a time, its warps, loads in flight (pipeline stages), and whether
+    it leaves its multiprocessor room for no other."""
 
     block_n: int
     block_k: int
     warps: int
     stages: int
+    alone: bool = False
 
 
-FEW_ROWS = {
+Tiles = Mapping[int, LinearTuning]
+"""By the most rows that a tile takes, powers of two."""
+FEW = 64
+"""Rows of the tiles that serve wherever any does. The larger ones are proved, and fail, by themselves."""
+
+
+def few_and_many(tiles: Tiles) -> tuple[Tiles, Tiles]:
+    """Those of up to FEW rows, and the larger ones."""
+    few = {rows: tile for rows, tile in tiles.items() if rows <= FEW}
+    return few, {rows: tile for rows, tile in tiles.items() if rows > FEW}
+
+
+ROWS = {
     16: LinearTuning(block_n=32, block_k=128, warps=4, stages=3),
     32: LinearTuning(block_n=64, block_k=64, warps=4, stages=3),
     64: LinearTuning(block_n=64, block_k=64, warps=4, stages=3),
+    128: LinearTuning(block_n=64, block_k=64, warps=4, stages=3),
+    256: LinearTuning(block_n=64, block_k=64, warps=8, stages=2),
 }
-"""By the most rows that a tile takes, powers of two. In fp32, too, each fits 99 KiB of shared memory."""
+"""In 16 bits each fits 99 KiB of shared memory, and those of FEW rows in fp32, too."""
 INT8_ROWS = {
     16: LinearTuning(block_n=64, block_k=128, warps=4, stages=3),
     32: LinearTuning(block_n=64, block_k=128, warps=4, stages=3),
@@ -43,8 +59,7 @@ INT8_ROWS = {
     128: LinearTuning(block_n=64, block_k=64, warps=4, stages=3),
     256: LinearTuning(block_n=64, block_k=64, warps=8, stages=2),
 }
-"""Of quantized matrices. More rows than of others: to widen a matrix first costs five times its bytes, which many rows
-have to share."""
+"""Of quantized matrices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +71,22 @@ class Tuning:
     # Of chunks of prompts, eight tokens a row.
     chunks: AttentionTuning = AttentionTuning(tile=32, warps=8, stages=2, programs_per_multiprocessor=1)
     one_row: LinearTuning = LinearTuning(block_n=4, block_k=512, warps=4, stages=1)
-    few_rows: Mapping[int, LinearTuning] = field(default_factory=lambda: dict(FEW_ROWS))
-    int8_rows: Mapping[int, LinearTuning] = field(default_factory=lambda: dict(INT8_ROWS))
+    rows: Tiles = field(default_factory=lambda: dict(ROWS))
+    int8_rows: Tiles = field(default_factory=lambda: dict(INT8_ROWS))
     overlaps: bool = False  # whether a kernel's start overlaps the end of the one before it
     skip: frozenset[str] = frozenset()  # kernels that lost to torch on this generation, or do not fit it
 
-    def rows(self, quantization: Quantization) -> Mapping[int, LinearTuning]:
-        """The tiles of few rows for matrices that are kept this way."""
-        return self.int8_rows if quantization == "int8" else self.few_rows
+    def tiles(self, quantization: Quantization) -> Tiles:
+        """Those of products with matrices that are kept this way."""
+        return self.int8_rows if quantization == "int8" else self.rows
+
+    def for_fp32(self) -> "Tuning":
+        """Without the tiles whose rows of activations, twice as wide, would not fit."""
+        return replace(self, rows=few_and_many(self.rows)[0], int8_rows=few_and_many(self.int8_rows)[0])
 
 
 DEFAULT = Tuning(source="default; not measured on this card")
-"""Shared memory: few_rows at most 3 * (64 + 64) * 64 * 2 = 48 KiB, int8_rows 2 * (64 + 256 * 2) * 64 = 72 KiB,
+"""Shared memory: rows at most 2 * (64 + 256) * 64 * 2 = 80 KiB, int8_rows 2 * (64 + 256 * 2) * 64 = 72 KiB,
 attention 2 * 2 * 64 * 128 * 2 = 64 KiB at head_dim 128, a stage less than there are."""
 
 BY_CAPABILITY = {
@@ -81,17 +100,19 @@ BY_CAPABILITY = {
         # 128 KiB of shared memory: one at a time.
         chunks=AttentionTuning(warps=8, programs_per_multiprocessor=1),
         one_row=LinearTuning(block_n=4, block_k=1024, warps=8, stages=1),
-        few_rows={
+        rows={
             16: LinearTuning(block_n=32, block_k=256, warps=4, stages=4),
             32: LinearTuning(block_n=128, block_k=64, warps=4, stages=5),
             64: LinearTuning(block_n=128, block_k=64, warps=4, stages=4),
+            128: LinearTuning(block_n=128, block_k=64, warps=8, stages=3),
+            256: LinearTuning(block_n=128, block_k=64, warps=8, stages=4, alone=True),
         },
         int8_rows={
             16: LinearTuning(block_n=64, block_k=256, warps=4, stages=4),
             32: LinearTuning(block_n=128, block_k=128, warps=4, stages=4),
             64: LinearTuning(block_n=128, block_k=64, warps=4, stages=5),
-            128: LinearTuning(block_n=128, block_k=64, warps=8, stages=4),
-            256: LinearTuning(block_n=128, block_k=64, warps=8, stages=4),
+            128: LinearTuning(block_n=128, block_k=64, warps=8, stages=4, alone=True),
+            256: LinearTuning(block_n=128, block_k=64, warps=8, stages=4, alone=True),
         },
         overlaps=True,
     ),
@@ -100,7 +121,7 @@ BY_CAPABILITY = {
     7: Tuning(
         source="estimated from shared memory and registers",
         attention=AttentionTuning(tile=32, stages=1),
-        few_rows={16: LinearTuning(block_n=32, block_k=64, warps=4, stages=1)},
+        rows={16: LinearTuning(block_n=32, block_k=64, warps=4, stages=1)},
         int8_rows={16: LinearTuning(block_n=32, block_k=64, warps=4, stages=1)},
         skip=frozenset({"chunk_attention"}),  # 80 KiB of shared memory
     ),

@@ -19,7 +19,7 @@ from tests.support.recorder import ReplayingRecorder
 
 ALWAYS = ("add_rms_norm", "rotate_and_cache", "locate", "plan_decode", "decode_attention", "silu_mul", "sample")
 MOST = batches(Ops())[0]
-LINEAR = ("one_row_linear", "few_rows_linear", "one_row_norm_linear")
+LINEAR = ("one_row_linear", "few_rows_linear", "many_rows_linear", "one_row_norm_linear")
 
 
 class Gpu:
@@ -39,7 +39,7 @@ class Gpu:
     def ops(self) -> Ops:
         plain = Ops()
         found: dict[str, Callable[..., Any]] = {name: getattr(plain, name) for name in ALWAYS}
-        found |= {"one_row_linear": plain.linear, "few_rows_linear": plain.linear}
+        found |= dict.fromkeys(("one_row_linear", "few_rows_linear", "many_rows_linear"), plain.linear)
         found["one_row_norm_linear"] = plain.norm_linear
         return Ops(**{name: self._counted(name, operation) for name, operation in found.items()})
 
@@ -104,16 +104,16 @@ def test_a_pause_follows_every_operation_and_nothing_else_changes() -> None:
     assert torch.equal(slow.silu_mul(x), ops.silu_mul(x))
     assert len(pauses) == 1
     assert (slow.few_rows, slow.outrun, slow.one_row_linear) == ((4,), frozenset(), None)
-    operations = {field.name for field in fields(Ops)} - {"few_rows", "outrun"}
+    operations = {field.name for field in fields(Ops)} - {"few_rows", "many_rows", "outrun"}
     assert all(getattr(slow, name) is not getattr(ops, name) for name in operations if getattr(ops, name) is not None)
 
 
-@pytest.mark.parametrize("tiles", [(16, 32, 64), (16, 32, 64, 128, 256), (16,)])
-def test_every_tile_of_rows_is_met_and_more_rows_than_any(tiles: tuple[int, ...]) -> None:
-    met = batches(Ops(few_rows=tiles))
-    edges = (1, *tiles)
+@pytest.mark.parametrize("many", [(128, 192, 256), ()])
+@pytest.mark.parametrize("few", [(16, 32, 64), (16,)])
+def test_every_large_tile_is_met_and_more_rows_than_any(few: tuple[int, ...], many: tuple[int, ...]) -> None:
+    met, edges = batches(Ops(few_rows=few, many_rows=many)), (1, *few, *many)
     assert met == sorted(met, reverse=True), "the first one's memory serves all"
-    assert {next((tile for tile in edges if tile >= rows), None) for rows in met} >= {1, 16, tiles[-1], None}
+    assert {next((most for most in edges if most >= rows), None) for rows in met} >= {1, 16, edges[-1], None}
     assert all(any(low < rows <= high for rows in met) for low, high in pairwise(edges) if high > 40)
 
 

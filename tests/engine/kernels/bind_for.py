@@ -29,8 +29,8 @@ CONFIG = replace(
     INTERNLM3_8B, num_layers=1, hidden_size=256, intermediate_size=512, num_heads=16, head_dim=64, vocab_size=4096
 )
 CHUNKS = (1, 7, 8, 9, 40, 100)
-BATCHES = (1, 2, 3, 4, 5, 8, 16, 24, 33, 70)
-MAX_RUNNING = (max(BATCHES), 83)
+BATCHES = (1, 2, 3, 4, 5, 8, 16, 24, 33, 70, 130, 262)
+MAX_RUNNING = (max(BATCHES), 275)
 """The tables of the slots' numbers begin off multiples of 16 bytes with one, on them with the other."""
 CPU = torch.device("cpu")
 

@@ -29,7 +29,7 @@ INTERPRETED = Tuning(
     source="large tiles: the interpreter pays per operation, not per element",
     attention=AttentionTuning(tile=64, programs_per_multiprocessor=3),
     one_row=LinearTuning(block_n=64, block_k=256, warps=1, stages=1),
-    few_rows=dict.fromkeys((16, 32, 64), INTERPRETED_ROWS),
+    rows=dict.fromkeys((16, 32, 64, 128, 256), INTERPRETED_ROWS),
     int8_rows=dict.fromkeys((16, 32, 64, 128, 256), INTERPRETED_ROWS),
 )
 
@@ -75,15 +75,13 @@ def kernels(how: str, multiprocessors: int = 4, quantization: Quantization = "no
     if how == "interpreter" and not INTERPRETS:
         pytest.skip("interpreted kernels are tested with TRITON_INTERPRET=1")
     pytest.importorskip("triton")
-    from service.engine.kernels.candidates import candidates
+    from service.engine.kernels.candidates import candidates, judged
 
     tuning = tuning_for(torch.cuda.get_device_capability()) if how == "compiled" else INTERPRETED
     wanted = candidates(tuning, multiprocessors, quantization)
     fields = {name: kernel for candidate in wanted for name, kernel in candidate.fields.items()}
-    tiles = tuple(sorted(tuning.rows(quantization)))
-    return Subject(
-        Ops(**fields, few_rows=tiles), torch.device("cuda" if how == "compiled" else "cpu"), how == "compiled"
-    )
+    device = torch.device("cuda" if how == "compiled" else "cpu")
+    return Subject(judged(Ops(**fields), tuning.tiles(quantization)), device, how == "compiled")
 
 
 ROWS = range(1, 18)

@@ -1,4 +1,4 @@
-"""Products of 2 to 64 rows against float64: every row count, tiles and parts off their edges, and who computes them."""
+"""Products of 2 to 256 rows against float64: every small count, tiles and parts off their edges, who computes them."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,9 +12,10 @@ from tests.engine.kernels.conftest import FUSED, ROWS, Subject, kernels, operand
 
 # rows, width, depth: off every tile's edge, on it, narrower than a tile; the deep ones are divided into parts
 SHAPES = [(2, 6, 40), (3, 200, 576), (9, 64, 256), (16, 258, 300), (33, 70, 320), (64, 128, 256)]
+SHAPES += [(65, 34, 300), (128, 64, 256), (200, 34, 40), (256, 70, 320)]
 SHAPES += [(rows, 34, 300) for rows in ROWS[1:]]
 # where the GPU is small: parts of unequal length, one tile and two
-DEEP = [(2, 64, 2048), (16, 64, 2304), (5, 100, 2304), (40, 64, 4100), (64, 64, 4096)]
+DEEP = [(2, 64, 2048), (16, 64, 2304), (5, 100, 2304), (40, 64, 4100), (64, 64, 4096), (100, 64, 4100), (256, 64, 2304)]
 DEEP += [(rows, 40, 2100) for rows in ROWS[1:]]
 
 
@@ -47,7 +48,7 @@ def test_a_product_in_parts(
     assert torch.equal(first, second), "the order of the sum is settled, whoever comes last"
 
 
-@pytest.mark.parametrize("rows", range(18, 65))
+@pytest.mark.parametrize("rows", [*range(18, 65), 65, 127, 128, 129, 192, 193, 255, 256])
 def test_every_larger_number_of_rows_finds_its_tile(kernel_subject: Subject, rows: int) -> None:
     x, weight, _ = operands(kernel_subject, rows, 24, 48, torch.float16)
     assert exact.error(kernel_subject.ops.linear(x, weight), exact.linear(x, weight, None)) < 2e-3
@@ -66,7 +67,7 @@ def test_rows_do_not_reach_into_each_other(kernel_subject: Subject, rows: int, d
 
 def test_more_rows_than_a_tile_go_to_the_library(kernel_subject: Subject) -> None:
     ops = kernel_subject.ops
-    x, weight, bias = operands(kernel_subject, ops.few_rows[-1] + 1, 16, 32, torch.float32)
+    x, weight, bias = operands(kernel_subject, ops.many_rows[-1] + 1, 16, 32, torch.float32)
     assert torch.equal(ops.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
 
 
@@ -91,14 +92,26 @@ def test_as_many_parts_as_keep_a_gpu_busy(tiles: int, steps: int, multiprocessor
     assert split(tiles, steps, multiprocessors) == parts
 
 
+@pytest.mark.parametrize(
+    ("tiles", "steps", "parts"),
+    [(36, 64, 3), (32, 64, 4), (133, 64, 1), (132, 64, 1), (67, 64, 1), (2, 64, 16), (1, 3, 1)],
+)
+def test_programs_that_are_alone_run_in_one_round(tiles: int, steps: int, parts: int) -> None:
+    pytest.importorskip("triton")
+    from service.engine.kernels.few_rows import split
+
+    assert split(tiles, steps, 132, alone=True) == parts
+
+
 def test_there_is_a_count_for_every_tile_of_whatever_is_divided() -> None:
     pytest.importorskip("triton")
     from service.engine.kernels.few_rows import FewRowsLinear, split
 
     for multiprocessors in range(1, 140):
         counters = FewRowsLinear({}, multiprocessors)._counters(torch.device("cpu"))
-        most = max((tiles for tiles in range(1, 200) if split(tiles, 64, multiprocessors) > 1), default=0)
-        assert most <= counters.numel()
+        for alone in (True, False):
+            most = max((tiles for tiles in range(1, 200) if split(tiles, 64, multiprocessors, alone) > 1), default=0)
+            assert most <= counters.numel()
 
 
 def test_each_part_of_each_tile_leaves_its_sum_in_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +135,9 @@ def test_each_part_of_each_tile_leaves_its_sum_in_a_place_of_its_own(monkeypatch
     assert exact.error(summed, result.double()) < 1e-6
 
 
-@pytest.mark.parametrize(("rows", "tile"), [(2, 16), (16, 16), (17, 32), (32, 32), (33, 64), (64, 64)])
+@pytest.mark.parametrize(
+    ("rows", "tile"), [(2, 16), (16, 16), (17, 32), (32, 32), (33, 64), (64, 64), (65, 128), (129, 256), (193, 256)]
+)
 def test_no_tile_is_larger_than_the_rows_need(rows: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A larger one computes the same, at the cost of the larger one."""
     subject = kernels("interpreter")
@@ -151,7 +166,15 @@ def marked(name: str) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("rows", "tile", "kernel"),
-    [(1, 1, "one_row_linear"), (2, 16, "few_rows_linear"), (16, 16, "few_rows_linear"), (17, 32, "few_rows_linear")],
+    [
+        (1, 1, "one_row_linear"),
+        (2, 16, "few_rows_linear"),
+        (16, 16, "few_rows_linear"),
+        (17, 32, "few_rows_linear"),
+        (65, 128, "many_rows_linear"),
+        (129, 192, "many_rows_linear"),
+        (193, 256, "many_rows_linear"),
+    ],
 )
 def test_a_product_that_torch_won_is_torchs_and_no_other(rows: int, tile: int, kernel: str) -> None:
     x, weight = torch.randn(rows, 8), torch.randn(12, 8)

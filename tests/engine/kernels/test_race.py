@@ -30,7 +30,9 @@ class Course:
 
     @property
     def ops(self) -> Ops:
-        return replace(Ops(), one_row_linear=self.linear, few_rows_linear=self.linear, few_rows=(4, 8))
+        linear = self.linear
+        some = Ops(one_row_linear=linear, few_rows_linear=linear, many_rows_linear=linear)
+        return replace(some, few_rows=(4, 8), many_rows=(16,))
 
     def linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool = False
@@ -52,8 +54,8 @@ def test_every_matrix_is_run_with_every_tile() -> None:
     course = Course({})
     raced = race(course.ops, SERVED, course.stopwatch)
     assert raced == course.ops, "our kernels won everything"
-    assert len(course.timed) == len(set(course.timed)) == 5 * 3
-    assert {product.rows for product in course.timed} == {1, 4, 8}
+    assert len(course.timed) == len(set(course.timed)) == 5 * 4
+    assert {product.rows for product in course.timed} == {1, 4, 8, 16}
     assert {Product(8, *shape) for shape in (QKV, GATE_UP, HEAD)} <= set(course.timed)
 
 
@@ -97,7 +99,7 @@ def test_one_row_runs_with_the_norm_that_goes_before_it() -> None:
 def test_a_kernel_that_does_not_serve_does_not_run() -> None:
     course = Course({})
     race(replace(course.ops, few_rows_linear=None), CPU, course.stopwatch)
-    assert {product.rows for product in course.timed} == {1}
+    assert {product.rows for product in course.timed} == {1, 16}
     course.timed.clear()
 
     def untimed(works: Sequence[Work], device: torch.device) -> float:

@@ -17,6 +17,7 @@ from service.engine.kernels.batch import DecodeBatch, DecodeInputs
 from service.engine.kernels.candidate import Candidate, Disagreement, ServedShapes, require_close
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.selfcheck import REASON_LENGTH, prove, prove_candidates
+from service.engine.kernels.tuning import Tuning
 from service.engine.steps.slots import Slots
 from service.errors import EngineFailed
 from tests.engine.kernels.conftest import HAS_GPU, INTERPRETED, INTERPRETS, Subject
@@ -396,7 +397,7 @@ def test_every_kernel_of_ours_proves_itself(dtype: torch.dtype, monkeypatch: pyt
     monkeypatch.setattr(sample_check, "DRAWS", 1)  # an interpreted draw takes a tenth of a second
     from service.engine.kernels.candidates import candidates
 
-    one_tile = replace(INTERPRETED, few_rows={16: INTERPRETED.few_rows[16]})  # the others have tests of their own
+    one_tile = replace(INTERPRETED, rows={16: INTERPRETED.rows[16]})  # the others have tests of their own
     proof = prove_candidates(candidates(one_tile, 4), replace(CPU, dtype=dtype), Ops(few_rows=(16,)))
     assert proof.degraded == []
     served = (proof.ops.one_row_norm_linear, proof.ops.few_rows_linear, proof.ops.chunk_attention)
@@ -434,23 +435,31 @@ def test_a_cpu_serves_with_torch_and_calls_that_no_degradation() -> None:
     assert proof.degraded == []
 
 
+FEW_ROWS = (16, 32, 64), ()
+ALL_ROWS = (16, 32, 64), (128, 192, 256)
+HALF, WIDE = torch.float16, torch.float32
+
+
 @pytest.mark.parametrize(
-    ("capability", "quantization", "alone", "overlaps", "few_rows", "left_out"),
+    ("capability", "dtype", "quantization", "alone", "overlaps", "rows", "left_out"),
     [
-        ((9, 0), "none", False, True, (16, 32, 64), set()),
-        ((9, 0), "int8", False, True, (16, 32, 64, 128, 256), set()),
-        ((9, 0), "none", True, False, (16, 32, 64), set()),
-        ((8, 9), "none", False, False, (16, 32, 64), set()),
-        ((7, 5), "none", False, False, (16,), {"chunk_attention"}),
-        ((7, 5), "int8", False, False, (16,), {"chunk_attention"}),
+        ((9, 0), HALF, "none", False, True, ALL_ROWS, set()),
+        ((9, 0), HALF, "int8", False, True, ALL_ROWS, set()),
+        ((9, 0), WIDE, "none", False, True, FEW_ROWS, {"many_rows_linear"}),
+        ((8, 6), WIDE, "int8", False, False, FEW_ROWS, {"many_rows_linear"}),
+        ((9, 0), HALF, "none", True, False, ALL_ROWS, set()),
+        ((8, 9), HALF, "none", False, False, ALL_ROWS, set()),
+        ((7, 5), HALF, "none", False, False, ((16,), ()), {"chunk_attention", "many_rows_linear"}),
+        ((7, 5), HALF, "int8", False, False, ((16,), ()), {"chunk_attention", "many_rows_linear"}),
     ],
 )
 def test_a_gpu_is_offered_what_its_generation_can(
     capability: tuple[int, int],
+    dtype: torch.dtype,
     quantization: Quantization,
     alone: bool,
     overlaps: bool,
-    few_rows: tuple[int, ...],
+    rows: tuple[tuple[int, ...], tuple[int, ...]],
     left_out: set[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -474,11 +483,12 @@ def test_a_gpu_is_offered_what_its_generation_can(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=77))
     monkeypatch.setattr(candidates, "candidates", noting)
     monkeypatch.setattr(selfcheck, "prove_candidates", proved)
-    shapes = replace(CPU, device=torch.device("cuda"), quantization=quantization)
+    shapes = replace(CPU, device=torch.device("cuda"), dtype=dtype, quantization=quantization)
     proof = prove(shapes, alone=alone)
-    assert (proof.overlaps, proof.ops.few_rows, proof.multiprocessors) == (overlaps, few_rows, 77)
+    assert (proof.overlaps, proof.multiprocessors) == (overlaps, 77)
+    assert (proof.ops.few_rows, proof.ops.many_rows) == rows
     assert tunings[0].overlaps == overlaps
-    assert offered == [{c.name for c in all_of_them(tunings[0], 77)} - left_out]
+    assert offered == [{c.name for c in all_of_them(Tuning(""), 77)} - left_out]
 
 
 def test_a_gpu_without_triton_serves_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
