@@ -1,5 +1,6 @@
 """Every Triton kernel as a candidate for serving. Importing this needs Triton; nothing is compiled by it."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -29,12 +30,6 @@ def candidates(tuning: Tuning, multiprocessors: int, quantization: Quantization 
     overlaps = tuning.overlaps
     attention = PagedDecodeAttention(tuning.attention, multiprocessors, overlaps=overlaps)
     chunks = PagedChunkAttention(tuning.chunks, multiprocessors, overlaps=overlaps)
-    one_row = OneRowLinear(tuning.one_row, overlaps=overlaps)
-    few, many = few_and_many(tuning.tiles(quantization))
-    few_rows, many_rows = (FewRowsLinear(tiles, multiprocessors, overlaps=overlaps) for tiles in (few, many))
-    each_row, some_rows = range(2, max(few) + 1), [*chain.from_iterable(map(_edges, many))]
-    check_some = partial(check_linear, rows=some_rows)
-    for_many_rows = [Candidate("many_rows_linear", {"many_rows_linear": many_rows.linear}, check_some)] if many else []
     norm, rotate = partial(add_rms_norm, overlaps=overlaps), partial(rotate_and_cache, overlaps=overlaps)
     return [
         Candidate("add_rms_norm", {"add_rms_norm": norm}, check_add_rms_norm),
@@ -47,12 +42,24 @@ def candidates(tuning: Tuning, multiprocessors: int, quantization: Quantization 
         ),
         Candidate("chunk_attention", {"chunk_attention": chunks}, _check_chunks),
         Candidate("silu_mul", {"silu_mul": partial(silu_mul, overlaps=overlaps)}, check_silu_mul),
-        Candidate("one_row_linear", {"one_row_linear": one_row.linear}, partial(check_linear, rows=(1,))),
-        Candidate("few_rows_linear", {"few_rows_linear": few_rows.linear}, partial(check_linear, rows=each_row)),
-        *for_many_rows,
-        Candidate("one_row_norm_linear", {"one_row_norm_linear": one_row.norm_linear}, check_norm_linear),
+        *_products(tuning, multiprocessors, quantization),
         Candidate("sample", {"sample": partial(sample, overlaps=overlaps)}, check_sample),
     ]
+
+
+def _products(tuning: Tuning, multiprocessors: int, quantization: Quantization) -> Iterator[Candidate]:
+    overlaps = tuning.overlaps
+    one_row = OneRowLinear(tuning.one_row, overlaps=overlaps)
+    yield Candidate("one_row_linear", {"one_row_linear": one_row.linear}, partial(check_linear, rows=(1,)))
+    few, many = few_and_many(tuning.tiles(quantization))
+    few_rows = FewRowsLinear(few, multiprocessors, overlaps=overlaps).linear
+    rows = range(2, max(few) + 1)
+    yield Candidate("few_rows_linear", {"few_rows_linear": few_rows}, partial(check_linear, rows=rows))
+    if many:
+        many_rows = FewRowsLinear(many, multiprocessors, overlaps=overlaps).linear
+        edges = [*chain.from_iterable(map(_edges, many))]
+        yield Candidate("many_rows_linear", {"many_rows_linear": many_rows}, partial(check_linear, rows=edges))
+    yield Candidate("one_row_norm_linear", {"one_row_norm_linear": one_row.norm_linear}, check_norm_linear)
 
 
 def judged(ops: Ops, tiles: Tiles) -> Ops:

@@ -12,8 +12,8 @@ from tests.engine.kernels.conftest import FUSED, ROWS, Subject, kernels, operand
 
 # rows, width, depth: off every tile's edge, on it, narrower than a tile; the deep ones are divided into parts
 SHAPES = [(2, 6, 40), (3, 200, 576), (9, 64, 256), (16, 258, 300), (33, 70, 320), (64, 128, 256)]
-SHAPES += [(65, 34, 300), (128, 64, 256), (200, 34, 40), (256, 70, 320)]
 SHAPES += [(rows, 34, 300) for rows in ROWS[1:]]
+LARGE = [(65, 34, 300), (128, 64, 256), (200, 34, 40), (256, 70, 320)]
 # where the GPU is small: parts of unequal length, one tile and two
 DEEP = [(2, 64, 2048), (16, 64, 2304), (5, 100, 2304), (40, 64, 4100), (64, 64, 4096), (100, 64, 4100), (256, 64, 2304)]
 DEEP += [(rows, 40, 2100) for rows in ROWS[1:]]
@@ -31,6 +31,13 @@ def test_a_product_of_few_rows(
     expected = exact.linear(x, weight, bias if has_bias else None)
     expected = exact.silu_mul(expected) if gated else expected
     assert exact.error(result, expected) < 2 * exact.TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("rows", "width", "depth"), LARGE)
+def test_a_product_of_many_rows(subject: Subject, rows: int, width: int, depth: int, fused: bool) -> None:
+    """In one type, and with all that is fused or nothing: each kernel takes a second to compile."""
+    test_a_product_of_few_rows(subject, rows, width, depth, fused, fused, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", exact.DTYPES)
