@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     quantization: Quantization = Field(
         "none",
         description="int8: the weights' matrices are rounded to eight bits when they are read, which halves their "
-        "memory and what a decode reads; the native engine's alone.",
+        "memory and, on a GPU, what a decode reads; a CPU gets slower. The native engine's alone.",
     )
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 takes every core it may use.")
     max_context: int = Field(
@@ -149,12 +149,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _engine_quantizes(self) -> Self:
-        if self.quantization != "none" and self.engine == "reference":
+        if self.quantization != "none" and self.engine != "native":
             raise PydanticCustomError(
                 "not_quantized",
-                "{prefix}QUANTIZATION={quantization} is the native engine's: the reference engine, which others are "
-                "compared with, serves the weights as they are",
-                {"prefix": PREFIX, "quantization": self.quantization},
+                "{prefix}QUANTIZATION={quantization} is the native engine's: leave it out, or set "
+                "{prefix}ENGINE=native instead of {engine}",
+                {"prefix": PREFIX, "quantization": self.quantization, "engine": self.engine},
             )
         return self
 

@@ -66,7 +66,8 @@ class Int8Matrix:
         return torch.mul(self.values, self.scales[:, None], out=numbers)
 
     def _round(self, numbers: torch.Tensor) -> None:
-        scales = numbers.abs().amax(dim=1).div_(LEVELS).clamp_min_(LEAST_SCALE)
+        # By a reciprocal, as CUDA divides by a number: all devices round alike.
+        scales = numbers.abs().amax(dim=1).mul_(1 / LEVELS).clamp_min_(LEAST_SCALE)
         self.scales.copy_(scales)
         self.values.copy_(numbers.div(scales[:, None]).round_())
 

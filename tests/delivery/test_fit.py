@@ -34,6 +34,7 @@ from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.model_files import SHARDS, make_repository
 
 GIB = 1 << 30
+README = Path(__file__).parents[2] / "charts/internlm-chat/README.md"
 ELEMENTS = 8_804_241_408
 
 
@@ -93,6 +94,28 @@ def test_the_weights_bytes_are_those_the_engine_allocates(
     assert weight_bytes(config, count_elements(tmp_path), demand) == sum(tensor.nbytes for tensor in tensors.values())
 
 
+def test_the_charts_readme_says_what_fits_with_eight_bits_and_without() -> None:
+    table = README.read_text("utf-8").split("## Eight-bit weights")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| .*? of ([\d.]+) GiB .*? \| (.*?) \| (.*?) \|$", table, re.MULTILINE)
+    assert len(rows) == 3
+    for gib, *told in rows:
+        total = int(float(gib) * GIB)
+        for quantization, said in zip(get_args(Quantization), told, strict=True):
+            asked = Demand.on_gpu(Settings(quantization=quantization), 2)
+            fit = internlm3_fit(asked, total, total)
+            assert said == (f"{fit.tokens:,}" if fit.is_enough else "does not fit"), (gib, quantization)
+    weights = [
+        weight_bytes(INTERNLM3_8B, ELEMENTS, replace(Demand(1, 1, 1, 1), quantization=q)) for q in ("none", "int8")
+    ]
+    assert f"| {weights[0] / GIB:.1f} GiB | {weights[1] / GIB:.1f} GiB |" in table
+
+
+def test_a_context_that_shrinks_need_not_with_eight_bits() -> None:
+    state, _, remedy = internlm3(22)
+    assert (state, remedy.split(" or ")[-1]) == (State.WARN, "INTERNLM_QUANTIZATION=int8")
+    assert "QUANTIZATION" not in internlm3(15, quantization="int8")[2]
+
+
 def every(weights: Weights) -> Iterator[Matrix]:
     yield from (weights.embedding, weights.norm, weights.head)
     for layer in weights.layers:
@@ -122,7 +145,8 @@ def test_a_cache_that_was_asked_for_comes_before_a_context_that_may_shrink() -> 
 def test_the_default_context_shrinks_with_a_warning_that_says_to_what() -> None:
     state, found, remedy = internlm3(22.4)
     assert state is State.WARN
-    assert f"room for {int(remedy.removeprefix('set INTERNLM_MAX_CONTEXT=')):,} tokens" in found
+    tokens = int(remedy.removeprefix("set INTERNLM_MAX_CONTEXT=").split(" or ")[0])
+    assert f"room for {tokens:,} tokens" in found
 
 
 @pytest.mark.parametrize("gib", [22.8, 80])

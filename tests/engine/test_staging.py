@@ -15,6 +15,7 @@ from service.engine.checkpoint.staging import Lane, Lanes
 from service.engine.checkpoint.tensor_file import Extent, read_extents
 from service.engine.checkpoint.tensors import READERS, Checkpoint
 from service.engine.config import read_config
+from service.engine.quantization import Int8Matrix
 from service.engine.weights import allocate, places_of
 from service.errors import ConfigurationError
 from tests.support.checkpoints import Shape, write_checkpoint
@@ -174,6 +175,27 @@ class DevicePlace:
         assert non_blocking
         assert self._gpu.current is self._gpu, "copied on the stream that is waited for"
         self._gpu.copies.append(lambda: self.memory.copy_(staged))
+
+
+def test_a_matrix_is_rounded_on_the_stream_that_its_numbers_come_on(
+    tmp_path: Path, fake_gpu: "FakeGpu", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another one it would be rounded while its buffer is filled again."""
+    on: list[FakeGpu | None] = []
+    rounding = Int8Matrix._round
+
+    def noting(self: Int8Matrix, numbers: torch.Tensor) -> None:
+        on.append(fake_gpu.current)
+        rounding(self, numbers)
+
+    monkeypatch.setattr(Int8Matrix, "_round", noting)
+    numbers, path = torch.randn(5, 4), tmp_path / "numbers"
+    path.write_bytes(numbers.numpy().tobytes())
+    place = Int8Matrix(torch.zeros(5, 4, dtype=torch.int8), torch.zeros(5))
+    with path.open("rb") as file:
+        extent = Extent(torch.float32, 0, numbers.nbytes)
+        Lane(torch.device("cuda"), 2 * 16).read(file.fileno(), path, extent, place)
+    assert on == [fake_gpu] * 3
 
 
 @pytest.fixture

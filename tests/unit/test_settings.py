@@ -74,11 +74,12 @@ def test_one_port_for_api_and_metrics_is_refused_with_a_sentence(monkeypatch: py
     assert Settings(port=0, metrics_port=0).port == 0, "any free port, and none"
 
 
-def test_the_reference_engine_quantizes_nothing_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", ["reference", "fake"])
+def test_other_engines_quantize_nothing_and_say_so(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     monkeypatch.setenv("INTERNLM_QUANTIZATION", "int8")
     assert load_settings().quantization == "int8"
-    monkeypatch.setenv("INTERNLM_ENGINE", "reference")
-    with pytest.raises(ConfigurationError, match=r"^INTERNLM_QUANTIZATION=int8 is the native engine's: "):
+    monkeypatch.setenv("INTERNLM_ENGINE", engine)
+    with pytest.raises(ConfigurationError, match=f"^INTERNLM_QUANTIZATION=int8 is the native .* instead of {engine}"):
         load_settings()
 
 

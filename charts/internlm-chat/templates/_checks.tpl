@@ -102,8 +102,9 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 
 {{- define "chat.checks.engine" -}}
 {{- $settings := .Values.settings | default dict }}
-{{- if and (eq ($settings.engine | default "native") "reference") (ne ($settings.quantization | default "none") "none") }}
-{{- fail (printf "settings.quantization=%s is the native engine's: the reference engine serves the weights as they are. Set settings.engine=native, or settings.quantization=none." $settings.quantization) }}
+{{- $engine := $settings.engine | default "native" }}
+{{- if and (ne $engine "native") (ne ($settings.quantization | default "none") "none") }}
+{{- fail (printf "settings.quantization=%s is the native engine's: leave it out, or set settings.engine=native instead of %s." $settings.quantization $engine) }}
 {{- end }}
 {{- end }}
 

@@ -93,7 +93,9 @@ def judge_fit(settings: Settings, fit_of_model: FitOf, free: int, total: int) ->
         held = _shrunk(now, remedy) if now.is_enough else fail(NAMES[3], f"{now.summary}: too little is free", remedy)
         return replace(held, transient=True)
     if not now.is_whole:
-        return _shrunk(now, f"set INTERNLM_MAX_CONTEXT={now.tokens}")
+        smaller = replace(demand, quantization="int8")
+        quantized = " or INTERNLM_QUANTIZATION=int8" if fit_of_model(smaller, free, total).is_whole else ""
+        return _shrunk(now, f"set INTERNLM_MAX_CONTEXT={now.tokens}{quantized}")
     return ok(NAMES[3], f"{now.summary}; {now.capacity}")
 
 

@@ -25,7 +25,7 @@ from service.engine.attention import PagedCache, PrefillAttention
 from service.engine.base import EngineConfig, GenerationRequest
 from service.engine.config import INTERNLM3_8B, ModelConfig
 from service.engine.cuda.paths import Paths
-from service.engine.defaults import Quantization
+from service.engine.defaults import RUNNING_ON_GPU, Quantization
 from service.engine.kernels.candidates import candidates, judged
 from service.engine.kernels.few_rows import FewRowsLinear
 from service.engine.kernels.gemv import OneRowLinear
@@ -95,7 +95,7 @@ def kernels_of(tuning: Tuning, multiprocessors: int, quantization: Quantization 
     for candidate in candidates(tuning, multiprocessors, quantization):
         if candidate.name not in tuning.skip:
             fields |= candidate.fields
-    return judged(replace(Ops(), **fields), tuning.tiles(quantization))
+    return judged(replace(Ops(), **fields), tuning.tiles(quantization), quantization)
 
 
 @torch.inference_mode()
@@ -113,7 +113,8 @@ def compile_kernels(model: ModelConfig, capability: int) -> Compiled:
 
 def take_steps(model: ModelConfig, ops: Ops, dtype: torch.dtype, quantization: Quantization) -> None:
     """Decodes of as many sequences as each tile of rows takes, and of more, alone and beside the end of a prompt."""
-    layout, batches = EngineConfig(kind="native", model_dir=""), (*ops.judged_rows, max(ops.judged_rows) + 1)
+    layout = EngineConfig(kind="native", model_dir="")
+    batches = (*(rows for rows in ops.judged_rows if rows <= RUNNING_ON_GPU), RUNNING_ON_GPU + 1)
     longest = min(layout.max_context, model.max_positions)
     cache = PagedCache(model, 2, layout.block_size, META, dtype)
     paths = Paths(ops, ops.chunk_attention or PrefillAttention, plans_decode=True)

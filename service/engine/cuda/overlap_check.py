@@ -25,6 +25,8 @@ from service.engine.weights import Weights, allocate, places_of
 LAYERS = 2
 SMALL_BATCHES = (40, 3, 1)
 """Rows that meet split products, few rows, and one."""
+LARGE_BATCH = 262
+"""More than any tile takes: those of the library, or several parts."""
 STEPS = 8
 CONTEXT = 300
 """Tokens before the first step: an attention in several pieces."""
@@ -34,7 +36,7 @@ CONTEXT = 300
 def check_overlap(ops: Ops, shapes: ServedShapes, recorder: Recorder, pause: Callable[[], None]) -> None:
     """Raises Disagreement when recorded decodes differ from those with a `pause` after each operation.
 
-    Takes some tenths of a second and, for an 8B model, 3 GB of device memory.
+    Takes some tenths of a second and, for an 8B model, 4 GB of device memory.
     """
     config = replace(shapes.config, num_layers=LAYERS)
     weights, positions = random_weights(replace(shapes, config=config)), min(config.max_positions, 2 * CONTEXT)
@@ -48,10 +50,9 @@ def check_overlap(ops: Ops, shapes: ServedShapes, recorder: Recorder, pause: Cal
 
 
 def batches(ops: Ops) -> list[int]:
-    """Rows that meet every kernel: more than its products take, then each of their larger tiles, then SMALL_BATCHES.
-    The largest first, whose memory serves all."""
-    large = (rows for rows in ops.judged_rows if rows > max(SMALL_BATCHES))
-    return sorted({max(ops.judged_rows) + 6, *large, *SMALL_BATCHES}, reverse=True)
+    """Rows that meet every kernel. The largest first, whose memory serves all."""
+    large = (rows for rows in ops.judged_rows if max(SMALL_BATCHES) < rows < LARGE_BATCH)
+    return sorted({LARGE_BATCH, *large, *SMALL_BATCHES}, reverse=True)
 
 
 def paused(ops: Ops, pause: Callable[[], None]) -> Ops:
@@ -74,9 +75,11 @@ def random_weights(shapes: ServedShapes) -> Weights:
     weights = allocate(shapes.config, shapes.device, shapes.dtype, shapes.quantization)
     generator = torch.Generator(shapes.device).manual_seed(0)
     for place in places_of(weights, shapes.config).values():
-        numbers = torch.empty(place.shape, dtype=shapes.dtype, device=shapes.device)
-        numbers.normal_(0.0, place.shape[-1] ** -0.5 if len(place.shape) > 1 else 1.0, generator=generator)
-        place.copy_(numbers)
+        spread = place.shape[-1] ** -0.5 if len(place.shape) > 1 else 1.0
+        if isinstance(place, torch.Tensor):
+            place.normal_(0.0, spread, generator=generator)
+        else:
+            place.copy_(torch.empty_like(place.values, dtype=shapes.dtype).normal_(0.0, spread, generator=generator))
     return weights
 
 

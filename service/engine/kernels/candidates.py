@@ -24,6 +24,10 @@ from service.engine.kernels.sampling import sample
 from service.engine.kernels.silu import silu_mul
 from service.engine.kernels.tuning import FEW, Tiles, Tuning, few_and_many
 
+PARTS = 4
+"""In so many parts of the largest tile's rows a product with a quantized matrix is computed at most. It is read again
+for each; to widen it for the library costs five times its bytes, and pays from about a thousand rows on."""
+
 
 def candidates(tuning: Tuning, multiprocessors: int, quantization: Quantization = "none") -> list[Candidate]:
     """The kernels with the launch choices of `tuning`, for a GPU of so many multiprocessors and matrices so kept."""
@@ -52,22 +56,28 @@ def _products(tuning: Tuning, multiprocessors: int, quantization: Quantization) 
     one_row = OneRowLinear(tuning.one_row, overlaps=overlaps)
     yield Candidate("one_row_linear", {"one_row_linear": one_row.linear}, partial(check_linear, rows=(1,)))
     few, many = few_and_many(tuning.tiles(quantization))
+    beyond = [PARTS * max(many or few)] if quantization == "int8" else []
     few_rows = FewRowsLinear(few, multiprocessors, overlaps=overlaps).linear
-    rows = range(2, max(few) + 1)
+    rows = [*range(2, max(few) + 1), *([] if many else beyond)]
     yield Candidate("few_rows_linear", {"few_rows_linear": few_rows}, partial(check_linear, rows=rows))
     if many:
         many_rows = FewRowsLinear(many, multiprocessors, overlaps=overlaps).linear
-        edges = [*chain.from_iterable(map(_edges, many))]
+        edges = [*chain.from_iterable(map(_edges, many)), *beyond]
         yield Candidate("many_rows_linear", {"many_rows_linear": many_rows}, partial(check_linear, rows=edges))
     yield Candidate("one_row_norm_linear", {"one_row_norm_linear": one_row.norm_linear}, check_norm_linear)
 
 
-def judged(ops: Ops, tiles: Tiles) -> Ops:
-    """`ops` with the rows at which products of these tiles are. A tile takes as long for half of its rows as for all of
-    them, and torch need not: the largest ones are judged twice."""
+def judged(ops: Ops, tiles: Tiles, quantization: Quantization) -> Ops:
+    """`ops` with the rows at which products of these tiles are judged.
+
+    A tile takes as long for half of its rows as for all of them, and torch need not: the largest ones are judged twice.
+    Products with quantized matrices are judged beyond, too.
+    """
     few, many = few_and_many(tiles)
     between = {rows * 3 // 4 for rows in many if rows > 2 * FEW}
-    return replace(ops, few_rows=tuple(sorted(few)), many_rows=tuple(sorted({*many, *between})))
+    beyond = {2 * max(tiles), PARTS * max(tiles)} if quantization == "int8" else set()
+    few_rows, many_rows = ({*few}, {*many, *between, *beyond}) if many else ({*few, *beyond}, set())
+    return replace(ops, few_rows=tuple(sorted(few_rows)), many_rows=tuple(sorted(many_rows)))
 
 
 def _edges(tile: int) -> tuple[int, int, int]:

@@ -120,7 +120,7 @@ def few_rows_kernel(
 
 
 class FewRowsLinear:
-    """`ops.Linear` for as many rows as the largest of `tunings`, which are by the most rows they serve.
+    """`ops.Linear` with `tunings` by the most rows that each serves.
 
     x and weights are contiguous. Not for use on several streams at once, whose programs would count each other's parts.
     """
@@ -132,17 +132,24 @@ class FewRowsLinear:
         self._arrivals: dict[torch.device, torch.Tensor] = {}
 
     def linear(self, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, gated: bool = False) -> torch.Tensor:
-        """See `ops.Linear`."""
+        """See `ops.Linear`. More rows than the largest tile takes are computed part by part."""
+        out = torch.empty(x.shape[0], weight.shape[0] // (2 if gated else 1), dtype=x.dtype, device=x.device)
+        most = max(self._tunings)
+        for part, place in zip(torch.split(x, most), torch.split(out, most), strict=True):
+            self._launch(part, weight, bias, gated, place)
+        return out
+
+    def _launch(
+        self, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, gated: bool, out: torch.Tensor
+    ) -> None:
         values, scales = kept(weight)
-        rows, depth = x.shape
-        width = weight.shape[0] // (2 if gated else 1)
+        (rows, depth), width = x.shape, out.shape[1]
         most_rows = min(most for most in self._tunings if most >= rows)
         tuning = self._tunings[most_rows]
         # Gated programs read two weight rows for each output: half the outputs keep the same bytes in flight.
         block_n = max(16, tuning.block_n // (2 if gated else 1))
         tiles, steps = triton.cdiv(width, block_n), triton.cdiv(depth, tuning.block_k)
         parts = 1 if gated else split(tiles, steps, self._multiprocessors, tuning.alone)
-        out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
         is_split = parts > 1
         partial = torch.empty(parts * tiles * block_n * most_rows, device=x.device) if is_split else out
         piece = PREFETCHED_BYTES // values.itemsize
@@ -174,7 +181,6 @@ class FewRowsLinear:
             num_stages=tuning.stages,
             **launch_options(self._overlaps),
         )
-        return out
 
     def _counters(self, device: torch.device) -> torch.Tensor:
         """A zero for each tile of a product that is split: there are at most CROWDING times the multiprocessors."""

@@ -1,8 +1,8 @@
 """Which products torch computes faster than our kernels, on this very GPU.
 
 No search: a kernel has one launch choice per tile of rows, from the table in `tuning`, and runs once against the
-library for each matrix of the model. That takes a fraction of a second, and keeps a choice that was made for another
-card, or without one, from costing time.
+library for each matrix of the model. That takes a fraction of a second, some more on a slow GPU with quantized weights,
+and keeps a choice that was made for another card, or without one, from costing time.
 """
 
 import logging

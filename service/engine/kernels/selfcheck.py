@@ -41,8 +41,8 @@ def prove(shapes: ServedShapes, *, alone: bool = False) -> Proof:
     `alone`: no kernel's launch overlaps another's, also on a GPU that can do it.
 
     Takes about a second, a third of one more for each kernel that was neither shipped nor compiled before (see
-    `shipped`), and about 0.5 GB of device memory for an 8B model. Raises EngineFailed when a kernel left the device
-    unusable.
+    `shipped`), and for an 8B model 0.5 GB of device memory, or 2 GB where it is quantized. Raises EngineFailed when a
+    kernel left the device unusable.
     """
     if shapes.device.type != "cuda":
         return Proof(Ops(), [], 0.0)
@@ -57,7 +57,7 @@ def prove(shapes: ServedShapes, *, alone: bool = False) -> Proof:
     tuning = tuning.for_fp32() if shapes.dtype == torch.float32 else tuning
     multiprocessors = torch.cuda.get_device_properties(shapes.device).multi_processor_count
     wanted = [c for c in candidates(tuning, multiprocessors, shapes.quantization) if c.name not in tuning.skip]
-    proof = prove_candidates(wanted, shapes, judged(Ops(), tuning.tiles(shapes.quantization)))
+    proof = prove_candidates(wanted, shapes, judged(Ops(), tuning.tiles(shapes.quantization), shapes.quantization))
     return replace(proof, overlaps=tuning.overlaps, multiprocessors=multiprocessors)
 
 

@@ -13,6 +13,9 @@ Stopwatch = Callable[[Sequence[Work], torch.device], float]
 CACHE_BYTES = 256 * 1024**2
 """Inputs of one timing are at least this large together: several times the L2 cache of any GPU."""
 REPLAYS = 20
+LEAST_REPLAYS = 3
+REPLAY_SECONDS = 0.05
+"""Works are run REPLAYS times, on a slow GPU as often as this has time for."""
 
 
 def sets_needed(bytes_each: int, device: torch.device) -> int:
@@ -45,15 +48,22 @@ def _captured(works: Sequence[Work]) -> torch.cuda.CUDAGraph:
 
 
 def _median_replay(graph: torch.cuda.CUDAGraph) -> float:
-    for _ in range(3):
+    for _ in range(2):
         graph.replay()
-    events = [(_event(), _event()) for _ in range(REPLAYS)]
+    (first,) = _replays(graph, 1)
+    count = int(REPLAY_SECONDS / max(first, 1e-9))
+    return statistics.median(_replays(graph, max(LEAST_REPLAYS, min(REPLAYS, count))))
+
+
+def _replays(graph: torch.cuda.CUDAGraph, count: int) -> list[float]:
+    """Seconds of each of so many."""
+    events = [(_event(), _event()) for _ in range(count)]
     for start, stop in events:
         start.record()
         graph.replay()
         stop.record()
     torch.cuda.synchronize()
-    return statistics.median(float(start.elapsed_time(stop)) for start, stop in events) / 1e3
+    return [float(start.elapsed_time(stop)) / 1e3 for start, stop in events]
 
 
 def _event() -> torch.cuda.Event:

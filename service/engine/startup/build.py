@@ -51,6 +51,8 @@ def build_core(config: EngineConfig, progress: Progress) -> Core:
 
 
 def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype, phases: Phases) -> Core:
+    if device.type == "cpu" and config.quantization != "none":
+        logger.warning("a CPU widens quantized weights in every step: several times slower, for less memory")
     model_dir = Path(config.model_dir)
     model_config = read_config(model_dir)
     if device.type == "cuda":

@@ -81,7 +81,7 @@ def kernels(how: str, multiprocessors: int = 4, quantization: Quantization = "no
     wanted = candidates(tuning, multiprocessors, quantization)
     fields = {name: kernel for candidate in wanted for name, kernel in candidate.fields.items()}
     device = torch.device("cuda" if how == "compiled" else "cpu")
-    return Subject(judged(Ops(**fields), tuning.tiles(quantization)), device, how == "compiled")
+    return Subject(judged(Ops(**fields), tuning.tiles(quantization), quantization), device, how == "compiled")
 
 
 ROWS = range(1, 18)

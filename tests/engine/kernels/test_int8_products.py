@@ -1,17 +1,19 @@
 """Products with quantized weights against float64: of one row, of every tile's rows, in parts, and of more than any."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from service.engine.kernels.ops import Ops
 from service.engine.quantization import Int8Matrix
 from tests.engine.kernels import exact
-from tests.engine.kernels.conftest import FUSED, Subject, kernels, operands
+from tests.engine.kernels.conftest import FUSED, INTERPRETED_ROWS, Subject, kernels, operands
 
 EPS = 1e-5
 # rows, width, depth: off every tile's edge, on it, narrower than a tile, in unequal parts
 SHAPES = [(1, 6, 40), (2, 72, 300), (16, 64, 2304), (33, 70, 320), (64, 128, 256)]
-LARGE = [(65, 34, 300), (128, 64, 2100), (200, 130, 256), (256, 64, 4100), (257, 34, 96)]
+LARGE = [(65, 34, 300), (128, 64, 2100), (200, 130, 256), (256, 64, 4100), (257, 34, 96), (600, 34, 96), (1025, 34, 40)]
 
 
 @pytest.fixture(params=["torch", "interpreter", pytest.param("compiled", marks=pytest.mark.gpu)])
@@ -83,8 +85,10 @@ def test_the_sums_of_half_precision_do_not_overflow(int8_subject: Subject, rows:
     assert exact.error(result, torch.full((rows, 16), 8.192, dtype=torch.float64)) < 2e-3
 
 
-@pytest.mark.parametrize(("rows", "kernel"), [(1, "one_row_linear"), (256, "few_rows_linear"), (257, None)])
-def test_as_many_rows_as_the_largest_tile_need_no_wide_copy_of_the_weights(
+@pytest.mark.parametrize(
+    ("rows", "kernel"), [(1, "one_row_linear"), (256, "many_rows_linear"), (1024, "many_rows_linear"), (1025, None)]
+)
+def test_up_to_a_thousand_rows_need_no_wide_copy_of_the_weights(
     rows: int, kernel: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject = kernels("interpreter", quantization="int8")
@@ -99,3 +103,37 @@ def test_as_many_rows_as_the_largest_tile_need_no_wide_copy_of_the_weights(
     monkeypatch.setattr(Int8Matrix, "dequantized", noting)
     subject.ops.linear(x, matrix)
     assert widened == ([] if kernel else [torch.float16])
+
+
+@pytest.mark.parametrize(
+    ("tiles", "few", "many"),
+    [((16, 32, 64, 128, 256), (16, 32, 64), (128, 192, 256, 512, 1024)), ((16,), (16, 32, 64), ())],
+)
+def test_products_are_judged_beyond_the_largest_tile(
+    tiles: tuple[int, ...], few: tuple[int, ...], many: tuple[int, ...]
+) -> None:
+    """Where a batch and a prompt beside it need more rows, widening the weights would cost as much as the batch."""
+    pytest.importorskip("triton")
+    from service.engine.kernels.candidates import judged
+
+    found = judged(Ops(), dict.fromkeys(tiles, INTERPRETED_ROWS), "int8")
+    assert (found.few_rows, found.many_rows) == (few, many)
+    plain = judged(Ops(), dict.fromkeys(tiles, INTERPRETED_ROWS), "none")
+    assert max(plain.judged_rows) == max(tiles)
+
+
+def test_parts_of_a_product_are_of_the_largest_tile_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = kernels("interpreter", quantization="int8")
+    from service.engine.kernels.few_rows import FewRowsLinear
+
+    launched: list[int] = []
+    launch = FewRowsLinear._launch
+
+    def noting(self: FewRowsLinear, x: torch.Tensor, *rest: Any) -> None:
+        launched.append(x.shape[0])
+        launch(self, x, *rest)
+
+    monkeypatch.setattr(FewRowsLinear, "_launch", noting)
+    x, matrix, _, _ = quantized(subject, 600, 16, 64, torch.float16)
+    subject.ops.linear(x, matrix)
+    assert launched == [256, 256, 88]

@@ -11,6 +11,7 @@ from service.engine.kernels.linear_check import MOST_WEIGHT_ROWS
 from service.engine.kernels.ops import Ops, Product
 from service.engine.kernels.race import race
 from service.engine.kernels.stopwatch import Work, seconds, sets_needed
+from service.engine.quantization import Int8Matrix
 from tests.engine.kernels.test_selfcheck import CONFIG, CPU
 
 SERVED = replace(CPU, config=replace(CONFIG, intermediate_size=128))
@@ -125,6 +126,23 @@ def test_what_is_run_is_what_will_serve() -> None:
     half = replace(CPU, dtype=torch.float16)
     race(replace(Ops(), one_row_linear=linear), half, noting)
     assert (torch.Size([CONFIG.vocab_size, CONFIG.hidden_size]), torch.float16) in met
+
+
+def test_quantized_weights_are_raced_as_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds, sizes = set(), set()
+
+    def linear(x: torch.Tensor, weight: object, bias: object, gated: bool = False) -> torch.Tensor:
+        kinds.add(type(weight))
+        return Ops().linear(x, weight, None, gated)  # type: ignore[arg-type]
+
+    def sets_needed(size: int, device: torch.device) -> int:
+        sizes.add(size)
+        return 1
+
+    monkeypatch.setattr("service.engine.kernels.race.sets_needed", sets_needed)
+    race(replace(Ops(), one_row_linear=linear), replace(SERVED, quantization="int8"), Course({}).stopwatch)
+    assert kinds == {Int8Matrix}
+    assert QKV[0] * QKV[1] in sizes, "a byte a number"
 
 
 def test_a_large_vocabulary_is_raced_as_it_is_served(monkeypatch: pytest.MonkeyPatch) -> None:

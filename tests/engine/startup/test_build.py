@@ -74,6 +74,22 @@ def test_a_core_says_which_fast_paths_do_not_serve(model_dir: Path, monkeypatch:
     assert build(model_dir).info.degraded == ["silu_mul: off"]
 
 
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_kernels_are_proved_for_the_weights_that_serve(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, quantization: str
+) -> None:
+    proved: list[str] = []
+
+    def choose(shapes: ServedShapes, *rest: Any) -> Choice:
+        proved.append(shapes.quantization)
+        return choose_paths(shapes, *rest)
+
+    monkeypatch.setattr("service.engine.startup.build.choose_paths", choose)
+    assert build(model_dir, quantization=quantization).info.quantization == quantization
+    assert proved == [quantization]
+    assert ("a CPU widens quantized weights" in caplog.text) == (quantization == "int8")
+
+
 def test_what_is_on_trial_is_noted_where_the_process_was_told(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
