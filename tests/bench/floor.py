@@ -19,12 +19,11 @@ def parameters(c: ModelConfig) -> int:
     return matrix_numbers(c) + 2 * c.vocab_size * c.hidden_size
 
 
-def step_bytes(c: ModelConfig, batch: int, context: int, itemsize: int, matrix_itemsize: int = 0) -> int:
-    """What a decode must read at least: all matrices and the head once, each sequence's KV once. The matrices' numbers
-    are of `itemsize`, too, unless they have one of their own."""
+def step_bytes(c: ModelConfig, batch: int, context: int, itemsize: int, matrix_itemsize: int) -> int:
+    """What a decode must read at least: all matrices and the head once, each sequence's KV once."""
     weights = matrix_numbers(c) + c.vocab_size * c.hidden_size
     kv = batch * context * 2 * c.num_layers * c.kv_size
-    return weights * (matrix_itemsize or itemsize) + kv * itemsize
+    return weights * matrix_itemsize + kv * itemsize
 
 
 def prefill_flop(c: ModelConfig, tokens: int) -> float:
@@ -39,7 +38,7 @@ class Floor:
     config: ModelConfig
     limits: Limits
     itemsize: int
-    matrix_itemsize: int = 0  # of quantized ones
+    matrix_itemsize: int
 
     def step(self, batch: int, context: int) -> float:
         """A decode of `batch` sequences of `context` tokens."""

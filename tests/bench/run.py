@@ -62,10 +62,11 @@ class Run:
         self.say(memory_gb_per_s=found.memory / 1e9, matmul_tflop_per_s=found.matmul / 1e12)
         return found
 
-    @cached_property
+    @property
     def floor(self) -> Floor:
-        """What the model's work takes at those."""
-        return Floor(self.config, self.limits, self.dtype.itemsize)
+        """What the model's work takes at those, with weights as the engine is asked to keep them."""
+        is_quantized = Settings(**self.settings).quantization != "none"
+        return Floor(self.config, self.limits, self.dtype.itemsize, 1 if is_quantized else self.dtype.itemsize)
 
     @property
     def on_gpu(self) -> bool:

@@ -18,21 +18,21 @@ from tests.bench.floor import Floor, parameters, prefill_flop, step_bytes
 from tests.bench.limits import Limits
 from tests.bench.scale import FULL
 
-BYTES_OF_WEIGHTS = step_bytes(INTERNLM3_8B, 1, 0, 2)
-EASY = Floor(INTERNLM3_8B, Limits(memory=1e12, matmul=1e15), itemsize=2)
+BYTES_OF_WEIGHTS = step_bytes(INTERNLM3_8B, 1, 0, 2, 2)
+EASY = Floor(INTERNLM3_8B, Limits(memory=1e12, matmul=1e15), itemsize=2, matrix_itemsize=2)
 """A machine whose times are easily read: a terabyte and a thousand TFLOP per second."""
 
 
 def test_the_full_scale_is_the_8b_model() -> None:
     assert FULL.shape.layers == INTERNLM3_8B.num_layers
     assert parameters(INTERNLM3_8B) == pytest.approx(8.804e9, rel=0.001)
-    assert step_bytes(INTERNLM3_8B, 1, 0, 2) == pytest.approx(16.55e9, rel=0.001)
-    assert step_bytes(INTERNLM3_8B, 64, 512, 2) - step_bytes(INTERNLM3_8B, 64, 511, 2) == 64 * 48 * 1024
+    assert step_bytes(INTERNLM3_8B, 1, 0, 2, 2) == pytest.approx(16.55e9, rel=0.001)
+    assert step_bytes(INTERNLM3_8B, 64, 512, 2, 2) - step_bytes(INTERNLM3_8B, 64, 511, 2, 2) == 64 * 48 * 1024
     assert prefill_flop(INTERNLM3_8B, 1000) == pytest.approx(15.5e12, rel=0.05)
 
 
 def test_a_step_waits_for_its_bytes() -> None:
-    assert EASY.step(64, 512) == step_bytes(INTERNLM3_8B, 64, 512, 2) / 1e12
+    assert EASY.step(64, 512) == step_bytes(INTERNLM3_8B, 64, 512, 2, 2) / 1e12
 
 
 def test_a_step_of_eight_bit_weights_waits_for_half_of_them_and_all_of_the_kv() -> None:

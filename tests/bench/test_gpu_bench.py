@@ -225,3 +225,16 @@ def test_a_load_is_held_against_a_reading_that_came_right_before_it(
     size = sum(path.stat().st_size for path in model_dir.glob("*.safetensors"))
     (figures,) = (line["figures"] for line in lines if "figures" in line)
     assert figures == {"load_of_files": pytest.approx(size / 0.5 / 4e9)}
+
+
+def test_the_floor_is_that_of_the_weights_as_they_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of twice the bytes that there are to read would flatter."""
+    run = bench(tmp_path / "model", [])
+    run.limits = Limits(memory=1e9, matmul=1e12)
+    whole = run.floor.step(1, 0)
+    with run.asking(quantization="int8"):
+        assert run.settings["quantization"] == "int8"
+        assert run.floor.step(1, 0) == whole / 4, "a byte instead of fp32's four"
+    assert run.floor.step(1, 0) == whole
+    monkeypatch.setenv("INTERNLM_QUANTIZATION", "int8")
+    assert run.floor.step(1, 0) == whole / 4

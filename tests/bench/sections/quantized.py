@@ -14,12 +14,11 @@ UNQUANTIZED = "unquantized"
 
 def int8(run: Run) -> None:
     """Its load, decodes of each batch size, requests by how many, and one prompt: what it gains, and where it loses."""
-    floor = replace(run.floor, matrix_itemsize=1)
     with run.asking(quantization="int8"):
         run.say(weights_seconds=run.core.info.startup_seconds["weights"], kernels_degraded=len(run.core.info.degraded))
         for batch in run.scale.step_batches:
             took, context = median_step(run, batch)
-            run.table.put(_int8(decode_step(batch)), LIMIT, floor.step(batch, context))
+            run.table.put(_int8(decode_step(batch)), LIMIT, run.floor.step(batch, context))
             _beside(run, decode_step(batch), took)
         for count in run.scale.concurrency:
             _beside(run, tokens_per_second(count), serve(run.core, concurrent(run, count)).tokens_per_second)
