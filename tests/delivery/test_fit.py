@@ -116,6 +116,12 @@ def test_a_context_that_shrinks_need_not_with_eight_bits() -> None:
     assert "QUANTIZATION" not in internlm3(15, quantization="int8")[2]
 
 
+def test_an_engine_that_does_not_quantize_is_not_told_to() -> None:
+    for gib in (16, 22):
+        assert "QUANTIZATION" in internlm3(gib)[2]
+        assert "QUANTIZATION" not in internlm3(gib, engine="reference")[2]
+
+
 def every(weights: Weights) -> Iterator[Matrix]:
     yield from (weights.embedding, weights.norm, weights.head)
     for layer in weights.layers:

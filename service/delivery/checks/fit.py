@@ -48,6 +48,7 @@ class Demand:
     number_bytes: int = 2
     kv_cache_tokens: int = 0  # what fits
     quantization: Quantization = "none"
+    can_quantize: bool = True  # not every engine does
 
     @classmethod
     def on_gpu(cls, asked: Asked, number_bytes: int) -> "Demand":

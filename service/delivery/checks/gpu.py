@@ -79,7 +79,8 @@ def judge_fit(settings: Settings, fit_of_model: FitOf, free: int, total: int) ->
     A context that was asked for must fit; the default is "at most" and may shrink, as may any to the cache that was
     asked for, or to what other processes leave.
     """
-    demand = Demand.on_gpu(settings, NUMBER_BYTES[settings.dtype])
+    can_quantize = settings.engine == "native"
+    demand = replace(Demand.on_gpu(settings, NUMBER_BYTES[settings.dtype]), can_quantize=can_quantize)
     now, alone = (fit_of_model(demand, bytes_, total) for bytes_ in (free, total))
     if not alone.is_enough:
         found = f"{alone.summary}: {alone.missing / GIB:.1f} GiB short"
@@ -93,8 +94,8 @@ def judge_fit(settings: Settings, fit_of_model: FitOf, free: int, total: int) ->
         held = _shrunk(now, remedy) if now.is_enough else fail(NAMES[3], f"{now.summary}: too little is free", remedy)
         return replace(held, transient=True)
     if not now.is_whole:
-        smaller = replace(demand, quantization="int8")
-        quantized = " or INTERNLM_QUANTIZATION=int8" if fit_of_model(smaller, free, total).is_whole else ""
+        smaller = fit_of_model(replace(demand, quantization="int8"), free, total)
+        quantized = " or INTERNLM_QUANTIZATION=int8" if can_quantize and smaller.is_whole else ""
         return _shrunk(now, f"set INTERNLM_MAX_CONTEXT={now.tokens}{quantized}")
     return ok(NAMES[3], f"{now.summary}; {now.capacity}")
 

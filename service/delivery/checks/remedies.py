@@ -69,7 +69,7 @@ def _together(demand: Demand, fit: FitsHow) -> list[str]:
 
 
 def _quantized(demand: Demand, fit: FitsHow, is_good: Goal) -> Iterator[str]:
-    if demand.quantization == "none" and is_good(fit(replace(demand, quantization="int8"))):
+    if demand.can_quantize and demand.quantization == "none" and is_good(fit(replace(demand, quantization="int8"))):
         yield f"{QUANTIZATION}=int8"
 
 

@@ -75,15 +75,27 @@ OVERLAP = Candidate("overlap", {}, _check_overlap)
 
 def proved_together(shapes: ServedShapes, prove: Callable[..., Proof], overlap: Candidate = OVERLAP) -> Proof:
     """What `prove` proves right, with overlapping launches if `overlap` proves those too. When anything fails with
-    them, kernels are proved and served that run alone."""
+    them that does not fail without, kernels are served that run alone."""
     proof = prove(shapes)
     if not proof.overlaps:
         return proof
-    reasons = proof.degraded or prove_candidates([overlap], shapes, proof.ops).degraded
+
+    def disagreement() -> list[str]:
+        return prove_candidates([overlap], shapes, proof.ops).degraded
+
+    reasons = proof.degraded or disagreement()
     if not reasons:
         return proof
     alone = prove(shapes, alone=True)
+    if _fail_alike(proof, alone) and not disagreement():
+        return proof
     return replace(alone, degraded=[f"overlap: {reasons[0].removeprefix('overlap: ')}", *alone.degraded])
+
+
+def _fail_alike(overlapping: Proof, alone: Proof) -> bool:
+    """Whether what fails does so without overlap, too. A race that fails says nothing of that: it runs all kernels."""
+    failed, failed_alone = ({reason.partition(":")[0] for reason in each.degraded} for each in (overlapping, alone))
+    return bool(failed) and failed == failed_alone and "race" not in failed
 
 
 def assemble(

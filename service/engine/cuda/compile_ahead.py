@@ -137,7 +137,7 @@ def _sequence(slot: int) -> Sequence:
 
 
 def compute_products(model: ModelConfig, tuning: Tuning, dtype: torch.dtype, quantization: Quantization) -> None:
-    """Products of one row, also those that a norm is fused with as long as that serves, and of few rows as GPUs of all
+    """Products of one row, also those that a norm is fused with as long as that serves, and of more rows as GPUs of all
     sizes divide them."""
     one_row = OneRowLinear(tuning.one_row, overlaps=tuning.overlaps)
     tiles = tuning.tiles(quantization)

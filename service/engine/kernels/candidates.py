@@ -75,7 +75,7 @@ def judged(ops: Ops, tiles: Tiles, quantization: Quantization) -> Ops:
     """
     few, many = few_and_many(tiles)
     between = {rows * 3 // 4 for rows in many if rows > 2 * FEW}
-    beyond = {2 * max(tiles), PARTS * max(tiles)} if quantization == "int8" else set()
+    beyond = {rows * max(tiles) // 2 for rows in (3, 4, 2 * PARTS)} if quantization == "int8" else set()
     few_rows, many_rows = ({*few}, {*many, *between, *beyond}) if many else ({*few, *beyond}, set())
     return replace(ops, few_rows=tuple(sorted(few_rows)), many_rows=tuple(sorted(many_rows)))
 

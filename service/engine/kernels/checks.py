@@ -13,7 +13,7 @@ from service.engine.steps.slots import Slots
 MOST_POSITIONS = 131_072
 """Longer tables of angles are read alike and cost memory."""
 MANY_ROWS = 130
-"""More than any tile of rows, and no multiple of one."""
+"""More than a program takes of what works row by row, and no multiple of it."""
 EPS = 1e-5
 QUIET = EPS**0.5
 """Spread of values whose mean square is EPS: there a norm without it is wrong."""

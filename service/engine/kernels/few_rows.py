@@ -135,6 +135,9 @@ class FewRowsLinear:
         """See `ops.Linear`. More rows than the largest tile takes are computed part by part."""
         out = torch.empty(x.shape[0], weight.shape[0] // (2 if gated else 1), dtype=x.dtype, device=x.device)
         most = max(self._tunings)
+        if x.shape[0] <= most:
+            self._launch(x, weight, bias, gated, out)
+            return out
         for part, place in zip(torch.split(x, most), torch.split(out, most), strict=True):
             self._launch(part, weight, bias, gated, place)
         return out
@@ -194,7 +197,8 @@ def split(tiles: int, steps: int, multiprocessors: int, alone: bool = False) -> 
     """Into how many parts the `steps` of each tile are divided: a power of two; of programs that are `alone` on their
     multiprocessors as many as run in one round, since a second one would take as long again."""
     if alone:
-        return max(1, min(multiprocessors // tiles, steps // LEAST_DEPTH))
+        most = max(1, min(multiprocessors // tiles, steps // LEAST_DEPTH))
+        return -(-steps // -(-steps // most))  # none without a step
     parts = 1
     while 2 * parts * tiles <= CROWDING * multiprocessors and steps >= 2 * parts * LEAST_DEPTH:
         parts *= 2

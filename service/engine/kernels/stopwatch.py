@@ -48,10 +48,8 @@ def _captured(works: Sequence[Work]) -> torch.cuda.CUDAGraph:
 
 
 def _median_replay(graph: torch.cuda.CUDAGraph) -> float:
-    for _ in range(2):
-        graph.replay()
-    (first,) = _replays(graph, 1)
-    count = int(REPLAY_SECONDS / max(first, 1e-9))
+    graph.replay()
+    count = int(REPLAY_SECONDS / max(min(_replays(graph, 2)), 1e-9))
     return statistics.median(_replays(graph, max(LEAST_REPLAYS, min(REPLAYS, count))))
 
 

@@ -86,8 +86,8 @@ class Tuning:
 
 
 DEFAULT = Tuning(source="default; not measured on this card")
-"""Shared memory: rows at most 2 * (64 + 256) * 64 * 2 = 80 KiB, int8_rows 2 * (64 + 256 * 2) * 64 = 72 KiB,
-attention 2 * 2 * 64 * 128 * 2 = 64 KiB at head_dim 128, a stage less than there are."""
+"""Shared memory: rows at most 2 * (64 + 256) * 64 * 2 = 80 KiB, int8_rows 2 * (64 + 256 * 2) * 64 = 72 KiB, attention
+3 * 64 * 128 * 2 = 48 KiB at head_dim 128; as a rule it is a stage less than there are."""
 
 BY_CAPABILITY = {
     # 4 x 1024 with 8 warps was the best of 12 for all five matrices of the 8B model: 2.58-3.17 TB/s of 3.09 TB/s read.

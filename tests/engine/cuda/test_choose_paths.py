@@ -291,6 +291,19 @@ def test_a_kernel_that_fails_may_do_so_for_its_launch_and_is_tried_alone() -> No
     assert (proof.ops, seen) == (PROVED.ops, [])
 
 
+@pytest.mark.parametrize("disagreement", ["", "decodes of 3 rows differ"])
+def test_a_kernel_that_fails_alone_too_does_not_keep_the_others_from_overlapping(disagreement: str) -> None:
+    seen: list[Ops] = []
+    reasons = [f"many_rows_linear: {why}" for why in ("out of resources", "out of resources, too")]
+    broken, alone = (replace(p, degraded=[why]) for p, why in zip((OVERLAPPING, PROVED), reasons, strict=True))
+    proof = proved_together(SHAPES, proves(broken, alone), judge(disagreement, seen))
+    assert seen == [OVERLAPPING.ops], "they are tried together first"
+    if disagreement:
+        assert (proof.ops, proof.degraded) == (PROVED.ops, [f"overlap: {reasons[0]}", reasons[1]])
+    else:
+        assert proof == broken
+
+
 def test_the_check_itself_holds_plain_attention_right() -> None:
     check_prefill("plain", PrefillAttention, SHAPES)
 

@@ -1,12 +1,14 @@
 """Products of 2 to 256 rows against float64: every small count, tiles and parts off their edges, who computes them."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from service.engine.defaults import Quantization
 from service.engine.kernels.ops import Ops, Product
+from service.engine.kernels.tuning import LinearTuning, tuning_for
 from tests.engine.kernels import exact
 from tests.engine.kernels.conftest import FUSED, ROWS, Subject, kernels, operands
 
@@ -101,13 +103,48 @@ def test_as_many_parts_as_keep_a_gpu_busy(tiles: int, steps: int, multiprocessor
 
 @pytest.mark.parametrize(
     ("tiles", "steps", "parts"),
-    [(36, 64, 3), (32, 64, 4), (133, 64, 1), (132, 64, 1), (67, 64, 1), (2, 64, 16), (1, 3, 1)],
+    [(36, 64, 3), (32, 64, 4), (133, 64, 1), (132, 64, 1), (67, 64, 1), (2, 64, 16), (1, 3, 1), (13, 41, 9)],
 )
 def test_programs_that_are_alone_run_in_one_round(tiles: int, steps: int, parts: int) -> None:
     pytest.importorskip("triton")
     from service.engine.kernels.few_rows import split
 
     assert split(tiles, steps, 132, alone=True) == parts
+
+
+@pytest.mark.parametrize("depth", [16 * 41, 16 * 63, 16 * 9 + 1])
+def test_programs_that_are_alone_add_up(depth: int) -> None:
+    """In parts of whatever number, none of them empty."""
+    subject = kernels("interpreter")
+    from service.engine.kernels import few_rows
+
+    x, weight, _ = operands(subject, 5, 16, depth, torch.float32)
+    tile = LinearTuning(block_n=16, block_k=16, warps=1, stages=1, alone=True)
+    grids: list[tuple[int, int]] = []
+    kernel = few_rows.few_rows_kernel
+
+    class Noting:
+        def __getitem__(self, grid: tuple[int, int]) -> Any:
+            grids.append(grid)
+            return kernel[grid]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(few_rows, "few_rows_kernel", Noting())
+        result = few_rows.FewRowsLinear({16: tile}, 12).linear(x, weight, None)
+    steps = -(-depth // 16)
+    assert grids == [(1, few_rows.split(1, steps, 12, alone=True))]
+    assert (grids[0][1] - 1) * -(-steps // grids[0][1]) < steps
+    assert exact.error(result, exact.linear(x, weight, None)) < exact.TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("quantization", get_args(Quantization))
+def test_a_tile_that_fills_an_h100s_multiprocessor_is_alone_on_it(quantization: Quantization) -> None:
+    for rows, tile in tuning_for((9, 0)).tiles(quantization).items():
+        weight_bytes = 1 if quantization == "int8" else 2
+        shared = tile.stages * tile.block_k * (tile.block_n * weight_bytes + rows * 2)
+        sums = tile.block_n * rows // (32 * tile.warps)  # registers of each thread
+        fills = 2 * shared > 227 << 10 or (quantization == "int8" and sums >= 64)
+        assert tile.alone == (fills and rows > 64), rows
 
 
 def test_there_is_a_count_for_every_tile_of_whatever_is_divided() -> None:

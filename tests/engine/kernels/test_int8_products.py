@@ -1,11 +1,13 @@
 """Products with quantized weights against float64: of one row, of every tile's rows, in parts, and of more than any."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from service.engine.kernels.ops import Ops
+from service.engine.kernels.tuning import Tuning
 from service.engine.quantization import Int8Matrix
 from tests.engine.kernels import exact
 from tests.engine.kernels.conftest import FUSED, INTERPRETED_ROWS, Subject, kernels, operands
@@ -107,7 +109,7 @@ def test_up_to_a_thousand_rows_need_no_wide_copy_of_the_weights(
 
 @pytest.mark.parametrize(
     ("tiles", "few", "many"),
-    [((16, 32, 64, 128, 256), (16, 32, 64), (128, 192, 256, 512, 1024)), ((16,), (16, 32, 64), ())],
+    [((16, 32, 64, 128, 256), (16, 32, 64), (128, 192, 256, 384, 512, 1024)), ((16,), (16, 24, 32, 64), ())],
 )
 def test_products_are_judged_beyond_the_largest_tile(
     tiles: tuple[int, ...], few: tuple[int, ...], many: tuple[int, ...]
@@ -137,3 +139,24 @@ def test_parts_of_a_product_are_of_the_largest_tile_and_what_is_left(monkeypatch
     x, matrix, _, _ = quantized(subject, 600, 16, 64, torch.float16)
     subject.ops.linear(x, matrix)
     assert launched == [256, 256, 88]
+
+
+@pytest.mark.parametrize(
+    ("tiles", "few", "many"),
+    [((16, 32, 64, 128, 256), (2, 64), (65, 95, 128, 129, 191, 256, 1024)), ((16,), (2, 64), None)],
+)
+def test_a_start_proves_the_edges_of_every_tile_and_the_most_parts(
+    tiles: tuple[int, ...], few: tuple[int, int], many: tuple[int, ...] | None
+) -> None:
+    pytest.importorskip("triton")
+    from service.engine.kernels.candidates import candidates
+
+    tuning = Tuning("", int8_rows=dict.fromkeys(tiles, INTERPRETED_ROWS))
+    wanted = {candidate.name: candidate.check for candidate in candidates(tuning, 4, "int8")}
+    rows = {name: check.keywords["rows"] for name, check in wanted.items() if isinstance(check, partial)}
+    assert (rows["few_rows_linear"][0], rows["few_rows_linear"][-1]) == few
+    assert set(range(2, min(64, max(tiles)) + 1)) <= set(rows["few_rows_linear"])
+    assert (tuple(rows["many_rows_linear"]) if many else None) == many
+    unquantized = {candidate.name: candidate.check for candidate in candidates(Tuning(""), 4)}["many_rows_linear"]
+    assert isinstance(unquantized, partial)
+    assert unquantized.keywords["rows"] == [65, 95, 128, 129, 191, 256]

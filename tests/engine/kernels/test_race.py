@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from service.engine.kernels import stopwatch
 from service.engine.kernels.linear_check import MOST_WEIGHT_ROWS
 from service.engine.kernels.ops import Ops, Product
 from service.engine.kernels.race import race
@@ -164,6 +166,21 @@ def test_a_stopwatch_gives_the_time_of_one_work(monkeypatch: pytest.MonkeyPatch)
     ticks = iter((10.0, 13.0))
     monkeypatch.setattr("service.engine.kernels.stopwatch.time.perf_counter", lambda: next(ticks))
     assert seconds([lambda: None] * 3, torch.device("cpu")) == 1.0
+
+
+@pytest.mark.parametrize(("milliseconds", "replays"), [(0.1, 20), (10.0, 5), (1000.0, 3)])
+def test_a_slow_gpu_replays_as_often_as_there_is_time(
+    milliseconds: float, replays: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first one that hiccuped decides nothing."""
+    times = iter([50 * milliseconds, *[milliseconds] * 40])
+    replayed: list[None] = []
+    event = SimpleNamespace(record=lambda: None, elapsed_time=lambda stop: next(times))
+    monkeypatch.setattr(stopwatch, "_event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    graph: Any = SimpleNamespace(replay=lambda: replayed.append(None))
+    assert stopwatch._median_replay(graph) == pytest.approx(milliseconds / 1e3), "in seconds"
+    assert len(replayed) == replays + 3
 
 
 def test_a_stopwatch_runs_every_work() -> None:

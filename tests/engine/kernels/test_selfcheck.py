@@ -444,13 +444,13 @@ HALF, WIDE = torch.float16, torch.float32
     ("capability", "dtype", "quantization", "alone", "overlaps", "rows", "left_out"),
     [
         ((9, 0), HALF, "none", False, True, ALL_ROWS, set()),
-        ((9, 0), HALF, "int8", False, True, ((16, 32, 64), (128, 192, 256, 512, 1024)), set()),
+        ((9, 0), HALF, "int8", False, True, ((16, 32, 64), (128, 192, 256, 384, 512, 1024)), set()),
         ((9, 0), WIDE, "none", False, True, FEW_ROWS, {"many_rows_linear"}),
-        ((8, 6), WIDE, "int8", False, False, ((16, 32, 64, 128, 256), ()), {"many_rows_linear"}),
+        ((8, 6), WIDE, "int8", False, False, ((16, 32, 64, 96, 128, 256), ()), {"many_rows_linear"}),
         ((9, 0), HALF, "none", True, False, ALL_ROWS, set()),
         ((8, 9), HALF, "none", False, False, ALL_ROWS, set()),
         ((7, 5), HALF, "none", False, False, ((16,), ()), {"chunk_attention", "many_rows_linear"}),
-        ((7, 5), HALF, "int8", False, False, ((16, 32, 64), ()), {"chunk_attention", "many_rows_linear"}),
+        ((7, 5), HALF, "int8", False, False, ((16, 24, 32, 64), ()), {"chunk_attention", "many_rows_linear"}),
     ],
 )
 def test_a_gpu_is_offered_what_its_generation_can(
