@@ -122,17 +122,17 @@ def _allocate_layer(
     config: ModelConfig, empty: Callable[[int], torch.Tensor], matrix: Callable[[int, int], Matrix]
 ) -> LayerWeights:
     hidden, intermediate = config.hidden_size, config.intermediate_size
-    fused = config.query_size + 2 * config.kv_size
+    qkv, output, gate_up, down = (matrix(*shape) for shape in config.layer_matrices)
     return LayerWeights(
         input_norm=empty(hidden),
-        qkv=matrix(fused, hidden),
-        qkv_bias=empty(fused) if config.qkv_bias else None,
-        o=matrix(hidden, config.query_size),
+        qkv=qkv,
+        qkv_bias=empty(config.query_size + 2 * config.kv_size) if config.qkv_bias else None,
+        o=output,
         o_bias=empty(hidden) if config.o_bias else None,
         post_norm=empty(hidden),
-        gate_up=matrix(2 * intermediate, hidden),
+        gate_up=gate_up,
         gate_up_bias=empty(2 * intermediate) if config.mlp_bias else None,
-        down=matrix(hidden, intermediate),
+        down=down,
         down_bias=empty(hidden) if config.mlp_bias else None,
     )
 

@@ -10,8 +10,7 @@ from tests.bench.limits import Limits
 
 def matrix_numbers(c: ModelConfig) -> int:
     """Numbers of all matrices that every token meets in every step, the head left out."""
-    per_layer = c.hidden_size * (2 * c.query_size + 2 * c.kv_size + 3 * c.intermediate_size)
-    return c.num_layers * per_layer
+    return c.num_layers * sum(rows * columns for rows, columns in c.layer_matrices)
 
 
 def parameters(c: ModelConfig) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from service.delivery.checks.finding import Finding, State, fail, ok, skip, warn
 from service.delivery.checks.fit import GIB, Demand, Fit, FitOf, fit_of
 from service.delivery.checks.nvidia_driver import LEAST_CAPABILITY, Gpu, NoGpu, read_gpu, torch_cuda
-from service.delivery.checks.remedies import remedies
+from service.delivery.checks.remedies import quantized, remedies
 from service.delivery.failures import DeliveryFailed
 from service.delivery.symptoms import failure_of
 from service.errors import ConfigurationError
@@ -79,8 +79,8 @@ def judge_fit(settings: Settings, fit_of_model: FitOf, free: int, total: int) ->
     A context that was asked for must fit; the default is "at most" and may shrink, as may any to the cache that was
     asked for, or to what other processes leave.
     """
-    can_quantize = settings.engine == "native"
-    demand = replace(Demand.on_gpu(settings, NUMBER_BYTES[settings.dtype]), can_quantize=can_quantize)
+    demand = Demand.on_gpu(settings, NUMBER_BYTES[settings.dtype])
+    demand = replace(demand, can_quantize=settings.engine == "native")
     now, alone = (fit_of_model(demand, bytes_, total) for bytes_ in (free, total))
     if not alone.is_enough:
         found = f"{alone.summary}: {alone.missing / GIB:.1f} GiB short"
@@ -94,9 +94,8 @@ def judge_fit(settings: Settings, fit_of_model: FitOf, free: int, total: int) ->
         held = _shrunk(now, remedy) if now.is_enough else fail(NAMES[3], f"{now.summary}: too little is free", remedy)
         return replace(held, transient=True)
     if not now.is_whole:
-        smaller = fit_of_model(replace(demand, quantization="int8"), free, total)
-        quantized = " or INTERNLM_QUANTIZATION=int8" if can_quantize and smaller.is_whole else ""
-        return _shrunk(now, f"set INTERNLM_MAX_CONTEXT={now.tokens}{quantized}")
+        eight_bits = quantized(demand, lambda other: fit_of_model(other, free, total), lambda fit: fit.is_whole)
+        return _shrunk(now, " or ".join([f"set INTERNLM_MAX_CONTEXT={now.tokens}", *eight_bits]))
     return ok(NAMES[3], f"{now.summary}; {now.capacity}")
 
 

@@ -48,8 +48,8 @@ def remedies(demand: Demand, fit: FitsHow, total: int) -> str:
     gpu = f"use a GPU of {math.ceil((total + fit(demand).missing / demand.memory_fraction) / GIB)} GiB"
     for is_good in (_is_whole, _is_enough):
         if settings := [*_lowered(demand, fit, is_good), *_raised(demand, fit, is_good)]:
-            return f"set {' or '.join([*settings, *_quantized(demand, fit, is_good)])}, or {gpu}"
-    if settings := [*_quantized(demand, fit, _is_enough)]:
+            return f"set {' or '.join([*settings, *quantized(demand, fit, is_good)])}, or {gpu}"
+    if settings := [*quantized(demand, fit, _is_enough)]:
         return f"set {settings[0]}, or {gpu}"
     if settings := _together(demand, fit):
         return f"no single setting makes it fit: set {' and '.join(settings)}, or {gpu}"
@@ -64,11 +64,12 @@ def _together(demand: Demand, fit: FitsHow) -> list[str]:
     settings = [f"{FRACTION}={MOST_FRACTION}", *(f"{each.setting}={each.frugal}" for each in lower)]
     if fit(frugal).is_enough:
         return settings
-    quantized = [*_quantized(frugal, fit, _is_enough)]
-    return [*quantized, *settings] if quantized else []
+    eight_bits = [*quantized(frugal, fit, _is_enough)]
+    return [*eight_bits, *settings] if eight_bits else []
 
 
-def _quantized(demand: Demand, fit: FitsHow, is_good: Goal) -> Iterator[str]:
+def quantized(demand: Demand, fit: FitsHow, is_good: Goal) -> Iterator[str]:
+    """The setting of quantization, where it does and can still be set."""
     if demand.can_quantize and demand.quantization == "none" and is_good(fit(replace(demand, quantization="int8"))):
         yield f"{QUANTIZATION}=int8"
 

@@ -26,7 +26,7 @@ from service.engine.base import EngineConfig, GenerationRequest
 from service.engine.config import INTERNLM3_8B, ModelConfig
 from service.engine.cuda.paths import Paths
 from service.engine.defaults import RUNNING_ON_GPU, Quantization
-from service.engine.kernels.candidates import candidates, judged
+from service.engine.kernels.candidates import candidates, with_judged_rows
 from service.engine.kernels.few_rows import FewRowsLinear
 from service.engine.kernels.gemv import OneRowLinear
 from service.engine.kernels.linear_check import matrices
@@ -95,7 +95,7 @@ def kernels_of(tuning: Tuning, multiprocessors: int, quantization: Quantization 
     for candidate in candidates(tuning, multiprocessors, quantization):
         if candidate.name not in tuning.skip:
             fields |= candidate.fields
-    return judged(replace(Ops(), **fields), tuning.tiles(quantization), quantization)
+    return with_judged_rows(replace(Ops(), **fields), tuning.tiles(quantization), quantization)
 
 
 @torch.inference_mode()

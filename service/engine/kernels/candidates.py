@@ -67,7 +67,7 @@ def _products(tuning: Tuning, multiprocessors: int, quantization: Quantization) 
     yield Candidate("one_row_norm_linear", {"one_row_norm_linear": one_row.norm_linear}, check_norm_linear)
 
 
-def judged(ops: Ops, tiles: Tiles, quantization: Quantization) -> Ops:
+def with_judged_rows(ops: Ops, tiles: Tiles, quantization: Quantization) -> Ops:
     """`ops` with the rows at which products of these tiles are judged.
 
     A tile takes as long for half of its rows as for all of them, and torch need not: the largest ones are judged twice.

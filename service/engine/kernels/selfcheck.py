@@ -47,7 +47,7 @@ def prove(shapes: ServedShapes, *, alone: bool = False) -> Proof:
     if shapes.device.type != "cuda":
         return Proof(Ops(), [], 0.0)
     try:
-        from service.engine.kernels.candidates import candidates, judged
+        from service.engine.kernels.candidates import candidates, with_judged_rows
         from service.engine.kernels.shipped import use_shipped_kernels
     except ImportError as error:
         return Proof(Ops(), [_degraded("triton", error)], 0.0)
@@ -57,7 +57,8 @@ def prove(shapes: ServedShapes, *, alone: bool = False) -> Proof:
     tuning = tuning.for_fp32() if shapes.dtype == torch.float32 else tuning
     multiprocessors = torch.cuda.get_device_properties(shapes.device).multi_processor_count
     wanted = [c for c in candidates(tuning, multiprocessors, shapes.quantization) if c.name not in tuning.skip]
-    proof = prove_candidates(wanted, shapes, judged(Ops(), tuning.tiles(shapes.quantization), shapes.quantization))
+    plain = with_judged_rows(Ops(), tuning.tiles(shapes.quantization), shapes.quantization)
+    proof = prove_candidates(wanted, shapes, plain)
     return replace(proof, overlaps=tuning.overlaps, multiprocessors=multiprocessors)
 
 

@@ -75,13 +75,13 @@ def kernels(how: str, multiprocessors: int = 4, quantization: Quantization = "no
     if how == "interpreter" and not INTERPRETS:
         pytest.skip("interpreted kernels are tested with TRITON_INTERPRET=1")
     pytest.importorskip("triton")
-    from service.engine.kernels.candidates import candidates, judged
+    from service.engine.kernels.candidates import candidates, with_judged_rows
 
     tuning = tuning_for(torch.cuda.get_device_capability()) if how == "compiled" else INTERPRETED
     wanted = candidates(tuning, multiprocessors, quantization)
     fields = {name: kernel for candidate in wanted for name, kernel in candidate.fields.items()}
     device = torch.device("cuda" if how == "compiled" else "cpu")
-    return Subject(judged(Ops(**fields), tuning.tiles(quantization), quantization), device, how == "compiled")
+    return Subject(with_judged_rows(Ops(**fields), tuning.tiles(quantization), quantization), device, how == "compiled")
 
 
 ROWS = range(1, 18)

@@ -21,7 +21,7 @@ from service.engine.cuda.compile_ahead import LAYERS, Compiled, compile_kernels,
 from service.engine.defaults import Quantization
 from service.engine.kernels import checks, decode_check, linear_check, prefill_check, shipped
 from service.engine.kernels.candidate import Disagreement, ServedShapes
-from service.engine.kernels.candidates import candidates, judged
+from service.engine.kernels.candidates import candidates, with_judged_rows
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.tuning import tuning_for
 
@@ -44,7 +44,7 @@ def proved(capability: int) -> Compiled:
     tuning = tuning_for(divmod(capability, 10))
     with unlaunched(capability) as compiled, unjudged():
         for quantization in get_args(Quantization):
-            plain = judged(Ops(), tuning.tiles(quantization), quantization)
+            plain = with_judged_rows(Ops(), tuning.tiles(quantization), quantization)
             for candidate in candidates(tuning, MULTIPROCESSORS, quantization):
                 with suppress(Disagreement):
                     shapes = replace(SHAPES, quantization=quantization)

@@ -116,11 +116,11 @@ def test_products_are_judged_beyond_the_largest_tile(
 ) -> None:
     """Where a batch and a prompt beside it need more rows, widening the weights would cost as much as the batch."""
     pytest.importorskip("triton")
-    from service.engine.kernels.candidates import judged
+    from service.engine.kernels.candidates import with_judged_rows
 
-    found = judged(Ops(), dict.fromkeys(tiles, INTERPRETED_ROWS), "int8")
+    found = with_judged_rows(Ops(), dict.fromkeys(tiles, INTERPRETED_ROWS), "int8")
     assert (found.few_rows, found.many_rows) == (few, many)
-    plain = judged(Ops(), dict.fromkeys(tiles, INTERPRETED_ROWS), "none")
+    plain = with_judged_rows(Ops(), dict.fromkeys(tiles, INTERPRETED_ROWS), "none")
     assert max(plain.judged_rows) == max(tiles)
 
 
