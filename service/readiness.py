@@ -8,9 +8,7 @@ from functools import partial
 
 from service.api.health import Identity
 from service.chat.generation import Chat, Generation
-from service.chat.loading import load_tokenizer
 from service.chat.templates import ChatTemplate, Message
-from service.chat.tokenizer import Tokenizer
 from service.daemon_thread import in_daemon_thread
 from service.delivery.local import LocalModel, find_model
 from service.delivery.reporting.progress import show_progress
@@ -19,6 +17,8 @@ from service.errors import DeadlineExceeded, EngineFailed, NotReady, ServiceErro
 from service.lifecycle import RETRY_AFTER_SECONDS, Lifecycle, State
 from service.metrics import Metrics
 from service.settings import Settings
+from service.tokenizer.loading import load_tokenizer
+from service.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""From a conversation to text: templates, tokens, stop strings and the generation use case."""
+"""From a conversation to an answer: templates, stop strings and the generation use case."""

@@ -12,16 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from service.chat.detokenizer import Detokenizer
 from service.chat.endings import OURS, FieldNames, reason_of, too_late
 from service.chat.stops import StopMatcher
 from service.chat.stopwatch import Counts, Stopwatch
 from service.chat.templates import ChatTemplate, Message
-from service.chat.tokenizer import Tokenizer
 from service.engine.base import Engine, Finish, FinishReason, GenerationRequest, SamplingParams
 from service.errors import ContextTooLong
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
+from service.tokenizer.detokenizer import Detokenizer
+from service.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from jinja2 import TemplateError
 
 from service.chat.jinja_environment import compile_template
-from service.chat.tokenizer import Tokenizer
 from service.errors import ConfigurationError, MessageRefused
+from service.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

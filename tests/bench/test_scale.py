@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from service.chat.loading import load_tokenizer
 from service.engine.config import read_config
 from service.engine.weights import load_weights, open_checked
+from service.tokenizer.loading import load_tokenizer
 from tests.bench.scale import TINY, ready_model, write_random_model
 
 

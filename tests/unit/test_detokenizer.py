@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.chat.detokenizer import Detokenizer
-from service.chat.loading import load_tokenizer
-from service.chat.tokenizer import Tokenizer
+from service.tokenizer.detokenizer import Detokenizer
+from service.tokenizer.loading import load_tokenizer
+from service.tokenizer.tokenizer import Tokenizer
 from tests.support.tokenizers import write_byte_level_dir, write_sentencepiece_dir, write_translation
 
 KINDS = ("dummy prefix", "no dummy prefix", "byte-level", "translation")

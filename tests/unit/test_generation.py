@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from service.chat.generation import Chat, Done, Generation
-from service.chat.loading import load_tokenizer
 from service.chat.templates import ChatTemplate, Message
 from service.engine.base import (
     EngineInfo,
@@ -25,6 +24,7 @@ from service.engine.base import (
 from service.errors import ContextTooLong, DeadlineExceeded, EngineFailed, InvalidRequest, NotReady, QueueFull
 from service.lifecycle import Lifecycle, State
 from service.metrics import Metrics
+from service.tokenizer.loading import load_tokenizer
 from tests.support.server import PATIENCE
 from tests.support.tokenizers import write_byte_level_dir
 

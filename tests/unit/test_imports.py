@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 ROWS: list[set[str]] = [
     {"errors", "settings", "engine.defaults", "download_settings", "environment", "log"},
     {"engine.base", "engine.config", "lifecycle", "metrics"},
-    {"delivery"},
+    {"delivery", "tokenizer"},
     # What steps and talks, without torch.
     {"engine", "engine.checkpoint.read_ahead", "engine.startup.phases", "engine.startup.predecessor"},
     # What computes: torch is imported here alone.

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.chat.loading import load_tokenizer
 from service.chat.templates import CHATML, ROLES, ChatTemplate, Message
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
-from service.chat.tokenizer import Tokenizer
 from service.errors import ConfigurationError, MessageRefused
+from service.tokenizer.loading import load_tokenizer
+from service.tokenizer.tokenizer import Tokenizer
 from tests.support.reference_tokenizer import apply_chat_template
 from tests.support.tokenizers import (
     INTERNLM3_SPECIAL,

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, normalizers, pre_tokenizers
 
-from service.chat.loading import load_tokenizer
-from service.chat.self_check import SAMPLES, self_check
-from service.chat.tokenizer import Tokenizer
 from service.errors import ConfigurationError
+from service.tokenizer.loading import load_tokenizer
+from service.tokenizer.self_check import SAMPLES, self_check
+from service.tokenizer.tokenizer import Tokenizer
 from tests.support.tokenizers import (
     INTERNLM3_SPECIAL,
     PADDING_ROWS,

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from service.chat.codec import Codec, alternatives
-from service.chat.detokenizer import Detokenizer
-from service.chat.tokenizer_settings import TokenizerSettings
+from service.tokenizer.codec import Codec, alternatives
+from service.tokenizer.detokenizer import Detokenizer
+from service.tokenizer.settings import TokenizerSettings
 
 
 class Tokenizer:

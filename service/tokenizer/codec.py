@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from service.chat.tokenizer_settings import AddedToken
+from service.tokenizer.settings import AddedToken
 
 SPACE = "▁"  # how SentencePiece writes a space
 

@@ -1,8 +1,8 @@
 """Does a loaded tokenizer do what serving relies on? A wrong token costs quality in silence; here it stops a start."""
 
-from service.chat.codec import SPACE, Codec
-from service.chat.tokenizer import Tokenizer
 from service.errors import ConfigurationError
+from service.tokenizer.codec import SPACE, Codec
+from service.tokenizer.tokenizer import Tokenizer
 
 END_OF_TURN = "<|im_end|>"
 

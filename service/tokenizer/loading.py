@@ -5,13 +5,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.chat.codec import Codec
-from service.chat.json_codec import JsonCodec
-from service.chat.self_check import self_check
-from service.chat.sentencepiece_codec import SentencePieceCodec
-from service.chat.tokenizer import Tokenizer
-from service.chat.tokenizer_settings import TokenizerSettings, read_tokenizer_settings
 from service.errors import ConfigurationError
+from service.tokenizer.codec import Codec
+from service.tokenizer.json_codec import JsonCodec
+from service.tokenizer.self_check import self_check
+from service.tokenizer.sentencepiece_codec import SentencePieceCodec
+from service.tokenizer.settings import TokenizerSettings, read_tokenizer_settings
+from service.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

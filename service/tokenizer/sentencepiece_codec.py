@@ -6,10 +6,10 @@ from typing import Any
 
 import sentencepiece
 
-from service.chat.codec import SPACE, alternatives, overlay
-from service.chat.detokenizer import REPLACE_EACH_BYTE
-from service.chat.tokenizer_settings import AddedToken, TokenizerSettings
 from service.errors import ConfigurationError
+from service.tokenizer.codec import SPACE, alternatives, overlay
+from service.tokenizer.detokenizer import REPLACE_EACH_BYTE
+from service.tokenizer.settings import AddedToken, TokenizerSettings
 
 
 class SentencePieceCodec:
