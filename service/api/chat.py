@@ -78,6 +78,7 @@ def to_chat(body: ChatRequest) -> Chat:
         max_new_tokens=body.max_new_tokens or DEFAULT_NEW_TOKENS,
         or_what_fits=body.max_new_tokens is None,
         stop=body.stop,
+        grammar=body.grammar(),
     )
 
 

@@ -48,10 +48,11 @@ class Strict(BaseModel):
     def _first_of_many(cls, value: Any) -> Any:
         """Of more fields than are declared, keep those and the first unknown one: pydantic would spend seconds, in
         which nobody else is served, on a complaint about each of the others."""
-        if not isinstance(value, dict) or len(value) <= len(cls.model_fields):
+        names = [each.alias or name for name, each in cls.model_fields.items()]
+        if not isinstance(value, dict) or len(value) <= len(names):
             return value
-        unknown = next(name for name in value if name not in cls.model_fields)
-        return {name: value[name] for name in (*cls.model_fields, unknown) if name in value}
+        unknown = next(name for name in value if name not in names)
+        return {name: value[name] for name in (*names, unknown) if name in value}
 
 
 class HasContent(Protocol):

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from service.api.fields import MAX_TURNS, NewTokens, NonEmptyText, Sampled, Stops, Strict, Text, bounded
+from service.api.fields import MAX_TURNS, NewTokens, NonEmptyText, Stops, Strict, Text, bounded
+from service.api.response_format import Formatted
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 DEFAULT_NEW_TOKENS = 1024
@@ -20,7 +21,7 @@ class Turn(Strict):
 History = Annotated[list[Turn], Field(max_length=MAX_TURNS), AfterValidator(bounded)]
 
 
-class ChatRequest(Sampled):
+class ChatRequest(Formatted):
     """A question, and how to answer it. Only `prompt` is required; the defaults are the model card's."""
 
     model_config = ConfigDict(

@@ -12,6 +12,7 @@ class FieldNames(NamedTuple):
 
     messages: str = "prompt"
     max_new_tokens: str = "max_new_tokens"
+    grammar: str = "response_format.json_schema.schema"
 
 
 OURS = FieldNames()

@@ -17,7 +17,8 @@ from service.chat.stops import StopMatcher
 from service.chat.stopwatch import Counts, Stopwatch
 from service.chat.templates import ChatTemplate, Message
 from service.engine.base import Engine, Finish, FinishReason, GenerationRequest, SamplingParams
-from service.errors import ContextTooLong
+from service.engine.grammars.schema import problem_of
+from service.errors import ContextTooLong, InvalidRequest
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.tokenizer.detokenizer import Detokenizer
@@ -35,7 +36,10 @@ INLINE_CHARACTERS = 4096
 
 @dataclass(frozen=True)
 class Chat:
-    """What a client wants answered, with at most so many tokens: `or_what_fits`, where the context leaves fewer."""
+    """What a client wants answered, with at most so many tokens: `or_what_fits`, where the context leaves fewer.
+
+    `grammar`: what the answer must keep to, as `grammars.schema` writes it; empty for nothing.
+    """
 
     messages: list[Message]
     sampling: SamplingParams
@@ -43,6 +47,7 @@ class Chat:
     or_what_fits: bool = False
     stop: list[str] = field(default_factory=list)
     ignore_eos: bool = False
+    grammar: str = ""
     fields: FieldNames = OURS
 
 
@@ -120,6 +125,7 @@ class Generation:
 
     async def _request(self, chat: Chat, watch: Stopwatch) -> GenerationRequest:
         deadline = time.monotonic() + self._request_timeout
+        await self._require_keepable(chat)
         prompt = await self._encode(chat, watch)
         return GenerationRequest(
             id=uuid.uuid4().hex,
@@ -128,7 +134,16 @@ class Generation:
             stop_ids=[] if chat.ignore_eos else self._tokenizer.stop_ids,
             deadline=deadline,
             sampling=chat.sampling,
+            grammar=chat.grammar,
         )
+
+    async def _require_keepable(self, chat: Chat) -> None:
+        """Raises InvalidRequest for a grammar that can't be kept to. The engine would find it too, but too late to say
+        which field it came from."""
+        if chat.grammar:
+            loop = asyncio.get_running_loop()
+            if problem := await loop.run_in_executor(self._tokenizing, problem_of, chat.grammar):
+                raise InvalidRequest(f"the schema cannot be kept to: {problem}", field=chat.fields.grammar)
 
     async def _encode(self, chat: Chat, watch: Stopwatch) -> list[int]:
         messages = chat.messages

@@ -3,11 +3,13 @@
 Everything that crosses the socket between web worker and engine process is a `msgspec.Struct` of this file.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from service.engine.defaults import BLOCK_TOKENS, Quantization
 
@@ -26,7 +28,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt to answer. `deadline` is a reading of `time.monotonic()`, which Linux keeps machine-wide."""
+    """One prompt to answer. `deadline` is a reading of `time.monotonic()`, which Linux keeps machine-wide.
+
+    `grammar`: what the answer must keep to, as `grammars.schema` writes it; empty for nothing. The answer ends with one
+    of `stop_ids` when it is complete, and not before.
+    """
 
     id: str
     prompt_ids: list[int]
@@ -34,6 +40,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop_ids: list[int]
     deadline: float
     sampling: SamplingParams = msgspec.field(default_factory=SamplingParams)
+    grammar: str = ""
 
 
 class FinishReason(StrEnum):
@@ -229,3 +236,26 @@ class Core(Protocol):
         ...
 
     def stats(self) -> EngineStats: ...
+
+
+class Matcher(Protocol):
+    """Where an answer stands in its grammar. `problem` says why it can't go on, and is empty while it can."""
+
+    @property
+    def problem(self) -> str: ...
+
+    def advance(self, token: int) -> None:
+        """The answer goes on with `token`."""
+        ...
+
+
+Allowed = Callable[[list[Any]], NDArray[np.uint8]]
+"""What each of some matchers [N] of one kind may go on with: [N, bytes], a bit a token, the lowest first."""
+
+
+class MatchingCore(Core, Protocol):
+    """A core whose answers keep to grammars."""
+
+    def add(self, request: GenerationRequest, matcher: Matcher | None = None) -> list[Event]:
+        """Take a request in, with its compiled grammar if it has one. Returns [] or its Finish with reason REJECTED."""
+        ...

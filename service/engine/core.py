@@ -10,12 +10,14 @@ import msgspec
 
 from service.engine.admission import Limits
 from service.engine.base import (
+    Allowed,
     EngineConfig,
     EngineInfo,
     EngineStats,
     Event,
     GenerationRequest,
     GpuMemory,
+    Matcher,
     StepFailed,
 )
 from service.engine.kv_cache import BlockPool
@@ -34,6 +36,7 @@ class _InFlight:
     plan: StepPlan
     pending: Pending
     launched: float
+    restricted: bool  # some of its tokens are waited for: what may come after them follows from them
 
 
 class NativeCore:
@@ -42,6 +45,7 @@ class NativeCore:
     `depth` steps stay in flight after `step`: 0 waits for each step (CPU), 1 launches the next step before it waits
     for the last one's tokens (GPU), so that the device computes while the host handles them. `pace` bounds what
     prompts may add to the steps of running streams; None: nothing but `config.step_tokens` does, which is settled here.
+    `allowed` tells what answers with a grammar may go on with; beside one no step is launched ahead.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class NativeCore:
         clock: Callable[[], float] = time.monotonic,
         gpu_memory: Callable[[], list[GpuMemory]] = list,
         pace: PrefillPace | None = None,
+        allowed: Allowed | None = None,
     ) -> None:
         pool = BlockPool(runner.num_blocks, runner.block_size, prefix_cache=config.prefix_cache)
         limits = Limits(
@@ -69,6 +74,7 @@ class NativeCore:
         self._depth = depth
         self._clock = clock
         self._gpu_memory = gpu_memory
+        self._allowed = allowed
         self._scheduler = Scheduler(limits, pool, pace)
         self._in_flight: deque[_InFlight] = deque()
         self._lost: list[Sequence] = []  # a step of theirs was lost: their slots' contents are undefined
@@ -86,9 +92,9 @@ class NativeCore:
     def stats(self) -> EngineStats:
         return msgspec.structs.replace(self._scheduler.stats(), gpus=self._gpu_memory())
 
-    def add(self, request: GenerationRequest) -> list[Event]:
-        """Take a request in. Returns [] or its Finish with reason REJECTED."""
-        return self._scheduler.add(request, self._clock())
+    def add(self, request: GenerationRequest, matcher: Matcher | None = None) -> list[Event]:
+        """Take a request in, with its compiled grammar if it has one. Returns [] or its Finish with reason REJECTED."""
+        return self._scheduler.add(request, self._clock(), matcher)
 
     def cancel(self, request_id: str) -> list[Event]:
         """Stop a request and free what it holds. Returns its Finish, or [] if it is unknown or has ended."""
@@ -111,7 +117,8 @@ class NativeCore:
         events = self._scheduler.expire(self._clock())
         try:
             launched = self._launch(events)
-            if len(self._in_flight) > (self._depth if launched else 0):
+            ahead = self._depth if launched and not self._in_flight[-1].restricted else 0
+            while len(self._in_flight) > ahead:
                 events += self._collect()
             if self.idle:
                 self._scheduler.check_idle()
@@ -125,8 +132,10 @@ class NativeCore:
         plan = self._scheduler.plan(self._clock())
         if not plan.chunks and not plan.decodes:
             return False
+        restricted = [sequence for sequence in plan.sampled if sequence.matcher]
         try:
             self._fill_slots(plan)
+            self._restrict(restricted)
             pending = self._runner.launch(plan)
         except OutOfMemory as error:
             self._scheduler.withdraw(plan)
@@ -135,7 +144,7 @@ class NativeCore:
             events += self.fail_newest(f"the device ran out of memory: {error}")
             return False
         self._scheduler.launched(plan)
-        self._in_flight.append(_InFlight(plan, pending, self._clock()))
+        self._in_flight.append(_InFlight(plan, pending, self._clock(), bool(restricted)))
         return True
 
     def _fill_slots(self, plan: StepPlan) -> None:
@@ -145,6 +154,13 @@ class NativeCore:
         for sequence in dict.fromkeys([*begun, *self._lost]):
             self._runner.admit(sequence)
         self._lost = []
+
+    def _restrict(self, sequences: list[Sequence]) -> None:
+        """Tell the runner what each of these may be given next. Raises OutOfMemory."""
+        if sequences:
+            assert self._allowed is not None, "an answer with a grammar needs what it may go on with"
+            allowed = self._allowed([sequence.matcher for sequence in sequences])
+            self._runner.restrict([sequence.slot for sequence in sequences], allowed)
 
     def _collect(self) -> list[Event]:
         """Wait for the oldest step in flight and hand out its tokens."""

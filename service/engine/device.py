@@ -38,7 +38,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def upload(values: list[int] | list[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A tensor [N] on the device, without waiting for it: only a copy from pinned memory is not waited for."""
-    tensor = torch.tensor(values, dtype=dtype)
+    return to_device(torch.tensor(values, dtype=dtype), device)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor in main memory as one on the device, without waiting for it."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

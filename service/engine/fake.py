@@ -100,8 +100,10 @@ class FakeCore:
         return not self._waiting and not self._running
 
     def add(self, request: GenerationRequest) -> list[Event]:
-        """Queue a request; a Finish with reason REJECTED when it can never fit or the queue is full."""
-        if problem := refusal(request, self._limits):
+        """Queue a request; a Finish with reason REJECTED when it can never fit, asks for more than an echo, or the
+        queue is full."""
+        no_echo = "the fake engine only echoes: no answer of it keeps to a grammar" if request.grammar else None
+        if problem := refusal(request, self._limits) or no_echo:
             return [Finish(request.id, FinishReason.REJECTED, problem)]
         now, waiting = time.monotonic(), len(self._waiting) + len(self._running) - self._limits.max_running
         if waiting >= self._limits.max_queue:

@@ -5,14 +5,16 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
-from service.engine.base import GenerationRequest
+from service.engine.base import Allowed, GenerationRequest, Matcher
 from service.errors import ConfigurationError
 
 
@@ -44,12 +46,30 @@ def generation_config(request: GenerationRequest) -> GenerationConfig:
     )
 
 
+class KeepsToGrammar(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
+    """Leaves of one answer's logits those of tokens that its grammar allows next."""
+
+    def __init__(self, matcher: Matcher, allowed: Allowed) -> None:
+        self._matcher = matcher
+        self._allowed = allowed
+        self._is_begun = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """scores [1, vocab], with what is forbidden at minus infinity."""
+        if self._is_begun:
+            self._matcher.advance(int(input_ids[0, -1]))
+        self._is_begun = True
+        bits = np.unpackbits(self._allowed([self._matcher]), axis=1, count=scores.shape[1], bitorder="little")
+        return scores.masked_fill(torch.from_numpy(bits).to(scores.device) == 0, float("-inf"))
+
+
 class GenerateCall(BaseStreamer, StoppingCriteria):  # type: ignore[misc]  # transformers has no types
     """One `generate()` call on its own thread, read token by token."""
 
-    def __init__(self, model: Any, request: GenerationRequest) -> None:
+    def __init__(self, model: Any, request: GenerationRequest, processors: list[LogitsProcessor]) -> None:
         self._model = model
         self._request = request
+        self._processors = LogitsProcessorList(processors)
         self._stop = threading.Event()
         self._prompt_is_through = False
         # One token ahead: the next is computed while the last is handed on, and a cancelled request costs no more.
@@ -100,6 +120,7 @@ class GenerateCall(BaseStreamer, StoppingCriteria):  # type: ignore[misc]  # tra
                 attention_mask=torch.ones_like(ids),
                 generation_config=generation_config(self._request),
                 streamer=self,
+                logits_processor=self._processors,
                 stopping_criteria=StoppingCriteriaList([self]),
             )
             self._items.put(None)

@@ -7,10 +7,11 @@ is set), and stops between two tokens when a request is cancelled or its deadlin
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.engine.admission import CompletionRate, Limits, queue_full, refusal
 from service.engine.base import (
+    Allowed,
     EngineConfig,
     EngineInfo,
     EngineStats,
@@ -19,20 +20,35 @@ from service.engine.base import (
     FinishReason,
     GenerationRequest,
     GpuMemory,
+    Matcher,
     StepFailed,
     Token,
 )
-from service.engine.generate import GenerateCall
+from service.engine.generate import GenerateCall, KeepsToGrammar
+
+
+class _Waiting(NamedTuple):
+    """A request, since when it waits, and its compiled grammar."""
+
+    request: GenerationRequest
+    arrival: float
+    matcher: Matcher | None
 
 
 class _Running:
     """The request that is being answered."""
 
-    def __init__(self, request: GenerationRequest, queue_time: float, generation: GenerateCall) -> None:
-        self.request = request
+    def __init__(self, waiting: _Waiting, queue_time: float, generation: GenerateCall) -> None:
+        self.request = waiting.request
+        self.matcher = waiting.matcher
         self.queue_time = queue_time
         self.generation = generation
         self.tokens = 0
+
+    @property
+    def problem(self) -> str:
+        """Why the answer can't be gone on with; empty while it can."""
+        return self.matcher.problem if self.matcher else ""
 
 
 class ReferenceCore:
@@ -46,6 +62,7 @@ class ReferenceCore:
         *,
         clock: Callable[[], float] = time.monotonic,
         gpu_memory: Callable[[], list[GpuMemory]] = list,
+        allowed: Allowed | None = None,
     ) -> None:
         self._model = model
         self._info = info
@@ -59,7 +76,8 @@ class ReferenceCore:
         )
         self._clock = clock
         self._gpu_memory = gpu_memory
-        self._waiting: deque[tuple[GenerationRequest, float]] = deque()  # with the time of arrival
+        self._allowed = allowed
+        self._waiting: deque[_Waiting] = deque()
         self._running: _Running | None = None
         self._rate = CompletionRate()
         self._prompt_tokens = self._generation_tokens = self._steps = 0
@@ -83,8 +101,8 @@ class ReferenceCore:
             gpus=self._gpu_memory(),
         )
 
-    def add(self, request: GenerationRequest) -> list[Event]:
-        """Take a request in. Returns [] or its Finish with reason REJECTED."""
+    def add(self, request: GenerationRequest, matcher: Matcher | None = None) -> list[Event]:
+        """Take a request in, with its compiled grammar if it has one. Returns [] or its Finish with reason REJECTED."""
         problem = refusal(request, self._limits)
         if request.id in self._open():
             problem = f"a request with the id {request.id!r} is open already"
@@ -96,7 +114,7 @@ class ReferenceCore:
             return [queue_full(request.id, len(self._waiting), self._limits, retry_after)]
         if self.idle:
             self._rate.resume(self._clock())
-        self._waiting.append((request, self._clock()))
+        self._waiting.append(_Waiting(request, self._clock(), matcher))
         return []
 
     def cancel(self, request_id: str) -> list[Event]:
@@ -126,9 +144,11 @@ class ReferenceCore:
             raise StepFailed(message, [*events, *ended]) from error
 
     def _start(self) -> None:
-        request, arrival = self._waiting.popleft()
-        self._prompt_tokens += len(request.prompt_ids)
-        self._running = _Running(request, self._clock() - arrival, GenerateCall(self._model, request))
+        waiting = self._waiting.popleft()
+        self._prompt_tokens += len(waiting.request.prompt_ids)
+        kept_to = [KeepsToGrammar(waiting.matcher, self._allowed)] if waiting.matcher and self._allowed else []
+        generation = GenerateCall(self._model, waiting.request, kept_to)
+        self._running = _Running(waiting, self._clock() - waiting.arrival, generation)
 
     def _advance(self, running: _Running) -> list[Event]:
         request, token = running.request, running.generation.next()
@@ -136,7 +156,9 @@ class ReferenceCore:
         running.tokens += 1
         queue_time = running.queue_time if running.tokens == 1 else 0.0
         events: list[Event] = [Token(request.id, token, queue_time)]
-        if token in request.stop_ids:
+        if running.problem:
+            events.append(self._end(request.id, FinishReason.ERROR, running.problem))
+        elif token in request.stop_ids:
             events.append(self._end(request.id, FinishReason.STOP))
         elif running.tokens == request.max_new_tokens:
             events.append(self._end(request.id, FinishReason.LENGTH))
@@ -144,7 +166,7 @@ class ReferenceCore:
 
     def _open(self) -> dict[str, GenerationRequest]:
         requests = [self._running.request] if self._running else []
-        return {request.id: request for request in [*requests, *(request for request, _ in self._waiting)]}
+        return {request.id: request for request in [*requests, *(waiting.request for waiting in self._waiting)]}
 
     def _end(self, request_id: str, reason: FinishReason, message: str = "") -> Finish:
         running = self._running is not None and self._running.request.id == request_id
@@ -152,7 +174,7 @@ class ReferenceCore:
             self._running.generation.close()
             self._running = None
         else:
-            self._waiting = deque(entry for entry in self._waiting if entry[0].id != request_id)
+            self._waiting = deque(entry for entry in self._waiting if entry.request.id != request_id)
         if reason is not FinishReason.ERROR:
             self._rate.count(self._clock())
         return Finish(request_id, reason, message, queued=not running and reason is FinishReason.DEADLINE)

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from service.engine.attention import Attention, ChunkSpan, MixedAttention, PagedCache
 from service.engine.cuda.graphs import RECORDING_SECONDS, DecodeGraphs, Recorder
@@ -45,6 +47,11 @@ class TorchRunner:
     def admit(self, sequence: Sequence) -> None:
         """Fill the sequence's slot. Raises OutOfMemory as `launch` does."""
         _in_room(lambda: self.slots.admit(sequence))
+
+    @torch.inference_mode()
+    def restrict(self, slots: list[int], allowed: NDArray[np.uint8]) -> None:
+        """Let `slots` sample only what is allowed, in the next step. Raises OutOfMemory as `launch` does."""
+        _in_room(lambda: self.slots.restrict(slots, torch.from_numpy(allowed)))
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingTokens:

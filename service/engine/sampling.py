@@ -1,8 +1,9 @@
 """The next token of every row of a batch, each row by its own parameters and its own seed.
 
-The order is that of transformers' processors: repetition penalty, temperature, top_k, top_p, then a draw. A draw is
-the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014, "A* sampling"): the largest of log-probability + noise. The
-noise is a hash of seed, position and token id, so that a request gets the same tokens alone and in any batch.
+The order is that of transformers' processors: what a grammar forbids, repetition penalty, temperature, top_k, top_p,
+then a draw. A draw is the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014, "A* sampling"): the largest of
+log-probability + noise. The noise is a hash of seed, position and token id, so that a request gets the same tokens
+alone and in any batch.
 
 How a row is drawn follows from its own parameters alone, never from its neighbours', so that rounding can't either.
 """
@@ -19,6 +20,9 @@ TOP_K_LIMIT = 64
 """Largest top_k that is drawn from candidates instead of a sorted vocabulary: the usual 20-50 lie below."""
 CANDIDATES = 2 * TOP_K_LIMIT
 """Tokens taken for it. The surplus holds those that tie with the k-th: transformers keeps them, so do we."""
+
+SEEN, FORBIDDEN = 1, 2
+"""Bits of a token's mark: it stands in prompt or answer; the answer's grammar has no place for it next."""
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_A, _MIX_B = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
@@ -46,7 +50,8 @@ def method_of(params: SamplingParams, vocab_size: int) -> Method:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The parameters of a batch's rows, each [B]; `seen` [B, vocab] is true of tokens in prompt or answer."""
+    """The parameters of a batch's rows, each [B]; `marks` [B, vocab] say of each token whether it was SEEN and whether
+    it is FORBIDDEN, which at least one must not be."""
 
     method: torch.Tensor  # int64, a Method
     temperature: torch.Tensor  # fp32
@@ -54,7 +59,7 @@ class Rows:
     top_p: torch.Tensor  # fp32
     penalty: torch.Tensor  # fp32
     seed: torch.Tensor  # int64
-    seen: torch.Tensor  # bool
+    marks: torch.Tensor  # uint8
 
 
 def sample(logits: torch.Tensor, rows: Rows, positions: torch.Tensor, methods: set[Method]) -> torch.Tensor:
@@ -62,7 +67,8 @@ def sample(logits: torch.Tensor, rows: Rows, positions: torch.Tensor, methods: s
 
     `methods` must contain every row's method: the host knows them, and nothing is computed for one that is absent.
     """
-    scores = penalize(logits.float(), rows.seen, rows.penalty)
+    scores = penalize(logits.float(), (rows.marks & SEEN).bool(), rows.penalty)
+    scores = scores.masked_fill((rows.marks & FORBIDDEN).bool(), float("-inf"))
     best, tokens = scores.max(dim=-1)
     if methods <= {Method.GREEDY}:
         return tokens

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from service.engine.admission import CompletionRate, Limits, queue_full, refusal
-from service.engine.base import EngineStats, Event, Finish, FinishReason, GenerationRequest, Token
+from service.engine.base import EngineStats, Event, Finish, FinishReason, GenerationRequest, Matcher, Token
 from service.engine.kv_cache import BlockPool, Lease
 from service.engine.steps.pace import PrefillPace, PromptBudget, is_long
 from service.engine.steps.plan import Chunk, Decode, Sequence, StepPlan
@@ -60,7 +60,7 @@ class Scheduler:
             steps=self._steps,
         )
 
-    def add(self, request: GenerationRequest, now: float) -> list[Event]:
+    def add(self, request: GenerationRequest, now: float, matcher: Matcher | None = None) -> list[Event]:
         """Let a request wait for its turn. Returns its Finish (REJECTED) when it never fits or too many wait.
 
         Only a rejection by a full queue has a `retry_after`. Requests that can run at once don't count as waiting.
@@ -72,7 +72,7 @@ class Scheduler:
             return [Finish(id=request.id, reason=FinishReason.REJECTED, message=problem)]
         if not self._open:
             self._rate.resume(now)
-        sequence = Sequence(request, arrival=now)
+        sequence = Sequence(request, now, matcher)
         self._waiting.append(sequence)
         if len(self._waiting) > self._limits.max_queue:
             for _ in self._admit(now):
@@ -175,16 +175,14 @@ class Scheduler:
             if sequence.ended:
                 continue
             self._generation_tokens += 1
-            sequence.output.append(token)
+            reason = sequence.put(token)
             events.append(self._token_event(sequence, token))
             # The KV of all tokens but the last is written by steps that were launched.
             written = sequence.prompt_length + len(sequence.output) - 1
             if not written % block_size:
                 self._publish(sequence, written)
-            if token in sequence.request.stop_ids:
-                events.append(self._end(sequence, FinishReason.STOP, now))
-            elif len(sequence.output) == sequence.request.max_new_tokens:
-                events.append(self._end(sequence, FinishReason.LENGTH, now))
+            if reason:
+                events.append(self._end(sequence, reason, now, sequence.problem))
         return events
 
     def check_idle(self) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
@@ -81,6 +82,10 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     def upload(values: list[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
+    def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    monkeypatch.setattr("service.engine.steps.slots.to_device", to_device)
     monkeypatch.setattr(KernelInterface, "__getitem__", lambda kernel, grid: lambda *args, **options: None)
     for module in ("steps.slots", "cuda.flash", "kernels.chunk_attention"):
         monkeypatch.setattr(f"service.engine.{module}.upload", upload)
@@ -134,6 +139,9 @@ def test_the_only_wait_of_a_step_is_for_its_tokens(name: str, records: bool, sam
         with NoWait(), NoUpload():
             for sequence in [c.sequence for c in plan.chunks] + [d.sequence for d in plan.decodes]:
                 runner.admit(sequence)
+            if plan.sampled:
+                slots = [sequence.slot for sequence in plan.sampled]
+                runner.restrict(slots, np.zeros((len(slots), -(-CONFIG.vocab_size // 8)), dtype=np.uint8))
             pending = runner.launch(plan)
         if plan.sampled:
             with pytest.raises(NotImplementedError):

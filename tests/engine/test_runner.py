@@ -3,13 +3,16 @@
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from service.engine.attention import Attention
 from service.engine.base import SamplingParams
 from service.engine.model import Model
 from service.engine.runner import TorchRunner
+from service.engine.sampling import FORBIDDEN, SEEN
 from service.engine.steps.plan import Chunk, Decode, OutOfMemory, Sequence, StepPlan
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.plans import BLOCK_SIZE, GREEDY, decode, generate, load_native, prefill, runner_of, sequence_of
@@ -163,6 +166,52 @@ def test_the_penalty_counts_prompt_and_answer(model: Model) -> None:
     tokens = generate(runner_of(model), sequence, COUNT)
     assert len(set(tokens)) == COUNT
     assert not set(tokens) & set(PROMPTS[4])
+
+
+def bits_of(allowed: list[list[int]], vocab: int) -> NDArray[np.uint8]:
+    rows = np.zeros((len(allowed), -(-vocab // 32) * 32), dtype=np.uint8)
+    for row, tokens in zip(rows, allowed, strict=True):
+        row[tokens] = 1
+    return np.packbits(rows, axis=1, bitorder="little")
+
+
+def test_a_restricted_slot_is_given_the_best_of_what_is_allowed_and_its_neighbours_what_they_would_have(
+    model: Model, alone: list[list[int]]
+) -> None:
+    runner, vocab = runner_of(model, num_blocks=96), model.config.vocab_size
+    sequences = all_sequences()
+    for sequence in sequences:
+        sequence.output.append(prefill(runner, sequence))
+    choices = {1: [3, 9, vocab - 1], 2: [vocab - 2]}
+    for _ in range(3):
+        runner.restrict([sequences[at].slot for at in choices], bits_of([*choices.values()], vocab))
+        decode(runner, sequences, 1)
+    for at, sequence in enumerate(sequences):
+        if at in choices:
+            assert set(sequence.output[1:]) <= set(choices[at])
+        else:
+            assert sequence.output == alone[at][:4]
+
+
+def test_a_restriction_ends_with_the_slots_owner(model: Model, alone: list[list[int]]) -> None:
+    runner = runner_of(model)
+    first = sequence_of(PROMPTS[0], slot=2, blocks=blocks_for(1, PROMPTS[0]))
+    runner.admit(first)
+    runner.restrict([2], bits_of([[7]], model.config.vocab_size))
+    assert runner.launch(StepPlan([Chunk(first, 0, 1)], [])).tokens() == [7]
+    assert generate(runner, sequence_of(PROMPTS[1], slot=2, blocks=blocks_for(9, PROMPTS[1])), COUNT) == alone[1]
+
+
+def test_what_is_forbidden_says_nothing_of_what_was_seen(model: Model) -> None:
+    """A byte holds both: the penalty must not fall on what is forbidden, nor be lifted from what was seen."""
+    runner, prompt = runner_of(model), PROMPTS[4]
+    runner.admit(sequence_of(prompt, slot=0, blocks=blocks_for(1, prompt)))
+    for _ in range(2):
+        runner.restrict([0], bits_of([[1, 2, 3]], model.config.vocab_size))
+    marks = runner.slots.parameters.marks[0]
+    assert ((marks & SEEN) > 0).nonzero().flatten().tolist() == sorted(set(prompt))
+    assert ((marks & FORBIDDEN) == 0).nonzero().flatten().tolist() == [1, 2, 3]
+    assert not runner.slots.parameters.marks[1:].any()
 
 
 class ExhaustedModel(Model):

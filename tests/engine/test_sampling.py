@@ -16,11 +16,22 @@ from transformers.generation.logits_process import (
 )
 
 from service.engine.base import SamplingParams
-from service.engine.sampling import TOP_K_LIMIT, Method, Rows, gumbel, method_of, penalize, row_keys, sample
+from service.engine.sampling import (
+    FORBIDDEN,
+    SEEN,
+    TOP_K_LIMIT,
+    Method,
+    Rows,
+    gumbel,
+    method_of,
+    penalize,
+    row_keys,
+    sample,
+)
 
 VOCAB = 500
 DRAWS = 20_000
-SEEN = list(range(0, VOCAB, 3))
+SEEN_TOKENS = list(range(0, VOCAB, 3))
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +49,9 @@ def params(**changes: float) -> SamplingParams:
 
 
 def rows_of(batch: list[SamplingParams], vocab: int = VOCAB, seen: list[list[int]] | None = None) -> Rows:
-    mask = torch.zeros(len(batch), vocab, dtype=torch.bool)
+    marks = torch.zeros(len(batch), vocab, dtype=torch.uint8)
     for row, tokens in enumerate(seen or []):
-        mask[row, tokens] = True
+        marks[row, tokens] = SEEN
     return Rows(
         method=torch.tensor([method_of(p, vocab) for p in batch]),
         temperature=torch.tensor([p.temperature for p in batch]),
@@ -48,7 +59,7 @@ def rows_of(batch: list[SamplingParams], vocab: int = VOCAB, seen: list[list[int
         top_p=torch.tensor([p.top_p for p in batch]),
         penalty=torch.tensor([p.repetition_penalty for p in batch]),
         seed=torch.tensor([p.seed for p in batch]),
-        seen=mask,
+        marks=marks,
     )
 
 
@@ -102,14 +113,19 @@ SETTINGS = [
 @pytest.mark.parametrize("p", SETTINGS, ids=repr)
 def test_draws_are_distributed_as_transformers_would_draw(p: SamplingParams) -> None:
     logits = some_logits()
-    expected = transformers_probabilities(logits, p, SEEN)
+    expected = transformers_probabilities(logits, p, SEEN_TOKENS)
     counts: Counter[int] = Counter()
     for start in range(0, DRAWS, 2000):
         positions = list(range(start, start + 2000))
-        counts.update(draw(logits.expand(2000, -1), [p] * 2000, positions, [SEEN] * 2000))
+        counts.update(draw(logits.expand(2000, -1), [p] * 2000, positions, [SEEN_TOKENS] * 2000))
     frequencies = torch.zeros(VOCAB)
     for token, count in counts.items():
         frequencies[token] = count / DRAWS
+    assert_drawn_from(expected, frequencies)
+
+
+def assert_drawn_from(expected: torch.Tensor, frequencies: torch.Tensor) -> None:
+    """The frequencies of DRAWS draws are those of draws from `expected`."""
     support = expected > 0
     assert not frequencies[~support].any(), "a token that transformers excludes was drawn"
     assert frequencies[expected > 20 / DRAWS].all(), "a token that transformers draws often was never drawn"
@@ -139,7 +155,7 @@ def test_the_penalty_is_transformers_to_the_bit(penalty: float) -> None:
     processor = RepetitionPenaltyLogitsProcessor(penalty)
     for row in range(3):
         expected = processor(torch.tensor([seen[row]]), logits[row : row + 1].clone())
-        assert torch.equal(penalize(logits, rows.seen, rows.penalty)[row : row + 1], expected)
+        assert torch.equal(penalize(logits, rows.marks.bool(), rows.penalty)[row : row + 1], expected)
 
 
 def test_temperature_zero_takes_the_largest_after_the_penalty() -> None:
@@ -153,6 +169,28 @@ def test_of_equal_largest_logits_greedy_takes_the_first() -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, [77, 300]] = 5.0
     assert draw(logits, [params(temperature=0.0)], [0]) == [77]
+
+
+ALLOWED = [3, 77, 150, 151, 300, 499]
+
+
+@pytest.mark.parametrize("p", [params(temperature=0.0), *SETTINGS], ids=str)
+@pytest.mark.parametrize("allowed", [ALLOWED, ALLOWED[:1], list(range(1, VOCAB, 2))], ids=["few", "one", "half"])
+def test_what_is_forbidden_is_never_drawn_and_the_rest_as_if_there_was_nothing_else(
+    p: SamplingParams, allowed: list[int]
+) -> None:
+    """transformers' processors over logits that are minus infinity where a token is forbidden."""
+    logits = some_logits(3)
+    left = torch.full_like(logits, -math.inf)
+    left[:, allowed] = logits[:, allowed]
+    rows = rows_of([p] * DRAWS, seen=[SEEN_TOKENS] * DRAWS)
+    rows.marks.bitwise_or_(FORBIDDEN)[:, allowed] &= SEEN
+    drawn = sample(logits.expand(DRAWS, -1), rows, torch.arange(DRAWS), {method_of(p, VOCAB)})
+    if p.temperature:
+        expected = transformers_probabilities(left, p, SEEN_TOKENS)
+        assert_drawn_from(expected, torch.bincount(drawn, minlength=VOCAB) / DRAWS)
+    else:
+        assert set(drawn.tolist()) == {int(left.argmax())}
 
 
 BATCH = [

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from service.engine.base import Core, Finish, FinishReason, GenerationRequest, SamplingParams, Token
-from service.engine.core import NativeCore
 from service.engine.cuda.paths import Paths
 from service.engine.cuda.segment_bodies import StepShape
 from service.engine.cuda.segments import shapes_for
@@ -15,7 +14,7 @@ from service.engine.model import Model
 from service.engine.runner import TorchRunner
 from tests.bench.load import Drive, Prompts, percentile
 from tests.gpu.conftest import SHAPE, Make
-from tests.support.driving import drain, reasons_of, tokens_of
+from tests.support.driving import drain, native, reasons_of, tokens_of
 from tests.support.engines import GREEDY, a_request
 from tests.support.plans import logits_of
 
@@ -32,8 +31,7 @@ def prompts(vocab: int = SHAPE.vocab) -> list[list[int]]:
 
 
 def runner_of(core: Core) -> TorchRunner:
-    assert isinstance(core, NativeCore)
-    runner = core._runner
+    runner = native(core)._runner
     assert isinstance(runner, TorchRunner)
     return runner
 
@@ -89,8 +87,7 @@ def test_recorded_decodes_give_what_decodes_without_recordings_give(make: Make) 
     sampled = SamplingParams(temperature=1.2, top_k=40, top_p=0.9, repetition_penalty=1.1, seed=5)
     requests = [a_request(p, new=40, sampling=s) for p in prompts() for s in (GREEDY, sampled)]
     core = make(prefix_cache=False)
-    assert isinstance(core, NativeCore)
-    core._scheduler._pace = None  # whose chunks follow from measured times, and with them the roundings
+    native(core)._scheduler._pace = None  # whose chunks follow from measured times, and with them the roundings
     runner_of(core).segments = None  # whose rows of padding have the library round otherwise
     recorded = answers(core, requests)
     runner_of(core).graphs = None

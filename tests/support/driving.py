@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 
 from service.engine.base import Core, Event, Finish, FinishReason, GenerationRequest, Token
+from service.engine.core import NativeCore
+from service.engine.grammars.gate import GrammarGate
 
 
 def drain(core: Core, requests: Iterable[GenerationRequest]) -> list[Event]:
@@ -11,6 +13,14 @@ def drain(core: Core, requests: Iterable[GenerationRequest]) -> list[Event]:
     while not core.idle:
         events += core.step()
     return events
+
+
+def native(core: Core) -> NativeCore:
+    """The native core of what `build_core` built."""
+    assert isinstance(core, GrammarGate)
+    inner = core._core
+    assert isinstance(inner, NativeCore)
+    return inner
 
 
 def tokens_of(events: Iterable[Event]) -> dict[str, list[int]]:

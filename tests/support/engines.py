@@ -37,6 +37,7 @@ def a_request(
     seconds: float = 600.0,
     id_: str | None = None,
     sampling: SamplingParams = GREEDY,
+    grammar: str = "",
 ) -> GenerationRequest:
     """A request with a fresh id; `seconds` from now is its deadline."""
     return GenerationRequest(
@@ -46,6 +47,7 @@ def a_request(
         stop_ids=stop or [],
         deadline=time.monotonic() + seconds,
         sampling=sampling,
+        grammar=grammar,
     )
 
 

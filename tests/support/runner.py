@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.engine.base import GenerationRequest
 from service.engine.kv_cache import SCRATCH_BLOCK
 from service.engine.steps.plan import Decode, Sequence, StepPlan
@@ -29,12 +32,14 @@ def next_token(context: Iterable[int], seed: int) -> int:
     return zlib.crc32(repr((seed, *context)).encode()) % VOCAB
 
 
-def expected_output(request: GenerationRequest) -> list[int]:
-    """What the request must give in full, from the request alone."""
+def expected_output(request: GenerationRequest, allowed: Callable[[list[int]], list[int]] | None = None) -> list[int]:
+    """What the request must give in full, from the request alone; `allowed`: what may follow an output, ascending."""
     context = list(accumulate(request.prompt_ids, digest, initial=0))[1:]
     output: list[int] = []
     while len(output) < request.max_new_tokens and not (output and output[-1] in request.stop_ids):
-        output.append(next_token(context, request.sampling.seed))
+        token = next_token(context, request.sampling.seed)
+        choice = allowed(output) if allowed else [token]
+        output.append(choice[token % len(choice)])
         context.append(digest(context[-1], output[-1]))
     return output
 
@@ -47,6 +52,7 @@ class Slot:
     prompt: list[int]
     seed: int
     last: int = -1
+    allowed: list[int] = field(default_factory=list)  # for the next sample; empty: any
 
 
 @dataclass(eq=False)
@@ -75,6 +81,7 @@ class ContentRunner:
     fail_launch: Exception | None = None
     fail_tokens: Exception | None = None
     fail_admit: Exception | None = None
+    fail_restrict: Exception | None = None
     plans: list[StepPlan] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -98,6 +105,14 @@ class ContentRunner:
         self._sequences.append(sequence)
         self._stream.append(lambda: self._fill_slot(number, slot, fresh))
 
+    def restrict(self, slots: list[int], allowed: NDArray[np.uint8]) -> None:
+        error, self.fail_restrict = self.fail_restrict, None
+        if error:
+            raise error
+        rows = np.unpackbits(allowed, axis=1, count=VOCAB, bitorder="little")
+        for number, row in zip(slots, rows, strict=True):
+            self._stream.append(lambda number=number, row=row: self._restrict(number, np.flatnonzero(row).tolist()))
+
     def launch(self, plan: StepPlan) -> ContentPending:
         error, self.fail_launch = self.fail_launch, None
         if error:
@@ -109,6 +124,9 @@ class ContentRunner:
         decodes = [(d.sequence.slot, d.position) for d in plan.decodes]
         self._stream.append(lambda: self._compute(pending, chunks, decodes))
         return pending
+
+    def _restrict(self, number: int, allowed: list[int]) -> None:
+        self._slots[number].allowed = allowed
 
     def _fill_slot(self, number: int, slot: Slot, fresh: list[int]) -> None:
         """Blocks that were not shared are spoilt first: what a former owner left there must not happen to fit."""
@@ -133,6 +151,9 @@ class ContentRunner:
 
     def _sample(self, slot: Slot, length: int) -> int:
         slot.last = next_token((self._read(slot, position) for position in range(length)), slot.seed)
+        if slot.allowed:
+            slot.last = slot.allowed[slot.last % len(slot.allowed)]
+        slot.allowed = []  # a restriction is for one token
         return slot.last
 
     def _write(self, slot: Slot, position: int, token: int) -> None:

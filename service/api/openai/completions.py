@@ -75,6 +75,12 @@ def to_chat(body: CompletionRequest, *, ignores_tools: bool) -> Chat:
     refuse_tools(body, ignored=ignores_tools)
     if "stream_options" in body.model_fields_set and not body.stream:
         raise InvalidRequest("stream_options is for streams; leave it out, or set stream", field="stream_options")
+    grammar = body.grammar()
+    if grammar and body.ignore_eos:
+        raise InvalidRequest(
+            "ignore_eos goes on past the answer's end, and response_format allows nothing there; send one of them",
+            field="ignore_eos",
+        )
     wanted = new_tokens(body)
     return Chat(
         messages=conversation(body),
@@ -83,6 +89,7 @@ def to_chat(body: CompletionRequest, *, ignores_tools: bool) -> Chat:
         or_what_fits=wanted is None,
         stop=body.stop,
         ignore_eos=body.ignore_eos,
+        grammar=grammar,
         fields=FieldNames(messages="messages", max_new_tokens=body.limit_name),
     )
 

@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from service.api.fields import MAX_TURNS, Label, NewTokens, Sampled, Stops, Strict, Text, bounded
+from service.api.fields import MAX_TURNS, Label, NewTokens, Stops, Strict, Text, bounded
 from service.api.openai import unserved
+from service.api.response_format import Formatted
 from service.errors import InvalidRequest
 
 DEFAULT_NEW_TOKENS = 4096
@@ -88,7 +89,7 @@ class StreamOptions(Strict):
     continuous_usage_stats: bool = False
 
 
-class CompletionRequest(Sampled):
+class CompletionRequest(Formatted):
     """A conversation to answer. What else OpenAI's API has is refused by name, unless its value changes nothing."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "你好"}]}]})

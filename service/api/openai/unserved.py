@@ -22,7 +22,6 @@ OF_REQUEST: Neutral = {
     "prediction": (),
     "presence_penalty": (0,),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "top_logprobs": (0,),
@@ -39,6 +38,10 @@ OF_OTHER_SERVERS: Neutral = {
     "best_of": (1,),
     "continue_final_message": (False,),
     "echo": (False,),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "min_p": (0,),
@@ -47,6 +50,7 @@ OF_OTHER_SERVERS: Neutral = {
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "stop_token_ids": ([],),
+    "structured_outputs": (),
     "use_beam_search": (False,),
 }
 """The same of what vLLM's server takes beside OpenAI's own, and clients made for it send, often with its defaults.

@@ -1,9 +1,11 @@
 """The sampler against torch: the very tokens, and the slots as torch leaves them."""
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 
 import torch
 
+from service.engine import sampling
 from service.engine.base import SamplingParams
 from service.engine.kernels import torch_ops
 from service.engine.kernels.candidate import Disagreement, ServedShapes
@@ -28,14 +30,15 @@ DRAWS = 10
 
 
 def check_sample(ops: Ops, shapes: ServedShapes) -> None:
-    """The very tokens that torch draws, of logits of the served type, about half of them with the best near zero; slots
-    in another order than rows, which advance as torch has them advance; and two rows of padding."""
+    """The very tokens that torch draws, of logits of the served type, about half of them with the best near zero, and
+    with and without a grammar; slots in another order than rows, which advance as torch has them advance; and two rows
+    of padding."""
     vocab, params, device = shapes.config.vocab_size, SAMPLED * DRAWS, shapes.device
     count = len(params)
     logits = shapes.random(count + 2, vocab, spread=3.0)
     logits[count // 2 :] -= logits.max()
-    seen = torch.arange(vocab, device=device) % 3 == 0
-    mine, torchs = (sampling_slots(params, seen.repeat(count, 1), torch.arange(count) + 99) for _ in range(2))
+    marks = torch.cat([each.expand(len(SAMPLED), -1) for each in islice(cycle(_marks(vocab, device)), DRAWS)])
+    mine, torchs = (sampling_slots(params, marks, torch.arange(count) + 99) for _ in range(2))
     numbers = shapes.whole([*reversed(range(count)), mine.spare, mine.spare])
     methods = mine.methods(list(range(count)))
     drawn = ops.sample(logits, mine, numbers, methods)
@@ -45,16 +48,25 @@ def check_sample(ops: Ops, shapes: ServedShapes) -> None:
     wrong = (drawn != expected)[:count].nonzero().flatten().tolist()
     if wrong:
         raise Disagreement(f"sample drew other tokens than torch in {len(wrong)} of {count} rows, first {wrong[0]}")
-    states = ((s.tokens[:count], s.positions, s.parameters.seen[:count]) for s in (mine, torchs))
+    states = ((s.tokens[:count], s.positions, s.parameters.marks[:count]) for s in (mine, torchs))
     if not all(torch.equal(one, other) for one, other in zip(*states, strict=True)):
         raise Disagreement("sample left the slots otherwise than torch")
 
 
-def sampling_slots(params: Sequence[SamplingParams], seen: torch.Tensor, positions: torch.Tensor) -> Slots:
-    """A slot for each of `params`, with the tokens that were `seen` [N, vocab] and the last one's place [N]."""
-    slots = Slots(len(params), 1, seen.shape[1], seen.device)
+def _marks(vocab: int, device: torch.device) -> list[torch.Tensor]:
+    """Marks [vocab]: of tokens that were seen, with none forbidden, all but some twenty, and every other one."""
+    token = torch.arange(vocab, device=device)
+    seen = (token % 3 == 0) * sampling.SEEN
+    return [
+        seen | forbidden * sampling.FORBIDDEN for forbidden in (token < 0, token % (vocab // 20 + 1) != 5, token % 2)
+    ]
+
+
+def sampling_slots(params: Sequence[SamplingParams], marks: torch.Tensor, positions: torch.Tensor) -> Slots:
+    """A slot for each of `params`, with its tokens' `marks` [N, vocab] and the last one's place [N]."""
+    slots = Slots(len(params), 1, marks.shape[1], marks.device)
     for number, each in enumerate(params):
         slots.set_parameters(number, each)
-    slots.positions[: len(params)] = positions.to(seen.device)
-    slots.parameters.seen[: len(params)] = seen
+    slots.positions[: len(params)] = positions.to(marks.device)
+    slots.parameters.marks[: len(params)] = marks
     return slots

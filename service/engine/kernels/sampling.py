@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from service.engine.kernels.overlap import launch_options, wait_for_inputs
-from service.engine.kernels.sampling_math import NOTHING, gumbel, order_of, penalized, row_keys, scale_down
+from service.engine.kernels.sampling_math import NOTHING, SEEN, gumbel, order_of, penalized, row_keys, scale_down
 from service.engine.kernels.sampling_slow import draw_from_vocabulary
 from service.engine.sampling import Method
 from service.engine.steps.slots import Slots
@@ -42,7 +42,7 @@ alignment would have the largest kernel compiled anew, for seconds; a single num
 def scan_kernel(
     logits: tl.tensor,
     slots: tl.tensor,
-    seen: tl.tensor,
+    marks: tl.tensor,
     method: tl.tensor,
     temperature: tl.tensor,
     penalty: tl.tensor,
@@ -65,7 +65,7 @@ def scan_kernel(
     token = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     inside = token < vocab
     slot = tl.load(slots + row)
-    score = penalized(logits + row * vocab, seen + slot * vocab, tl.load(penalty + slot), token, inside)
+    score = penalized(logits + row * vocab, marks + slot * vocab, tl.load(penalty + slot), token, inside)
     maxima = tl.max(score, 1)
     tl.store(group_best + row * groups + group, maxima, mask=group < groups)
     how = tl.load(method + slot)
@@ -92,12 +92,12 @@ def threshold(order, weight, goal):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def unfiltered_winner(  # type: ignore[no-untyped-def]
-    logits, seen, factor, heat, best, first, second, chunk_winner, chunks, vocab, BLOCK_CHUNKS: tl.constexpr
+    logits, marks, factor, heat, best, first, second, chunk_winner, chunks, vocab, BLOCK_CHUNKS: tl.constexpr
 ):
     """The best of the chunks' winners."""
     chunk = tl.arange(0, BLOCK_CHUNKS)
     token = tl.load(chunk_winner + chunk, mask=chunk < chunks, other=0)
-    scaled = scale_down(penalized(logits, seen, factor, token, token < vocab), best, heat)
+    scaled = scale_down(penalized(logits, marks, factor, token, token < vocab), best, heat)
     noisy = tl.where(chunk < chunks, scaled + gumbel(first, second, token), NOTHING)
     return tl.min(tl.where(noisy == tl.max(noisy), token, vocab - 1))
 
@@ -149,7 +149,7 @@ def filter_leaders(order, scaled, inside, bound, total, k, p, vocab):  # type: i
 def draw_kernel(
     logits: tl.tensor,
     slots: tl.tensor,
-    seen: tl.tensor,
+    marks: tl.tensor,
     method: tl.tensor,
     temperature: tl.tensor,
     top_k: tl.tensor,
@@ -176,7 +176,7 @@ def draw_kernel(
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
     logits += row * vocab
-    seen += slot * vocab
+    marks += slot * vocab
     how = tl.load(method + slot)
     factor = tl.load(penalty + slot)
     heat = tl.where(how == GREEDY, 1.0, tl.load(temperature + slot))
@@ -192,32 +192,35 @@ def draw_kernel(
     if how == UNFILTERED:
         winners = chunk_winner + row * chunks
         chosen = unfiltered_winner(
-            logits, seen, factor, heat, best, first, second, winners, chunks, vocab, BLOCK_CHUNKS
+            logits, marks, factor, heat, best, first, second, winners, chunks, vocab, BLOCK_CHUNKS
         )
     else:
         token = leading_tokens(maxima, group)
-        inside = token < vocab
-        scaled = scale_down(penalized(logits, seen, factor, token, inside), best, heat)
+        score = penalized(logits, marks, factor, token, token < vocab)
+        inside = (token < vocab) & ~(score <= NOTHING)  # not what is forbidden
+        scaled = scale_down(score, best, heat)
         order = tl.where(inside, order_of(scaled), 0)
         least = tl.max(order)
         exact = True
         if how != GREEDY:
             best_of, sums = group_best + row * groups, chunk_sum + row * chunks
             total = probability_sum(best_of, sums, best, heat, groups, chunks, CHUNK_GROUPS, BLOCK_CHUNKS)
-            # Nothing outside is above the least of the leaders' maxima; with few groups, nothing is outside.
-            bound = tl.where(groups <= BEST_GROUPS, -1, tl.min(tl.max(order, 1), 0))
+            # Nothing outside is above the least of the leaders' maxima. With few groups nothing is outside, and nothing
+            # that may be drawn when one of the leaders already has none of that (a grammar allows little).
+            bound = tl.min(tl.max(order, 1), 0)
+            bound = tl.where((groups <= BEST_GROUPS) | (bound == 0), -1, bound)
             least, exact = filter_leaders(order, scaled, inside, bound, total, k, p, vocab)
         noise = tl.where(how == GREEDY, 0.0, gumbel(first, second, token))
         noisy = tl.where(inside & (order >= least), scaled + noise, NOTHING)
         chosen = tl.min(tl.where(noisy == tl.max(noisy), token, vocab - 1))
         if not exact:
-            chosen = draw_from_vocabulary(logits, seen, factor, heat, best, first, second, k, p, vocab)
+            chosen = draw_from_vocabulary(logits, marks, factor, heat, best, first, second, k, p, vocab)
     chosen = tl.minimum(chosen, vocab - 1).to(tl.int64)
     tl.store(out + row, chosen)
     is_real = slot != spare
     tl.store(tokens + slot, chosen, mask=is_real)
     tl.store(positions + slot, position, mask=is_real)
-    tl.store(seen + chosen, True, mask=is_real)
+    tl.store(marks + chosen, SEEN, mask=is_real)  # what was chosen was not forbidden
 
 
 def sample(
@@ -236,7 +239,7 @@ def sample(
     scan_kernel[(batch, chunks)](
         logits,
         numbers,
-        rows.seen,
+        rows.marks,
         rows.method,
         rows.temperature,
         rows.penalty,
@@ -253,7 +256,7 @@ def sample(
     draw_kernel[(batch,)](
         logits,
         numbers,
-        rows.seen,
+        rows.marks,
         rows.method,
         rows.temperature,
         rows.top_k,

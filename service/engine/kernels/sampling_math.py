@@ -7,8 +7,12 @@ Divisions are rounded as torch rounds them, so that scores which tie there tie h
 import triton
 import triton.language as tl
 
+from service.engine import sampling
+
 NOTHING = tl.constexpr(-3.0e38)
 """Below every score."""
+SEEN = tl.constexpr(sampling.SEEN)
+FORBIDDEN = tl.constexpr(sampling.FORBIDDEN)
 
 
 @triton.jit
@@ -31,13 +35,13 @@ def gumbel(first, second, token):
 
 
 @triton.jit
-def penalized(logits, seen, penalty, token, inside):
-    """`sampling.penalize`; NOTHING outside the vocabulary."""
+def penalized(logits, marks, penalty, token, inside):
+    """`sampling.penalize`; NOTHING for what is forbidden, and outside the vocabulary."""
     logit = tl.load(logits + token, mask=inside, other=0.0).to(tl.float32)
-    was_seen = tl.load(seen + token, mask=inside, other=0) != 0
+    mark = tl.load(marks + token, mask=inside, other=0)
     factor = tl.zeros_like(logit) + penalty
     changed = tl.where(logit < 0, logit * factor, tl.div_rn(logit, factor))
-    return tl.where(inside, tl.where(was_seen, changed, logit), NOTHING)
+    return tl.where(inside & ((mark & FORBIDDEN) == 0), tl.where((mark & SEEN) != 0, changed, logit), NOTHING)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from service.engine.base import Core, EngineConfig, EngineInfo, GpuMemory
+from service.engine.base import Allowed, Core, EngineConfig, EngineInfo, GpuMemory, MatchingCore
 from service.engine.checkpoint.read_ahead import reading_ahead
 from service.engine.checkpoint.tensors import Checkpoint
 from service.engine.config import read_config
@@ -18,6 +18,8 @@ from service.engine.core import NativeCore
 from service.engine.cuda.choose_paths import choose_paths
 from service.engine.cuda.recorder import CudaRecorder
 from service.engine.device import GpuGauge, available_memory, choose_device, choose_dtype, usable_cores
+from service.engine.grammars.compiler import GrammarCompiler
+from service.engine.grammars.gate import GrammarGate
 from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.trials import Trials
 from service.engine.model import Model
@@ -43,14 +45,18 @@ def build_core(config: EngineConfig, progress: Progress) -> Core:
     dtype = choose_dtype(config.dtype, device)
     torch.set_num_threads(config.threads or usable_cores())
     phases = Phases(progress)
-    if config.kind == "native":
-        return _build_native(config, device, dtype, phases)
-    if config.kind == "reference":
-        return _build_reference(config, device, dtype, phases)
-    raise ConfigurationError(f"INTERNLM_ENGINE={config.kind} is not an engine that runs a model: native or reference")
+    if config.kind not in _BUILDERS:
+        names = " or ".join(_BUILDERS)
+        raise ConfigurationError(f"INTERNLM_ENGINE={config.kind} is not an engine that runs a model: {names}")
+    model_config = read_config(Path(config.model_dir))
+    compiler = GrammarCompiler(Path(config.model_dir), model_config.vocab_size, usable_cores())
+    core = _BUILDERS[config.kind](config, device, dtype, phases, compiler.allowed)
+    return GrammarGate(core, compiler.compile, config.max_queue)
 
 
-def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype, phases: Phases) -> Core:
+def _build_native(
+    config: EngineConfig, device: torch.device, dtype: torch.dtype, phases: Phases, allowed: Allowed
+) -> MatchingCore:
     if device.type == "cpu" and config.quantization != "none":
         logger.warning("a CPU widens quantized weights in every step: several times slower, for less memory")
     model_dir = Path(config.model_dir)
@@ -87,9 +93,9 @@ def _build_native(config: EngineConfig, device: torch.device, dtype: torch.dtype
     tokens = (capacity.num_blocks - 1) * config.block_size
     logger.info("KV cache of %s tokens, %s requests at once", tokens, capacity.max_running)
     if device.type != "cuda":
-        return NativeCore(runner, info, config)
+        return NativeCore(runner, info, config, allowed=allowed)
     pace = PrefillPace(config.step_tokens, time_decodes(runner))
-    return NativeCore(runner, info, config, depth=1, gpu_memory=_gauge(device), pace=pace)
+    return NativeCore(runner, info, config, depth=1, gpu_memory=_gauge(device), pace=pace, allowed=allowed)
 
 
 def _weights_ahead(checkpoint: Checkpoint, device: torch.device) -> AbstractContextManager[None]:
@@ -100,7 +106,9 @@ def _weights_ahead(checkpoint: Checkpoint, device: torch.device) -> AbstractCont
     return reading_ahead(checkpoint.files, available_memory() // 2)
 
 
-def _build_reference(config: EngineConfig, device: torch.device, dtype: torch.dtype, phases: Phases) -> Core:
+def _build_reference(
+    config: EngineConfig, device: torch.device, dtype: torch.dtype, phases: Phases, allowed: Allowed
+) -> MatchingCore:
     with phases("import", "importing transformers"):
         # Takes seconds, and no other engine needs it.
         from service.engine.generate import load_model
@@ -120,7 +128,11 @@ def _build_reference(config: EngineConfig, device: torch.device, dtype: torch.dt
         versions={"torch": str(torch.__version__), "transformers": version("transformers")},
         startup_seconds=phases.seconds,
     )
-    return ReferenceCore(model, info, config, gpu_memory=_gauge(device))
+    return ReferenceCore(model, info, config, gpu_memory=_gauge(device), allowed=allowed)
+
+
+_Build = Callable[[EngineConfig, torch.device, torch.dtype, Phases, Allowed], MatchingCore]
+_BUILDERS: dict[str, _Build] = {"native": _build_native, "reference": _build_reference}
 
 
 def _gauge(device: torch.device) -> Callable[[], list[GpuMemory]]:

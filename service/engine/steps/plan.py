@@ -7,7 +7,10 @@ names positions, never token values: a decode's input token may still be on the 
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.engine.base import GenerationRequest
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.base import FinishReason, GenerationRequest, Matcher
 
 
 class OutOfMemory(Exception):
@@ -23,6 +26,7 @@ class Sequence:
 
     request: GenerationRequest
     arrival: float  # time.monotonic() when it came in
+    matcher: Matcher | None = None  # where its output stands in its grammar
     slot: int = -1  # row of the runner's per-sequence tensors; -1 while it waits
     blocks: list[int] = field(default_factory=list)  # KV blocks by position, all reserved at admission
     cached: int = 0  # prompt tokens found in the prefix cache; whole blocks, never the whole prompt
@@ -37,6 +41,22 @@ class Sequence:
     def __post_init__(self) -> None:
         self.prompt_length = len(self.request.prompt_ids)
         self.positions = self.prompt_length + self.request.max_new_tokens - 1
+
+    @property
+    def problem(self) -> str:
+        """Why the answer can't be gone on with; empty while it can."""
+        return self.matcher.problem if self.matcher else ""
+
+    def put(self, token: int) -> FinishReason | None:
+        """The answer goes on with `token`; why it ends with it, if it does."""
+        self.output.append(token)
+        if self.matcher:
+            self.matcher.advance(token)
+            if self.problem:
+                return FinishReason.ERROR
+        if token in self.request.stop_ids:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if len(self.output) == self.request.max_new_tokens else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +128,12 @@ class Runner(Protocol):
         again, with the tokens in `output`, after a step was lost: the slot's contents are undefined then.
 
         Raises OutOfMemory when there was no room; to be called again then.
+        """
+        ...
+
+    def restrict(self, slots: list[int], allowed: NDArray[np.uint8]) -> None:
+        """Let each of `slots` [N] sample in the next step only what its row of `allowed` [N, bytes] allows: a bit a
+        token, the lowest first. It is told anew before each step that samples them. Raises OutOfMemory as `admit` does.
         """
         ...
 

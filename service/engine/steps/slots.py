@@ -3,8 +3,8 @@
 import torch
 
 from service.engine.base import SamplingParams
-from service.engine.device import upload
-from service.engine.sampling import Method, Rows, method_of
+from service.engine.device import to_device, upload
+from service.engine.sampling import FORBIDDEN, SEEN, Method, Rows, method_of
 from service.engine.steps.plan import Sequence
 
 
@@ -26,12 +26,13 @@ class Slots:
         self.tables = torch.zeros(rows, width, dtype=torch.int32, device=device)
         self._whole = torch.zeros(3, rows, dtype=torch.int64, device=device)  # method, top_k, seed
         self._real = torch.ones(3, rows, dtype=torch.float32, device=device)  # temperature, top_p, penalty
-        self._seen = torch.zeros(rows, vocab_size, dtype=torch.bool, device=device)
+        self._marks = torch.zeros(rows, vocab_size, dtype=torch.uint8, device=device)
         (method, top_k, seed), (temperature, top_p, penalty) = self._whole, self._real
-        self.parameters = Rows(method, temperature, top_k, top_p, penalty, seed, self._seen)
+        self.parameters = Rows(method, temperature, top_k, top_p, penalty, seed, self._marks)
         # Made here and not in a step: half an advance, for want of memory, could not be run again.
         self._one = torch.ones(1, dtype=torch.int64, device=device)
-        self._true = torch.ones((), dtype=torch.bool, device=device)
+        self._seen = torch.full((), SEEN, dtype=torch.uint8, device=device)
+        self._bits = torch.arange(8, dtype=torch.uint8, device=device)
         self._methods = [Method.GREEDY] * rows
 
     def admit(self, sequence: Sequence) -> None:
@@ -40,7 +41,7 @@ class Slots:
         self.set_parameters(slot, request.sampling)
         table = self.tables[slot].zero_()
         table[: len(sequence.blocks)] = self.upload(sequence.blocks, torch.int32)
-        self._seen[slot].zero_().index_fill_(0, self.upload(request.prompt_ids + sequence.output), True)
+        self._marks[slot].zero_().index_fill_(0, self.upload(request.prompt_ids + sequence.output), SEEN)
         # As if the prompt's last token had just been sampled: a finished prefill then advances like a decode.
         # Filled: a number that is assigned would be uploaded from pageable memory, and waited for.
         self.positions[slot].fill_(sequence.prompt_length - 1 + len(sequence.output))
@@ -54,18 +55,26 @@ class Slots:
         self._whole[:, slot] = self.upload([self._methods[slot], p.top_k, seed])
         self._real[:, slot] = self.upload([p.temperature, p.top_p, p.repetition_penalty], torch.float32)
 
+    def restrict(self, slots: list[int], allowed: torch.Tensor) -> None:
+        """Let each of `slots` [N] sample next only what its row of `allowed` allows: uint8 [N, bytes] in main memory, a
+        bit a token, the lowest first."""
+        rows = self.upload(slots)
+        bits = (to_device(allowed, self._device)[:, :, None] >> self._bits) & 1
+        forbidden = (bits.flatten(1)[:, : self._vocab_size] ^ 1) * FORBIDDEN
+        self._marks.index_copy_(0, rows, self._marks[rows] & SEEN | forbidden)
+
     def advance(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
         """Each of `slots` [B] has sampled the token beside it."""
         self.tokens.index_copy_(0, slots, tokens)
         self.positions.index_add_(0, slots, self._one.expand_as(slots))
         self.positions[self.spare].zero_()  # padding rows would run out of the block table in time
-        self._seen.index_put_((slots, tokens), self._true)
+        self._marks.index_put_((slots, tokens), self._seen)  # what was sampled was not forbidden
 
     def rows(self, slots: torch.Tensor) -> Rows:
         """Sampling parameters of `slots` [B], gathered."""
         method, top_k, seed = self._whole[:, slots]
         temperature, top_p, penalty = self._real[:, slots]
-        return Rows(method, temperature, top_k, top_p, penalty, seed, self._seen[slots])
+        return Rows(method, temperature, top_k, top_p, penalty, seed, self._marks[slots])
 
     def methods(self, slots: list[int]) -> set[Method]:
         """The sampling methods of `slots`, known without asking the device."""

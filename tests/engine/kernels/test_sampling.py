@@ -1,6 +1,6 @@
 """The sampling kernels draw the very tokens that `service.engine.sampling` draws, and that float64 allows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from service.engine.kernels import torch_ops
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.sample_check import sampling_slots
 from tests.engine.kernels import exact_sampling
-from tests.engine.kernels.conftest import ROWS, Subject
+from tests.engine.kernels.conftest import ROWS, Subject, kernels
 
 pytestmark = [
     # Excluded tokens become minus infinity, and a row of nothing but NaN is one of the cases: as on a GPU.
@@ -39,20 +39,30 @@ VOCABULARIES = [(5, torch.float32), (8193, torch.bfloat16), (12_001, torch.float
 
 
 def draw_both(
-    subject: Subject, logits: torch.Tensor, seen: torch.Tensor, params: Sequence[SamplingParams], position: int = 100
+    subject: Subject,
+    logits: torch.Tensor,
+    seen: torch.Tensor,
+    params: Sequence[SamplingParams],
+    position: int = 100,
+    forbidden: torch.Tensor | None = None,
 ) -> tuple[list[int], list[int]]:
     """Tokens of the subject, which are held against float64, and those of torch on the CPU."""
+    marks = seen * sampling.SEEN
+    if forbidden is not None:
+        marks = marks | forbidden * sampling.FORBIDDEN
     positions = torch.arange(len(params)) + position - 1
     methods = {sampling.method_of(p, logits.shape[1]) for p in params}
     numbers = torch.arange(len(params)).flip(0)
-    torchs = sampling_slots(params, seen, positions)
+    torchs = sampling_slots(params, marks, positions)
     expected = torch_ops.sample(logits.float().flip(0), torchs, numbers, methods)
-    mine = sampling_slots(params, seen.to(subject.device), positions)
+    mine = sampling_slots(params, marks.to(subject.device), positions)
     drawn = subject.ops.sample(logits.flip(0).to(subject.device), mine, numbers.to(subject.device), methods)
     for one, other in ((mine.tokens, torchs.tokens), (mine.positions, torchs.positions)):
         assert one.tolist() == other.tolist()
-    assert torch.equal(mine.parameters.seen.cpu(), torchs.parameters.seen)
+    assert torch.equal(mine.parameters.marks.cpu(), torchs.parameters.marks)
     tokens = drawn.flip(0).tolist()
+    if forbidden is not None:
+        logits = logits.masked_fill(forbidden, -torch.inf)
     assert exact_sampling.strays(tokens, logits, seen, params, position) == []
     return tokens, expected.flip(0).tolist()
 
@@ -107,6 +117,53 @@ def test_flat_logits_are_searched_to_the_last_token(kernel_subject: Subject) -> 
     )
     assert drawn == expected
     assert drawn[0] == 0
+
+
+GRAMMARS = {
+    "one token": lambda token, vocab: token == vocab // 2,
+    "a few, far apart": lambda token, vocab: token % (vocab // 4) == 3,
+    "a run": lambda token, vocab: (token > vocab // 3) & (token < vocab // 3 + 200),
+    "more than top_k, less than the best groups": lambda token, vocab: token % 101 == 0,
+    "nearly all": lambda token, vocab: token % 11 != 0,
+}
+"""Tokens that a grammar allows."""
+
+
+@pytest.mark.parametrize("vocab", [700, 12_001])
+@pytest.mark.parametrize("allowed", GRAMMARS.values(), ids=GRAMMARS)
+def test_what_a_grammar_forbids_is_not_drawn_and_what_it_allows_is_as_torch_draws_it(
+    kernel_subject: Subject, vocab: int, allowed: Callable[[torch.Tensor, int], torch.Tensor]
+) -> None:
+    torch.manual_seed(vocab)
+    logits = torch.randn(len(PARAMS), vocab) * 3
+    is_allowed = allowed(torch.arange(vocab), vocab).expand(len(PARAMS), -1)
+    drawn, expected = draw_both(
+        kernel_subject, logits, torch.rand(len(PARAMS), vocab) < 0.1, PARAMS, forbidden=~is_allowed
+    )
+    assert drawn == expected
+    assert is_allowed[0, drawn].all()
+
+
+def test_a_grammar_that_allows_little_needs_no_search_of_the_vocabulary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The usual top_k is more than a grammar mostly leaves; a search would take 0.3 ms a row."""
+    subject = kernels("interpreter")  # in which a function can be replaced
+    import triton
+
+    from service.engine.kernels import sampling as sampling_kernels
+
+    @triton.jit
+    def unwanted(logits, marks, factor, heat, best, first, second, k, p, vocab):  # type: ignore[no-untyped-def]
+        return vocab * 0 + 1
+
+    monkeypatch.setattr(sampling_kernels, "draw_from_vocabulary", unwanted)
+    vocab = 12_001
+    is_allowed = (torch.arange(vocab) % 1000 == 7).expand(3, -1)
+    params = [SamplingParams(), SamplingParams(top_k=50, top_p=1.0), SamplingParams(top_k=0, top_p=0.9)]
+    logits = torch.randn(3, vocab)
+    drawn, expected = draw_both(subject, logits, torch.zeros(3, vocab, dtype=torch.bool), params, forbidden=~is_allowed)
+    assert drawn == expected
 
 
 # parameters, vocabulary, spread of the logits and where they lie. Of 16,000 tokens half are outside the best groups.
@@ -184,8 +241,8 @@ def test_rows_of_padding_leave_the_spare_slot_where_it_is(subject: Subject) -> N
         drawn = subject.ops.sample(torch.randn(4, 300, device=device), slots, numbers, {sampling.Method.CANDIDATES})
         assert slots.positions.tolist() == [7, 9 + step, 0]
         assert slots.tokens[1] == drawn[1]
-        assert slots.parameters.seen[1, drawn[1]]
-    assert not slots.parameters.seen[0].any()
+        assert slots.parameters.marks[1, drawn[1]]
+    assert not slots.parameters.marks[0].any()
 
 
 def test_the_noise_is_bit_for_bit_that_of_torch_but_for_the_logarithm(kernel_subject: Subject) -> None:

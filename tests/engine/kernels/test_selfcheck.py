@@ -122,7 +122,10 @@ def ignores_top_k(rows: sampling.Rows, _: torch.Tensor) -> sampling.Rows:
 @samples_by
 def does_not_renormalise_after_top_k(rows: sampling.Rows, logits: torch.Tensor) -> sampling.Rows:
     """top_p as a share of the whole vocabulary's probability, not of what top_k left of it."""
-    scores = sampling.penalize(logits.float(), rows.seen, rows.penalty) / rows.temperature.clamp_min(1e-9)[:, None]
+    scores = (
+        sampling.penalize(logits.float(), (rows.marks & sampling.SEEN).bool(), rows.penalty)
+        / rows.temperature.clamp_min(1e-9)[:, None]
+    )
     ranked = scores.softmax(dim=-1).sort(dim=-1, descending=True).values
     kept = ranked.cumsum(dim=-1).gather(1, (rows.top_k.clamp(1, scores.shape[1]) - 1)[:, None]).squeeze(1)
     return replace(
@@ -145,10 +148,23 @@ def advances_the_padding(logits: torch.Tensor, slots: Slots, numbers: torch.Tens
     return tokens
 
 
+@samples_by
+def ignores_what_is_forbidden(rows: sampling.Rows, _: torch.Tensor) -> sampling.Rows:
+    return replace(rows, marks=rows.marks & sampling.SEEN)
+
+
+def takes_forbidden_tokens_for_seen(logits: torch.Tensor, slots: Slots, numbers: torch.Tensor, methods: Any) -> Any:
+    rows = slots.rows(numbers)
+    marks = (rows.marks > 0).to(torch.uint8) * sampling.SEEN
+    tokens = sampling.sample(logits, replace(rows, marks=marks), slots.positions[numbers] + 1, methods)
+    slots.advance(numbers, tokens)
+    return tokens
+
+
 def forgets_what_was_seen(logits: torch.Tensor, slots: Slots, numbers: torch.Tensor, methods: Any) -> torch.Tensor:
-    before = slots.parameters.seen.clone()
+    before = slots.parameters.marks.clone()
     tokens = torch_ops.sample(logits, slots, numbers, methods)
-    slots.parameters.seen.copy_(before)
+    slots.parameters.marks.copy_(before)
     return tokens
 
 
@@ -350,6 +366,8 @@ LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("sample", ignores_top_k, sample_check.check_sample),
     ("sample", does_not_renormalise_after_top_k, sample_check.check_sample),
     ("sample", ignores_the_penalty, sample_check.check_sample),
+    ("sample", ignores_what_is_forbidden, sample_check.check_sample),
+    ("sample", takes_forbidden_tokens_for_seen, sample_check.check_sample),
     ("sample", samples_by_rows_for_slots, sample_check.check_sample),
     ("sample", does_not_advance, sample_check.check_sample),
     ("sample", advances_the_padding, sample_check.check_sample),

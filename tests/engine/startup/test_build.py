@@ -20,7 +20,7 @@ from service.engine.startup.build_runner import build_runner
 from service.engine.startup.capacity import plan_capacity, step_limit
 from service.errors import ConfigurationError
 from tests.support.checkpoints import Shape, tensors_of, write_checkpoint
-from tests.support.driving import drain, reasons_of
+from tests.support.driving import drain, native, reasons_of
 from tests.support.engines import a_request
 
 CPU = torch.device("cpu")
@@ -216,7 +216,7 @@ def test_a_built_core_computes_long_prompts_in_a_cpus_chunks(model_dir: Path) ->
     core = build(model_dir)
     assert core.add(a_request([1] * 505, new=2)) == []
     assert build(model_dir, step_tokens=100).info.max_context == core.info.max_context
-    assert core._scheduler._limits.step_tokens == 512  # type: ignore[attr-defined]
+    assert native(core)._scheduler._limits.step_tokens == 512
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from service.engine.steps.pace import DecodeTimes, PrefillPace
 from service.engine.weights import load_weights
 from service.errors import ConfigurationError
 from tests.support.checkpoints import Shape, write_checkpoint
-from tests.support.driving import drain, tokens_of
+from tests.support.driving import drain, native, tokens_of
 from tests.support.engines import a_request
 from tests.support.plans import CPU
 from tests.support.recorder import ReplayingRecorder
@@ -115,9 +115,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(model_dir: Path) -> NativeCore:
     settings: dict[str, Any] = {"max_running": 3, "kv_cache_tokens": 4096, "step_tokens": 100, "threads": 1}
     config = EngineConfig(kind="native", model_dir=str(model_dir), device="cpu", dtype="float32", **settings)
-    core = subject.build_core(config, lambda message: None)
-    assert isinstance(core, NativeCore)
-    return core
+    return native(subject.build_core(config, lambda message: None))
 
 
 def test_the_device_is_asked_for_room_first_and_timed_last(model_dir: Path, gpu: Gpu) -> None:

@@ -1,0 +1,87 @@
+"""`response_format`, as in OpenAI's API: an answer that is JSON, of any form or of a schema's.
+
+Source: https://platform.openai.com/docs/guides/structured-outputs
+"""
+
+import json
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from service.api.fields import Label, Sampled, Strict, Text
+from service.chat.endings import OURS
+from service.engine.grammars.schema import json_grammar
+from service.errors import InvalidRequest
+
+MAX_SCHEMA_CHARACTERS = 65_536
+"""A schema of so many is compiled in some tenths of a second; those that people write have a tenth of them."""
+
+ANY_OBJECT = {"type": "object"}
+
+
+class NamedSchema(Strict):
+    """A JSON schema. It is always kept to, whether `strict` or not; name and description change nothing."""
+
+    name: Label = ""
+    description: Text | None = None
+    schema_: dict[str, Any] = Field(
+        ANY_OBJECT, alias="schema", description="Keywords that cannot be kept to are refused, never ignored."
+    )
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """What form the answer has: text, or the JSON of some object or of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = Field(None, description="With the type json_schema, and only there.")
+
+    @model_validator(mode="after")
+    def _one_schema(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema belongs to the type json_schema, and only there; send both or neither")
+        return self
+
+    @property
+    def schema_of_json(self) -> dict[str, Any] | None:
+        """What the answer must fit; None for text."""
+        if self.type == "text":
+            return None
+        return self.json_schema.schema_ if self.json_schema else ANY_OBJECT
+
+
+class Formatted(Sampled):
+    """How to answer, and in what form."""
+
+    response_format: ResponseFormat | None = Field(
+        None, description="json_object or json_schema: the answer is JSON. Say in the prompt, too, what you want."
+    )
+
+    def grammar(self) -> str:
+        """What the answer must keep to; empty for nothing. Raises InvalidRequest for what can't go with it, and for a
+        schema that is too large."""
+        schema = self.response_format.schema_of_json if self.response_format else None
+        if schema is None:
+            return ""
+        if self.thinking:
+            raise InvalidRequest(
+                "thinking writes its reasoning into the answer, and response_format allows nothing but JSON there; "
+                "send one of them",
+                field="response_format",
+            )
+        return json_grammar(bounded_schema(schema))
+
+
+def bounded_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema, if it is not too large. Raises InvalidRequest."""
+    try:
+        characters = len(json.dumps(schema, ensure_ascii=False))
+    except RecursionError:
+        raise InvalidRequest("the schema is nested far too deeply; flatten it", field=OURS.grammar) from None
+    if characters > MAX_SCHEMA_CHARACTERS:
+        raise InvalidRequest(
+            f"the schema has {characters} characters; at most {MAX_SCHEMA_CHARACTERS} are read. Leave out its "
+            "descriptions, which are not looked at, or ask for less at once.",
+            field=OURS.grammar,
+        )
+    return schema

@@ -1,0 +1,60 @@
+"""Compiles grammars beside the step loop. Until the first one comes, neither library nor tokenizer is loaded."""
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.base import Matcher
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLTokenizer
+
+    from service.engine.grammars.matcher import TokenMatcher
+
+COMPILING_THREADS = 2
+"""Grammars compiled at once: a usual one takes a millisecond, and a large one must not have all others wait."""
+
+
+class GrammarCompiler:
+    """Grammars for the tokens of the checkpoint in `model_dir`, whose model scores `vocab_size` of them."""
+
+    def __init__(self, model_dir: Path, vocab_size: int, threads: int) -> None:
+        self._model_dir = model_dir
+        self._vocab_size = vocab_size
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(COMPILING_THREADS, thread_name_prefix="grammars")
+        self._loading = threading.Lock()
+        self._vocabulary: LLTokenizer | None = None
+        self._executor: LLExecutor | None = None
+
+    def compile(self, grammar: str) -> Future[Matcher]:
+        """The beginning of an answer in `grammar`, which may have a problem from the start. Raises ConfigurationError
+        for a tokenizer that can't be read."""
+        return self._pool.submit(self._compile, grammar)
+
+    def allowed(self, matchers: "list[TokenMatcher]") -> NDArray[np.uint8]:
+        """What each of `matchers` [N], one at least, may go on with: [N, bytes], a bit a token, the lowest first."""
+        from service.engine.grammars.matcher import allowed_tokens
+
+        assert self._executor is not None, "matchers come from `compile`"
+        return allowed_tokens(self._executor, self._vocab_size, matchers)
+
+    def _compile(self, grammar: str) -> Matcher:
+        from service.engine.grammars.matcher import TokenMatcher
+
+        return TokenMatcher(self._load(), grammar)
+
+    def _load(self) -> "LLTokenizer":
+        from llguidance import LLExecutor
+
+        from service.engine.grammars.vocabulary import load_vocabulary
+
+        with self._loading:
+            if self._vocabulary is None:
+                self._executor = LLExecutor(self._threads)
+                self._vocabulary = load_vocabulary(self._model_dir, self._vocab_size)
+            return self._vocabulary

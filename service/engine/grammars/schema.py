@@ -1,0 +1,41 @@
+"""JSON schemas as grammars, and what is wrong with one. The library is imported when the first one comes."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llguidance import LLParserLimits
+
+WHITESPACE = r"[ \t\n]{0,40}"
+"""Between two tokens of JSON: enough to indent by, and no more, or a model that has nothing to say could go on with it
+to the answer's limit."""
+
+MAX_LEXER_STATES = 25_000
+"""Of 1 to 2 kB each: what the lexer of one answer may grow to. Ordinary schemas need some hundreds."""
+
+
+def json_grammar(schema: dict[str, Any]) -> str:
+    """The grammar of the JSON documents that fit `schema`; `problem_of` tells whether it can be kept to."""
+    guided = {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+    return json.dumps({"grammars": [{"json_schema": guided}]})
+
+
+def problem_of(grammar: str) -> str:
+    """What is wrong with a grammar, in the library's words; "" for one that can be kept to. Takes up to a second."""
+    from llguidance import LLMatcher
+
+    return first_words(LLMatcher.validate_grammar(grammar, None, limits=limits()))
+
+
+def limits() -> "LLParserLimits":
+    """Bounds of time and memory for each grammar, the library's own but for its memory."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+
+
+def first_words(error: str) -> str:
+    """An error of the library in one line; a regular expression's is about its last one."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    is_of_regex = len(lines) > 1 and lines[0].endswith(":")
+    return f"{lines[0]} {lines[-1]}" if is_of_regex else lines[0] if lines else ""

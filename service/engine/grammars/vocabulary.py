@@ -1,0 +1,57 @@
+"""A checkpoint's tokens as the library wants them: what bytes each one adds to an answer."""
+
+from pathlib import Path
+
+from llguidance import LLTokenizer, TokenizerWrapper
+
+from service.tokenizer.loading import load_tokenizer
+from service.tokenizer.tokenizer import Tokenizer
+
+ANCHOR = "\n"
+"""Text that comes before another one when that is tokenized as the middle of an answer: a tokenizer may put a space
+before the first text it sees."""
+
+
+def load_vocabulary(model_dir: Path, vocab_size: int) -> LLTokenizer:
+    """The tokens of the checkpoint in `model_dir`, of which the model scores `vocab_size`. Takes about a second.
+
+    Raises ConfigurationError when its tokenizer cannot be read.
+    """
+    tokenizer = load_tokenizer(model_dir)
+    return LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, vocab_size)), vocab_size, tokenizer.stop_ids)
+
+
+class _Vocabulary:
+    """What `TokenizerWrapper` asks for. Special tokens have no bytes: no grammar allows any but the stop ids."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self.eos_token_id = tokenizer.stop_ids[0]
+        self.bos_token_id = None
+        self.tokens = [*tokenizer.codec.table, *[b""] * (vocab_size - tokenizer.vocab_size)][:vocab_size]
+        self.special_token_ids = sorted(token for token in tokenizer.special_ids if token < vocab_size)
+        self._tokenizer = tokenizer
+        self._longest = max(map(len, self.tokens))
+        self._ids = {data: token for token, data in reversed([*enumerate(self.tokens)]) if data}
+        self._anchor = tokenizer.encode_text(ANCHOR)
+
+    def __call__(self, text: str) -> list[int]:
+        """The ids of a text within an answer: those that the model knows it by, if they mean the text exactly."""
+        ids = self._tokenizer.encode_text(ANCHOR + text)
+        cut = len(self._anchor)
+        data = text.encode()
+        if ids[:cut] == self._anchor and b"".join(self.tokens[token] for token in ids[cut:]) == data:
+            return ids[cut:]
+        return self._spell(data)
+
+    def _spell(self, data: bytes) -> list[int]:
+        """The longest tokens first; bytes that no token has are left out, and then asked of the model."""
+        ids: list[int] = []
+        at = 0
+        while at < len(data):
+            pieces = (data[at : at + length] for length in range(min(self._longest, len(data) - at), 0, -1))
+            piece = next((piece for piece in pieces if piece in self._ids), b"")
+            if not piece:
+                return ids
+            ids.append(self._ids[piece])
+            at += len(piece)
+        return ids

@@ -1,0 +1,148 @@
+"""Answers that keep to grammars, in the native core: each token is drawn of what may follow all before it."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from service.engine.base import EngineConfig, FinishReason, GenerationRequest, SamplingParams
+from service.engine.core import NativeCore
+from service.engine.steps.plan import OutOfMemory
+from tests.engine.test_core import DEPTHS, NEVER, drain, finishes, info, outputs
+from tests.support.runner import VOCAB, ContentRunner, expected_output
+
+END = 0
+
+
+def may_follow(output: list[int]) -> list[int]:
+    """Sums of tokens: what follows is divisible by 7 after an even sum, by 11 after an odd one; after six, the end."""
+    if len(output) >= 6:
+        return [END]
+    return [token for token in range(1, VOCAB) if token % (11 if sum(output) % 2 else 7) == 0]
+
+
+class Rule:
+    """A matcher of `may_follow`, which breaks after so many tokens."""
+
+    def __init__(self, breaks_after: int = 1000) -> None:
+        self.output: list[int] = []
+        self._breaks_after = breaks_after
+
+    @property
+    def problem(self) -> str:
+        return "the rule is broken" if len(self.output) >= self._breaks_after else ""
+
+    def advance(self, token: int) -> None:
+        assert token in may_follow(self.output), "the core gave a token that was not allowed"
+        self.output.append(token)
+
+
+def allowed(rules: list[Rule]) -> NDArray[np.uint8]:
+    rows = np.zeros((len(rules), -(-VOCAB // 8) * 8), dtype=np.uint8)
+    for row, rule in zip(rows, rules, strict=True):
+        row[may_follow(rule.output)] = 1
+    return np.packbits(rows, axis=1, bitorder="little")
+
+
+def core_of(runner: ContentRunner, depth: int, step_tokens: int = 8) -> NativeCore:
+    config = EngineConfig(kind="native", model_dir="", max_queue=64, step_tokens=step_tokens)
+    return NativeCore(runner, info(), config, depth=depth, clock=lambda: 0.0, allowed=allowed)
+
+
+def request(name: str, prompt: Iterable[int], new: int = 12, seed: int = 0, *, stops: bool = True) -> GenerationRequest:
+    return GenerationRequest(
+        id=name,
+        prompt_ids=list(prompt),
+        max_new_tokens=new,
+        stop_ids=[END] if stops else [],
+        deadline=NEVER,
+        sampling=SamplingParams(seed=seed),
+    )
+
+
+KEPT = [
+    request("a", range(5)),
+    request("long prompt", range(30), seed=3),
+    request("short answer", [4], new=3, seed=4),
+    request("same beginning", range(16), seed=5),
+]
+FREE = [
+    request("free", range(5), seed=1, stops=False),
+    request("free and long", range(25), new=20, stops=False),
+    request("free again", range(16), new=9, seed=2, stops=False),
+]
+EXPECTED = {each.id: expected_output(each, may_follow) for each in KEPT} | {e.id: expected_output(e) for e in FREE}
+
+
+def add_all(core: NativeCore) -> None:
+    for kept, free in zip(KEPT, [*FREE, None], strict=True):
+        assert core.add(kept, Rule()) == []
+        assert free is None or core.add(free) == []
+
+
+def test_the_rule_of_these_tests_ends_some_answers_and_cuts_others() -> None:
+    assert {len(EXPECTED[each.id]) for each in KEPT} == {3, 7}
+    assert all(set(EXPECTED[each.id]) != set(expected_output(each)) for each in KEPT)
+
+
+@DEPTHS
+@pytest.mark.parametrize("step_tokens", [1, 3, 8, 512])
+@pytest.mark.parametrize("blocks", [14, 64])
+def test_answers_keep_to_their_grammars_among_others_that_have_none(depth: int, step_tokens: int, blocks: int) -> None:
+    core = core_of(ContentRunner(num_blocks=blocks), depth, step_tokens)
+    for _ in range(2):  # the second time with a warm cache, and slots that were restricted
+        add_all(core)
+        events = drain(core)
+        assert outputs(events) == EXPECTED
+        assert {finishes(events)[each.id] for each in KEPT} == {FinishReason.STOP, FinishReason.LENGTH}
+
+
+def test_steps_are_launched_ahead_again_once_no_answer_has_a_grammar() -> None:
+    """Both ways are seen by how many steps are in flight when tokens are handed out."""
+    runner = ContentRunner(num_blocks=64)
+    core = core_of(runner, 1)
+    core.add(request("free", range(5), new=40, stops=False))
+    core.step()
+    core.step()
+    ahead = len(core._in_flight)
+    core.add(request("kept", range(5)), Rule())
+    behind = {len(core._in_flight) for _ in range(7) if core.step() is not None}
+    drained = [len(core._in_flight) for _ in range(4) if core.step() is not None]
+    assert (ahead, behind, drained[-1]) == (1, {0}, 1)
+
+
+@DEPTHS
+def test_a_grammar_that_cannot_be_kept_to_any_longer_ends_its_answer_alone(depth: int) -> None:
+    core = core_of(ContentRunner(num_blocks=64), depth)
+    core.add(KEPT[0], Rule(breaks_after=2))
+    core.add(KEPT[1], Rule())
+    core.add(FREE[0])
+    events = drain(core)
+    given = outputs(events)
+    assert given[KEPT[0].id] == EXPECTED[KEPT[0].id][:2]
+    assert given[KEPT[1].id] == EXPECTED[KEPT[1].id]
+    assert given[FREE[0].id] == EXPECTED[FREE[0].id]
+    (broken,) = [event for event in events if getattr(event, "message", "")]
+    assert (broken.id, broken.reason, broken.message) == (KEPT[0].id, FinishReason.ERROR, "the rule is broken")  # type: ignore[union-attr]
+
+
+@DEPTHS
+@pytest.mark.parametrize("where", ["fail_tokens", "fail_launch", "fail_restrict", "fail_admit"])
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_step_without_memory_costs_one_answer_at_most_and_the_others_still_keep_to_theirs(
+    depth: int, where: str, at: int
+) -> None:
+    runner = ContentRunner(num_blocks=64)
+    core = core_of(runner, depth)
+    add_all(core)
+    events = [event for _ in range(at) for event in core.step()]
+    setattr(runner, where, OutOfMemory("it does not fit"))
+    events += drain(core)
+    failed = {name for name, reason in finishes(events).items() if reason is FinishReason.ERROR}
+    assert len(failed) <= 1
+    assert len(finishes(events)) == len(EXPECTED)
+    given = outputs(events)
+    assert {name: given[name] for name in given if name not in failed} == {
+        name: output for name, output in EXPECTED.items() if name not in failed
+    }
