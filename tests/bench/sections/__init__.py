@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.bench.run import Run
-from tests.bench.sections import others, product, quantized, requests, steps, verification
+from tests.bench.sections import others, product, quantized, requests, steps, structured, verification
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ SECTIONS = {
     "verify_kernels": Section(verification.verify_kernels),
     "verify_engine": Section(verification.verify_engine),
     "int8": Section(quantized.int8, needs=("decode", "throughput", "prefill")),
+    "structured": Section(structured.structured, needs=("throughput",)),
     "continuous_batching": Section(others.continuous_batching, needs=("throughput", "long", "prefix")),
 }
 
