@@ -89,8 +89,17 @@ class Sampled(Strict):
     top_p: Number = Field(
         0.8, gt=0, le=1, description="Draw from the likeliest tokens that hold this share; 1: from all."
     )
+    min_p: Number = Field(
+        0.0, ge=0, le=1, description="Draw from tokens at least so likely as this share of the likeliest; 0: from all."
+    )
     repetition_penalty: Number = Field(
-        1.005, ge=0.01, le=10, description="Above 1: shun tokens that were used; 1: off."
+        1.005, ge=0.01, le=10, description="Above 1: shun tokens of conversation and answer; 1: off."
+    )
+    frequency_penalty: Number = Field(
+        0.0, ge=-2, le=2, description="Taken off a token's logit as often as it stands in the answer, 63 times at most."
+    )
+    presence_penalty: Number = Field(
+        0.0, ge=-2, le=2, description="Taken off a token's logit once it stands in the answer."
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed and settings give the same answer.")
 
@@ -100,6 +109,9 @@ class Sampled(Strict):
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
+            min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
             seed=secrets.randbits(63) if self.seed is None else self.seed,
         )

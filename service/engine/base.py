@@ -15,15 +15,19 @@ from service.engine.defaults import BLOCK_TOKENS, Quantization
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How the next token is drawn. temperature 0 is greedy; top_k 0 and top_p 1 switch that filter off.
+    """How the next token is drawn. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 switch that filter off.
 
-    The order is that of transformers' warpers: repetition penalty (over prompt and answer), temperature, top_k, top_p.
+    The order is that of transformers' warpers: repetition penalty (over prompt and answer), temperature, top_k, top_p,
+    min_p. Frequency and presence penalty, over the answer alone, come right after the repetition penalty.
     """
 
     temperature: float = 1.0
     top_k: int = 40
     top_p: float = 0.8
+    min_p: float = 0.0
     repetition_penalty: float = 1.005
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     seed: int = 0
 
 

@@ -15,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from service.engine.base import Allowed, GenerationRequest, Matcher
+from service.engine.sampling import MOST_COUNTED, frequency_of
 from service.errors import ConfigurationError
 
 
@@ -36,7 +37,13 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Any
 def generation_config(request: GenerationRequest) -> GenerationConfig:
     """The request in transformers' words."""
     p = request.sampling
-    drawn = {"do_sample": True, "temperature": p.temperature, "top_k": p.top_k, "top_p": p.top_p}
+    drawn = {
+        "do_sample": True,
+        "temperature": p.temperature,
+        "top_k": p.top_k,
+        "top_p": p.top_p,
+        "min_p": p.min_p or None,
+    }
     return GenerationConfig(
         max_new_tokens=request.max_new_tokens,
         repetition_penalty=p.repetition_penalty,
@@ -63,13 +70,27 @@ class KeepsToGrammar(LogitsProcessor):  # type: ignore[misc]  # transformers has
         return scores.masked_fill(torch.from_numpy(bits).to(scores.device) == 0, float("-inf"))
 
 
+class TakesOff(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
+    """OpenAI's penalties, which transformers has not: see `sampling.amount_off`."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self._begins = len(request.prompt_ids)
+        self._frequency, self._presence = frequency_of(request.sampling), request.sampling.presence_penalty
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """scores [1, vocab], less what tokens of the answer cost."""
+        count = torch.bincount(input_ids[0, self._begins :], minlength=scores.shape[1])
+        return scores - (count.clamp(max=MOST_COUNTED) * self._frequency + (count > 0) * self._presence)
+
+
 class GenerateCall(BaseStreamer, StoppingCriteria):  # type: ignore[misc]  # transformers has no types
     """One `generate()` call on its own thread, read token by token."""
 
     def __init__(self, model: Any, request: GenerationRequest, processors: list[LogitsProcessor]) -> None:
         self._model = model
         self._request = request
-        self._processors = LogitsProcessorList(processors)
+        is_taken_off = request.sampling.frequency_penalty or request.sampling.presence_penalty
+        self._processors = LogitsProcessorList([*([TakesOff(request)] if is_taken_off else []), *processors])
         self._stop = threading.Event()
         self._prompt_is_through = False
         # One token ahead: the next is computed while the last is handed on, and a cancelled request costs no more.

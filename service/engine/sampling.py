@@ -1,9 +1,9 @@
 """The next token of every row of a batch, each row by its own parameters and its own seed.
 
-The order is that of transformers' processors: what a grammar forbids, repetition penalty, temperature, top_k, top_p,
-then a draw. A draw is the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014, "A* sampling"): the largest of
-log-probability + noise. The noise is a hash of seed, position and token id, so that a request gets the same tokens
-alone and in any batch.
+The order is that of transformers' processors: what a grammar forbids, repetition penalty, what OpenAI's API takes off
+for tokens of the answer, temperature, top_k, top_p, min_p, then a draw. A draw is the Gumbel-max trick (Gumbel 1954;
+Maddison et al. 2014, "A* sampling"): the largest of log-probability + noise. The noise is a hash of seed, position and
+token id, so that a request gets the same tokens alone and in any batch.
 
 How a row is drawn follows from its own parameters alone, never from its neighbours', so that rounding can't either.
 """
@@ -21,8 +21,14 @@ TOP_K_LIMIT = 64
 CANDIDATES = 2 * TOP_K_LIMIT
 """Tokens taken for it. The surplus holds those that tie with the k-th: transformers keeps them, so do we."""
 
-SEEN, FORBIDDEN = 1, 2
-"""Bits of a token's mark: it stands in prompt or answer; the answer's grammar has no place for it next."""
+SEEN, FORBIDDEN, ONCE = 1, 2, 4
+"""A token's mark, a byte: whether it stands in prompt or answer; whether the answer's grammar has no place for it next;
+and, in the bits from ONCE on, how often it stands in the answer."""
+MOST_COUNTED = 255 // ONCE
+"""More often than so a token is not counted: a frequency penalty has long decided by then."""
+FREQUENCY_STEP = 2.0**-12
+"""Frequency penalties are rounded to it. Their products with a count are then exact in fp32, and it makes no difference
+whether a multiplication and the addition behind it are rounded once, as on a GPU, or twice."""
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_A, _MIX_B = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
@@ -34,7 +40,7 @@ class Method(IntEnum):
 
     GREEDY = 0  # the largest, after the penalty
     CANDIDATES = 1  # 1 <= top_k <= TOP_K_LIMIT: only a few tokens are sorted
-    UNFILTERED = 2  # neither top_k nor top_p: nothing is sorted
+    UNFILTERED = 2  # neither top_k nor top_p nor min_p: nothing is sorted
     SORTED = 3  # the rest: the vocabulary is sorted
 
 
@@ -44,20 +50,23 @@ def method_of(params: SamplingParams, vocab_size: int) -> Method:
         return Method.GREEDY
     if 0 < params.top_k <= min(TOP_K_LIMIT, vocab_size - 1):
         return Method.CANDIDATES
-    is_unfiltered = params.top_p >= 1 and not 0 < params.top_k < vocab_size
+    is_unfiltered = params.top_p >= 1 and not params.min_p and not 0 < params.top_k < vocab_size
     return Method.UNFILTERED if is_unfiltered else Method.SORTED
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The parameters of a batch's rows, each [B]; `marks` [B, vocab] say of each token whether it was SEEN and whether
-    it is FORBIDDEN, which at least one must not be."""
+    """The parameters of a batch's rows, each [B]; `marks` [B, vocab] are the tokens' (see SEEN), of which at least one
+    must not be FORBIDDEN."""
 
     method: torch.Tensor  # int64, a Method
     temperature: torch.Tensor  # fp32
     top_k: torch.Tensor  # int64
     top_p: torch.Tensor  # fp32
-    penalty: torch.Tensor  # fp32
+    least: torch.Tensor  # fp32, the logarithm of min_p
+    penalty: torch.Tensor  # fp32, for repetition
+    frequency: torch.Tensor  # fp32, a multiple of FREQUENCY_STEP
+    presence: torch.Tensor  # fp32
     seed: torch.Tensor  # int64
     marks: torch.Tensor  # uint8
 
@@ -68,6 +77,7 @@ def sample(logits: torch.Tensor, rows: Rows, positions: torch.Tensor, methods: s
     `methods` must contain every row's method: the host knows them, and nothing is computed for one that is absent.
     """
     scores = penalize(logits.float(), (rows.marks & SEEN).bool(), rows.penalty)
+    scores = scores - amount_off(rows.marks, rows.frequency, rows.presence)
     scores = scores.masked_fill((rows.marks & FORBIDDEN).bool(), float("-inf"))
     best, tokens = scores.max(dim=-1)
     if methods <= {Method.GREEDY}:
@@ -84,6 +94,19 @@ def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: torch.Tensor) ->
     """Logits of seen tokens divided by the penalty where positive and multiplied where negative (CTRL, Keskar 2019)."""
     factor = penalty[:, None]
     return torch.where(seen, torch.where(logits < 0, logits * factor, logits / factor), logits)
+
+
+def frequency_of(params: SamplingParams) -> float:
+    """The frequency penalty that is kept to."""
+    return round(params.frequency_penalty / FREQUENCY_STEP) * FREQUENCY_STEP
+
+
+def amount_off(marks: torch.Tensor, frequency: torch.Tensor, presence: torch.Tensor) -> torch.Tensor:
+    """What OpenAI's penalties take off each logit: `frequency` as often as the token stands in the answer, and
+    `presence` once if it does. Source: https://platform.openai.com/docs/api-reference/chat/create; that the prompt does
+    not count is how vLLM reads it (vllm/sampling_params.py)."""
+    count = (marks // ONCE).float()
+    return count * frequency[:, None] + torch.where(count > 0, presence[:, None], 0.0)
 
 
 def row_keys(seed: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,10 +140,11 @@ def _draw_unfiltered(scaled: torch.Tensor, rows: Rows, keys: tuple[torch.Tensor,
 
 
 def _filter(values: torch.Tensor, descending: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """`values` with -inf wherever top_k or top_p excludes them, judged by the row's `descending` ones.
+    """`values` with -inf wherever top_k, top_p or min_p excludes them, judged by the row's `descending` ones.
 
     top_k keeps what is not below the k-th value; top_p what has less than top_p of the probability strictly above
-    it. Both are thresholds on the value: equal ones stay or go together, in whatever order a sort left them.
+    it; min_p what has at least that share of the best one's. All are thresholds on the value: equal ones stay or go
+    together, in whatever order a sort left them.
     """
     last = values.new_full((), descending.shape[1], dtype=torch.int64)
     k = torch.where(rows.top_k > 0, rows.top_k, last).clamp(max=last)
@@ -130,7 +154,7 @@ def _filter(values: torch.Tensor, descending: torch.Tensor, rows: Rows) -> torch
     above = probability.cumsum(dim=-1) - probability
     limit = torch.where(rows.top_p < 1, rows.top_p.clamp(min=torch.finfo(torch.float32).tiny), float("inf"))
     least = ranked.masked_fill(above >= limit[:, None], float("inf")).amin(dim=-1, keepdim=True)
-    return values.masked_fill(values < torch.maximum(least, kth), float("-inf"))
+    return values.masked_fill(values < torch.maximum(torch.maximum(least, kth), rows.least[:, None]), float("-inf"))
 
 
 def _splitmix(x: torch.Tensor) -> torch.Tensor:

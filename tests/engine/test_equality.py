@@ -53,13 +53,16 @@ def random_prompts(vocab: int) -> list[list[int]]:
 
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
 PENALIZED = SamplingParams(temperature=0.0, top_k=40, top_p=0.8, repetition_penalty=1.1)
+TAKEN_OFF = SamplingParams(
+    temperature=0.0, repetition_penalty=1.1, frequency_penalty=0.3, presence_penalty=0.7, min_p=0.1
+)
 
 
 @pytest.mark.parametrize("shape", GROUPINGS, ids=lambda shape: shape.name)
 def test_greedy_tokens_equal_transformers_on_every_head_grouping(tmp_path: Path, shape: Shape) -> None:
     write_checkpoint(tmp_path, shape)
     requests = [
-        a_request(prompt, new=24, sampling=PENALIZED if row % 3 == 0 else GREEDY)
+        a_request(prompt, new=24, sampling=(PENALIZED, GREEDY, TAKEN_OFF)[row % 3])
         for row, prompt in enumerate(random_prompts(shape.vocab))
     ]
     expected = answers(core(tmp_path, "reference"), requests, 1)

@@ -98,6 +98,7 @@ class BreaksDown:
 
     def __init__(self, matcher: Any, after: int) -> None:
         self.native = matcher.native
+        self.look = matcher.look
         self._matcher = matcher
         self._left = after
 

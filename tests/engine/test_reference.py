@@ -13,7 +13,7 @@ from service.engine.reference import ReferenceCore
 from service.engine.startup.build import build_core
 from service.errors import ConfigurationError
 from tests.support.checkpoints import Shape, write_checkpoint
-from tests.support.driving import drain, reasons_of, tokens_of
+from tests.support.driving import behind_gate, drain, reasons_of, tokens_of
 from tests.support.engines import a_request
 
 SHAPE = Shape(max_positions=64)
@@ -30,7 +30,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(model_dir: Path) -> Iterator[Callable[..., ReferenceCore]]:
     def build(**changes: object) -> ReferenceCore:
         fields = {"kind": "reference", "model_dir": str(model_dir), "device": "cpu", "threads": 1}
-        core = build_core(EngineConfig(**(fields | changes)), lambda message: None)  # type: ignore[arg-type]
+        core = behind_gate(build_core(EngineConfig(**(fields | changes)), lambda message: None))  # type: ignore[arg-type]
         assert isinstance(core, ReferenceCore)
         return core
 

@@ -12,7 +12,7 @@ from service.engine.attention import Attention
 from service.engine.base import SamplingParams
 from service.engine.model import Model
 from service.engine.runner import TorchRunner
-from service.engine.sampling import FORBIDDEN, SEEN
+from service.engine.sampling import FORBIDDEN, ONCE, SEEN
 from service.engine.steps.plan import Chunk, Decode, OutOfMemory, Sequence, StepPlan
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.plans import BLOCK_SIZE, GREEDY, decode, generate, load_native, prefill, runner_of, sequence_of
@@ -168,6 +168,33 @@ def test_the_penalty_counts_prompt_and_answer(model: Model) -> None:
     assert not set(tokens) & set(PROMPTS[4])
 
 
+def test_what_is_taken_off_counts_the_answer_alone_each_time_anew(model: Model) -> None:
+    """A thousand off once is a token's end; a negative one is its reign; a prompt's tokens cost nothing."""
+    prompt = PROMPTS[1]
+    first = prefill(runner_of(model), sequence_of(prompt, slot=0, blocks=blocks_for(1, prompt)))
+    for params, distinct in (({"presence_penalty": 1000.0}, COUNT), ({"frequency_penalty": -1000.0}, 1)):
+        sampling = SamplingParams(temperature=0.0, repetition_penalty=1.0, **params)
+        sequence = sequence_of([*prompt, first], slot=0, blocks=blocks_for(1, [*prompt, 0]), sampling=sampling)
+        free = sequence_of([*prompt, first], slot=0, blocks=blocks_for(1, [*prompt, 0]))
+        tokens = generate(runner_of(model), sequence, COUNT)
+        assert len(set(tokens)) == distinct
+        assert tokens[0] == prefill(runner_of(model), free)
+
+
+def test_how_often_a_token_was_given_is_counted_up_to_63(model: Model) -> None:
+    runner = runner_of(model)
+    reign = SamplingParams(temperature=0.0, repetition_penalty=1.0, frequency_penalty=-2.0, presence_penalty=-1000.0)
+    sequence = sequence_of([5], slot=1, blocks=blocks_for(1, [0] * 60), new=80, sampling=reign)
+    token = prefill(runner, sequence)
+    sequence.output.append(token)
+    for count in (2, 63, 63):
+        decode(runner, [sequence], 1 if count == 2 else 61 if len(sequence.output) == 2 else 10)
+        assert int(runner.slots.parameters.marks[1, token]) == SEEN + count * ONCE
+    runner.admit(sequence)  # as after a lost step
+    assert int(runner.slots.parameters.marks[1, token]) == SEEN + 63 * ONCE
+    assert int((runner.slots.parameters.marks[1] > 0).sum()) == len({5, token})
+
+
 def bits_of(allowed: list[list[int]], vocab: int) -> NDArray[np.uint8]:
     rows = np.zeros((len(allowed), -(-vocab // 32) * 32), dtype=np.uint8)
     for row, tokens in zip(rows, allowed, strict=True):
@@ -304,7 +331,8 @@ def _plans(sequence: Sequence) -> list[StepPlan]:
 def test_a_sequence_admitted_again_goes_on_where_the_host_knows_it_to_be(model: Model, alone: list[list[int]]) -> None:
     """After a lost step the device may be a token ahead, or have drawn what nobody got."""
     strong = SamplingParams(temperature=0.0, repetition_penalty=1.5)
-    for sampling, expected in ((GREEDY, alone[3]), (strong, None)):
+    counted = SamplingParams(temperature=0.0, repetition_penalty=1.0, frequency_penalty=0.5, presence_penalty=0.1)
+    for sampling, expected in ((GREEDY, alone[3]), (strong, None), (counted, None)):
         sequence = sequence_of(PROMPTS[3], slot=2, blocks=blocks_for(1, PROMPTS[3]), sampling=sampling)
         whole = expected or generate(runner_of(model), sequence, COUNT)
         runner, sequence = runner_of(model), sequence_of(PROMPTS[3], slot=2, blocks=sequence.blocks, sampling=sampling)

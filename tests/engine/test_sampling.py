@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation.logits_process import (
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -18,10 +19,12 @@ from transformers.generation.logits_process import (
 from service.engine.base import SamplingParams
 from service.engine.sampling import (
     FORBIDDEN,
+    ONCE,
     SEEN,
     TOP_K_LIMIT,
     Method,
     Rows,
+    frequency_of,
     gumbel,
     method_of,
     penalize,
@@ -57,7 +60,10 @@ def rows_of(batch: list[SamplingParams], vocab: int = VOCAB, seen: list[list[int
         temperature=torch.tensor([p.temperature for p in batch]),
         top_k=torch.tensor([p.top_k for p in batch]),
         top_p=torch.tensor([p.top_p for p in batch]),
+        least=torch.tensor([p.min_p for p in batch]).log(),
         penalty=torch.tensor([p.repetition_penalty for p in batch]),
+        frequency=torch.tensor([p.frequency_penalty for p in batch]),
+        presence=torch.tensor([p.presence_penalty for p in batch]),
         seed=torch.tensor([p.seed for p in batch]),
         marks=marks,
     )
@@ -85,6 +91,8 @@ def transformers_probabilities(logits: torch.Tensor, p: SamplingParams, seen: li
         processors.append(TopKLogitsWarper(p.top_k))
     if p.top_p < 1.0:
         processors.append(TopPLogitsWarper(p.top_p))
+    if p.min_p:
+        processors.append(MinPLogitsWarper(p.min_p))
     return processors(torch.tensor([seen]), logits.clone()).softmax(-1)[0]
 
 
@@ -107,6 +115,10 @@ SETTINGS = [
     params(temperature=1.0, top_k=40, top_p=0.8, repetition_penalty=1.005),
     params(temperature=0.9, top_k=40, top_p=0.8, repetition_penalty=1.3),
     params(temperature=0.7, top_k=200, top_p=0.9, repetition_penalty=1.1),
+    params(min_p=0.05),
+    params(min_p=1.0),
+    params(min_p=0.02, top_k=40, temperature=1.7),
+    params(min_p=0.001, top_k=200, top_p=0.99, temperature=2.0),
 ]
 
 
@@ -214,6 +226,38 @@ def test_a_row_draws_the_same_alone_and_among_any_neighbours() -> None:
             for row in range(len(BATCH))
         ]
         assert together == alone
+
+
+@pytest.mark.parametrize(
+    "p",
+    [
+        params(frequency_penalty=0.25),
+        params(presence_penalty=-1.5),
+        params(frequency_penalty=-0.5, presence_penalty=2.0, repetition_penalty=1.3, top_p=0.9),
+    ],
+    ids=str,
+)
+def test_what_tokens_of_the_answer_cost_comes_off_their_logits_after_the_repetition_penalty(p: SamplingParams) -> None:
+    counts = {7: 1, 8: 2, 9: 40, 10: 63}
+    logits = some_logits(5)
+    left = logits.clone()
+    for token in [*counts, 20, 21]:
+        value = float(left[0, token])
+        left[0, token] = value * p.repetition_penalty if value < 0 else value / p.repetition_penalty
+    for token, count in counts.items():
+        left[0, token] -= count * p.frequency_penalty + p.presence_penalty
+    rows = rows_of([p] * DRAWS, seen=[[*counts, 20, 21]] * DRAWS)
+    rows.marks[:, [*counts]] += torch.tensor([*counts.values()], dtype=torch.uint8) * ONCE
+    drawn = sample(logits.expand(DRAWS, -1), rows, torch.arange(DRAWS), {method_of(p, VOCAB)})
+    expected = transformers_probabilities(left, params(top_p=p.top_p), [])
+    assert_drawn_from(expected, torch.bincount(drawn, minlength=VOCAB) / DRAWS)
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(0.0, 0.0), (0.5, 0.5), (-2.0, -2.0), (0.1, 410 / 4096), (1e-5, 0.0)])
+def test_a_frequency_penalty_is_rounded_so_that_its_products_are_exact(asked: float, kept: float) -> None:
+    assert frequency_of(params(frequency_penalty=asked)) == kept
+    products = torch.arange(64) * torch.tensor(kept)
+    assert products.double().tolist() == [n * kept for n in range(64)]
 
 
 @given(

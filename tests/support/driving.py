@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from service.engine.base import Core, Event, Finish, FinishReason, GenerationRequest, Token
+from service.engine.base import Core, Event, Finish, FinishReason, GenerationRequest, MatchingCore, Token
 from service.engine.core import NativeCore
 from service.engine.grammars.gate import GrammarGate
 
@@ -17,10 +17,15 @@ def drain(core: Core, requests: Iterable[GenerationRequest]) -> list[Event]:
 
 def native(core: Core) -> NativeCore:
     """The native core of what `build_core` built."""
-    assert isinstance(core, GrammarGate)
-    inner = core._core
+    inner = behind_gate(core)
     assert isinstance(inner, NativeCore)
     return inner
+
+
+def behind_gate(core: Core) -> MatchingCore:
+    """The core of what `build_core` built."""
+    assert isinstance(core, GrammarGate)
+    return core._core
 
 
 def tokens_of(events: Iterable[Event]) -> dict[str, list[int]]:

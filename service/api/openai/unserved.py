@@ -9,7 +9,6 @@ Neutral = dict[str, tuple[object, ...]]
 
 OF_REQUEST: Neutral = {
     "audio": (),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "logit_bias": ({},),
@@ -20,7 +19,6 @@ OF_REQUEST: Neutral = {
     "n": (1,),
     "parallel_tool_calls": (False, True),
     "prediction": (),
-    "presence_penalty": (0,),
     "reasoning_effort": ("none",),
     "service_tier": ("auto", "default"),
     "store": (False,),
@@ -44,7 +42,6 @@ OF_OTHER_SERVERS: Neutral = {
     "guided_regex": (),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
-    "min_p": (0,),
     "min_tokens": (0,),
     "priority": (0,),
     "skip_special_tokens": (True,),

@@ -19,19 +19,25 @@ class TokenMatcher:
 
     def __init__(self, vocabulary: LLTokenizer, grammar: str) -> None:
         self.native = LLMatcher(vocabulary, grammar, log_level=SILENT, limits=limits())
-
-    @property
-    def problem(self) -> str:
-        error = first_words(self.native.get_error())
-        return f"the answer's grammar cannot be kept to: {error}" if error else ""
+        self.problem = ""
+        self.look()
 
     def advance(self, token: int) -> None:
         """The answer goes on with `token`."""
         self.native.consume_token(token)
+        self.look()
+
+    def look(self) -> None:
+        """Note what the library says. Asked for at another time, by another thread, it would raise: it lets nobody near
+        a matcher that is at work."""
+        error = first_words(self.native.get_error())
+        self.problem = f"the answer's grammar cannot be kept to: {error}" if error else ""
 
 
 def allowed_tokens(executor: LLExecutor, vocab_size: int, matchers: list[TokenMatcher]) -> NDArray[np.uint8]:
     """What each of `matchers` [N] may go on with: [N, bytes], a bit a token, the lowest first."""
     words = allocate_token_bitmask(len(matchers), vocab_size)
     fill_next_token_bitmask_par(executor, [(each.native, at) for at, each in enumerate(matchers)], words)
+    for each in matchers:
+        each.look()
     return words.view(np.uint8)

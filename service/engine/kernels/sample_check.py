@@ -23,6 +23,8 @@ SAMPLED = (
     SamplingParams(top_k=100, top_p=1.0, temperature=10.0, seed=7),
     SamplingParams(top_k=100, top_p=0.5, temperature=3.0, repetition_penalty=0.8, seed=8),
     SamplingParams(top_k=0, top_p=0.5, temperature=20.0, seed=-9),
+    SamplingParams(top_k=0, top_p=1.0, min_p=0.1, presence_penalty=1.3, seed=10),
+    SamplingParams(top_k=0, top_p=0.95, min_p=0.001, temperature=4.0, frequency_penalty=0.1, seed=11),
 )
 """Every method and both ways through the kernel that filters. Bounds bite: many likely tokens lie beyond each."""
 DRAWS = 10
@@ -56,7 +58,7 @@ def check_sample(ops: Ops, shapes: ServedShapes) -> None:
 def _marks(vocab: int, device: torch.device) -> list[torch.Tensor]:
     """Marks [vocab]: of tokens that were seen, with none forbidden, all but some twenty, and every other one."""
     token = torch.arange(vocab, device=device)
-    seen = (token % 3 == 0) * sampling.SEEN
+    seen = (token % 3 == 0) * (sampling.SEEN + token % (sampling.MOST_COUNTED + 1) * sampling.ONCE)
     return [
         seen | forbidden * sampling.FORBIDDEN for forbidden in (token < 0, token % (vocab // 20 + 1) != 5, token % 2)
     ]

@@ -19,7 +19,15 @@ import triton
 import triton.language as tl
 
 from service.engine.kernels.overlap import launch_options, wait_for_inputs
-from service.engine.kernels.sampling_math import NOTHING, SEEN, gumbel, order_of, penalized, row_keys, scale_down
+from service.engine.kernels.sampling_math import (
+    NOTHING,
+    gumbel,
+    mark_of_drawn,
+    order_of,
+    penalized,
+    row_keys,
+    scale_down,
+)
 from service.engine.kernels.sampling_slow import draw_from_vocabulary
 from service.engine.sampling import Method
 from service.engine.steps.slots import Slots
@@ -33,7 +41,8 @@ BEST_GROUPS = tl.constexpr(64)
 GREEDY = tl.constexpr(int(Method.GREEDY))
 UNFILTERED = tl.constexpr(int(Method.UNFILTERED))
 LARGEST_INDEX = tl.constexpr(0x7FFFFFFF)
-PER_ROW = ["slots", "method", "temperature", "top_k", "top_p", "penalty", "seed", "tokens", "positions"]
+PER_ROW = ["slots", "method", "temperature", "top_k", "top_p", "min_p", "penalty", "frequency", "presence", "seed"]
+PER_ROW += ["tokens", "positions"]
 """One number a row or slot, cut out of larger tensors: where a piece begins follows from how many there are. Its
 alignment would have the largest kernel compiled anew, for seconds; a single number gains nothing by it."""
 
@@ -46,6 +55,8 @@ def scan_kernel(
     method: tl.tensor,
     temperature: tl.tensor,
     penalty: tl.tensor,
+    frequency: tl.tensor,
+    presence: tl.tensor,
     seed: tl.tensor,
     positions: tl.tensor,
     group_best: tl.tensor,
@@ -65,7 +76,8 @@ def scan_kernel(
     token = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     inside = token < vocab
     slot = tl.load(slots + row)
-    score = penalized(logits + row * vocab, marks + slot * vocab, tl.load(penalty + slot), token, inside)
+    factor, often, once = tl.load(penalty + slot), tl.load(frequency + slot), tl.load(presence + slot)
+    score = penalized(logits + row * vocab, marks + slot * vocab, factor, often, once, token, inside)
     maxima = tl.max(score, 1)
     tl.store(group_best + row * groups + group, maxima, mask=group < groups)
     how = tl.load(method + slot)
@@ -92,12 +104,24 @@ def threshold(order, weight, goal):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def unfiltered_winner(  # type: ignore[no-untyped-def]
-    logits, marks, factor, heat, best, first, second, chunk_winner, chunks, vocab, BLOCK_CHUNKS: tl.constexpr
+    logits,
+    marks,
+    factor,
+    often,
+    once,
+    heat,
+    best,
+    first,
+    second,
+    chunk_winner,
+    chunks,
+    vocab,
+    BLOCK_CHUNKS: tl.constexpr,
 ):
     """The best of the chunks' winners."""
     chunk = tl.arange(0, BLOCK_CHUNKS)
     token = tl.load(chunk_winner + chunk, mask=chunk < chunks, other=0)
-    scaled = scale_down(penalized(logits, marks, factor, token, token < vocab), best, heat)
+    scaled = scale_down(penalized(logits, marks, factor, often, once, token, token < vocab), best, heat)
     noisy = tl.where(chunk < chunks, scaled + gumbel(first, second, token), NOTHING)
     return tl.min(tl.where(noisy == tl.max(noisy), token, vocab - 1))
 
@@ -115,6 +139,12 @@ def probability_sum(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def bottom_of(log_min_p):  # type: ignore[no-untyped-def]
+    """The order of the least score that min_p keeps; 0, which is none, where it keeps all."""
+    return tl.where(log_min_p > NOTHING, order_of(log_min_p), 0)
+
+
+@triton.jit
 def leading_tokens(maxima, group):  # type: ignore[no-untyped-def]
     """The tokens of the groups with the largest maxima: [BEST_GROUPS, GROUP]."""
     bits = maxima.to(tl.int32, bitcast=True)
@@ -126,10 +156,10 @@ def leading_tokens(maxima, group):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def filter_leaders(order, scaled, inside, bound, total, k, p, vocab):  # type: ignore[no-untyped-def]
-    """The least order that top_k and top_p keep, and whether it is exact: above `bound`, where nothing is unseen.
+def filter_leaders(order, scaled, inside, bound, total, k, p, bottom, vocab):  # type: ignore[no-untyped-def]
+    """The least order that the filters keep, and whether it is exact: above `bound`, where nothing is unseen.
 
-    `total` is the vocabulary's sum of exp; k is `vocab` for no top_k.
+    `total` is the vocabulary's sum of exp; k is `vocab` for no top_k; `bottom` is min_p as the least order, 0 for none.
     """
     weight = tl.where(inside, tl.exp(scaled), 0.0)
     least = bound * 0
@@ -142,7 +172,10 @@ def filter_leaders(order, scaled, inside, bound, total, k, p, vocab):  # type: i
         # The most probable token always stays, however small top_p is.
         goal = tl.maximum(p * total, 1e-30)
         least = tl.maximum(least, threshold(order, tl.where(order >= least, weight, 0.0), goal))
-    return least, exact & (least > bound)
+    # Where min_p keeps nothing that is unseen, it decides, or what was found above it does; but top_p is a share of
+    # what top_k leaves, and that must be known.
+    least = tl.maximum(least, bottom)
+    return least, (exact | (p >= 1)) & (least > bound)
 
 
 @triton.jit(do_not_specialize=["spare"], do_not_specialize_on_alignment=PER_ROW)
@@ -154,7 +187,10 @@ def draw_kernel(
     temperature: tl.tensor,
     top_k: tl.tensor,
     top_p: tl.tensor,
+    min_p: tl.tensor,
     penalty: tl.tensor,
+    frequency: tl.tensor,
+    presence: tl.tensor,
     seed: tl.tensor,
     tokens: tl.tensor,
     positions: tl.tensor,
@@ -178,7 +214,7 @@ def draw_kernel(
     logits += row * vocab
     marks += slot * vocab
     how = tl.load(method + slot)
-    factor = tl.load(penalty + slot)
+    factor, often, once = tl.load(penalty + slot), tl.load(frequency + slot), tl.load(presence + slot)
     heat = tl.where(how == GREEDY, 1.0, tl.load(temperature + slot))
     k = tl.load(top_k + slot)
     k = tl.where((k > 0) & (k < vocab), k, vocab)
@@ -192,11 +228,11 @@ def draw_kernel(
     if how == UNFILTERED:
         winners = chunk_winner + row * chunks
         chosen = unfiltered_winner(
-            logits, marks, factor, heat, best, first, second, winners, chunks, vocab, BLOCK_CHUNKS
+            logits, marks, factor, often, once, heat, best, first, second, winners, chunks, vocab, BLOCK_CHUNKS
         )
     else:
         token = leading_tokens(maxima, group)
-        score = penalized(logits, marks, factor, token, token < vocab)
+        score = penalized(logits, marks, factor, often, once, token, token < vocab)
         inside = (token < vocab) & ~(score <= NOTHING)  # not what is forbidden
         scaled = scale_down(score, best, heat)
         order = tl.where(inside, order_of(scaled), 0)
@@ -209,18 +245,22 @@ def draw_kernel(
             # that may be drawn when one of the leaders already has none of that (a grammar allows little).
             bound = tl.min(tl.max(order, 1), 0)
             bound = tl.where((groups <= BEST_GROUPS) | (bound == 0), -1, bound)
-            least, exact = filter_leaders(order, scaled, inside, bound, total, k, p, vocab)
+            bottom = bottom_of(tl.load(min_p + slot))
+            least, exact = filter_leaders(order, scaled, inside, bound, total, k, p, bottom, vocab)
         noise = tl.where(how == GREEDY, 0.0, gumbel(first, second, token))
         noisy = tl.where(inside & (order >= least), scaled + noise, NOTHING)
         chosen = tl.min(tl.where(noisy == tl.max(noisy), token, vocab - 1))
         if not exact:
-            chosen = draw_from_vocabulary(logits, marks, factor, heat, best, first, second, k, p, vocab)
+            bottom = bottom_of(tl.load(min_p + slot))
+            chosen = draw_from_vocabulary(
+                logits, marks, factor, often, once, heat, best, first, second, k, p, bottom, vocab
+            )
     chosen = tl.minimum(chosen, vocab - 1).to(tl.int64)
     tl.store(out + row, chosen)
     is_real = slot != spare
     tl.store(tokens + slot, chosen, mask=is_real)
     tl.store(positions + slot, position, mask=is_real)
-    tl.store(marks + chosen, SEEN, mask=is_real)  # what was chosen was not forbidden
+    tl.store(marks + chosen, mark_of_drawn(tl.load(marks + chosen)).to(tl.uint8), mask=is_real)
 
 
 def sample(
@@ -243,6 +283,8 @@ def sample(
         rows.method,
         rows.temperature,
         rows.penalty,
+        rows.frequency,
+        rows.presence,
         rows.seed,
         slots.positions,
         *scratch,
@@ -261,7 +303,10 @@ def sample(
         rows.temperature,
         rows.top_k,
         rows.top_p,
+        rows.least,
         rows.penalty,
+        rows.frequency,
+        rows.presence,
         rows.seed,
         slots.tokens,
         slots.positions,

@@ -13,6 +13,8 @@ NOTHING = tl.constexpr(-3.0e38)
 """Below every score."""
 SEEN = tl.constexpr(sampling.SEEN)
 FORBIDDEN = tl.constexpr(sampling.FORBIDDEN)
+ONCE = tl.constexpr(sampling.ONCE)
+MOST_COUNTED = tl.constexpr(sampling.MOST_COUNTED)
 
 
 @triton.jit
@@ -35,13 +37,22 @@ def gumbel(first, second, token):
 
 
 @triton.jit
-def penalized(logits, marks, penalty, token, inside):
-    """`sampling.penalize`; NOTHING for what is forbidden, and outside the vocabulary."""
+def penalized(logits, marks, penalty, frequency, presence, token, inside):
+    """`sampling.penalize` and `amount_off`; NOTHING for what is forbidden, and outside the vocabulary."""
     logit = tl.load(logits + token, mask=inside, other=0.0).to(tl.float32)
     mark = tl.load(marks + token, mask=inside, other=0)
     factor = tl.zeros_like(logit) + penalty
     changed = tl.where(logit < 0, logit * factor, tl.div_rn(logit, factor))
-    return tl.where(inside & ((mark & FORBIDDEN) == 0), tl.where((mark & SEEN) != 0, changed, logit), NOTHING)
+    score = tl.where((mark & SEEN) != 0, changed, logit)
+    count = (mark // ONCE).to(tl.float32)
+    score -= count * frequency + tl.where(count > 0, presence, 0.0)
+    return tl.where(inside & ((mark & FORBIDDEN) == 0), score, NOTHING)
+
+
+@triton.jit
+def mark_of_drawn(mark):
+    """The mark of a token that is drawn, which was not forbidden: seen, and once more in the answer."""
+    return tl.minimum(mark // ONCE + 1, MOST_COUNTED) * ONCE + SEEN
 
 
 @triton.jit

@@ -1,10 +1,13 @@
 """What the device knows of each running sequence: one row per slot, so that a step needs no more than slot numbers."""
 
+import math
+from collections import Counter
+
 import torch
 
 from service.engine.base import SamplingParams
 from service.engine.device import to_device, upload
-from service.engine.sampling import FORBIDDEN, SEEN, Method, Rows, method_of
+from service.engine.sampling import FORBIDDEN, MOST_COUNTED, ONCE, SEEN, Method, Rows, frequency_of, method_of
 from service.engine.steps.plan import Sequence
 
 
@@ -25,13 +28,11 @@ class Slots:
         self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
         self.tables = torch.zeros(rows, width, dtype=torch.int32, device=device)
         self._whole = torch.zeros(3, rows, dtype=torch.int64, device=device)  # method, top_k, seed
-        self._real = torch.ones(3, rows, dtype=torch.float32, device=device)  # temperature, top_p, penalty
+        self._real = torch.ones(6, rows, dtype=torch.float32, device=device)  # the rest of `Rows`, in its order
         self._marks = torch.zeros(rows, vocab_size, dtype=torch.uint8, device=device)
-        (method, top_k, seed), (temperature, top_p, penalty) = self._whole, self._real
-        self.parameters = Rows(method, temperature, top_k, top_p, penalty, seed, self._marks)
+        self.parameters = self._rows_of(self._whole, self._real, self._marks)
         # Made here and not in a step: half an advance, for want of memory, could not be run again.
         self._one = torch.ones(1, dtype=torch.int64, device=device)
-        self._seen = torch.full((), SEEN, dtype=torch.uint8, device=device)
         self._bits = torch.arange(8, dtype=torch.uint8, device=device)
         self._methods = [Method.GREEDY] * rows
 
@@ -41,19 +42,24 @@ class Slots:
         self.set_parameters(slot, request.sampling)
         table = self.tables[slot].zero_()
         table[: len(sequence.blocks)] = self.upload(sequence.blocks, torch.int32)
-        self._marks[slot].zero_().index_fill_(0, self.upload(request.prompt_ids + sequence.output), SEEN)
+        self._marks[slot].zero_().index_fill_(0, self.upload(request.prompt_ids), SEEN)
         # As if the prompt's last token had just been sampled: a finished prefill then advances like a decode.
         # Filled: a number that is assigned would be uploaded from pageable memory, and waited for.
         self.positions[slot].fill_(sequence.prompt_length - 1 + len(sequence.output))
         if sequence.output:
             self.tokens[slot].fill_(sequence.output[-1])
+            counts = Counter(sequence.output)
+            marks = self.upload([min(n, MOST_COUNTED) * ONCE | SEEN for n in counts.values()], torch.uint8)
+            self._marks[slot].index_copy_(0, self.upload([*counts]), marks)
 
     def set_parameters(self, slot: int, p: SamplingParams) -> None:
         """How the slot samples from now on."""
         self._methods[slot] = method_of(p, self._vocab_size)
         seed = (p.seed + (1 << 63)) % (1 << 64) - (1 << 63)
         self._whole[:, slot] = self.upload([self._methods[slot], p.top_k, seed])
-        self._real[:, slot] = self.upload([p.temperature, p.top_p, p.repetition_penalty], torch.float32)
+        least = math.log(p.min_p) if p.min_p else -math.inf
+        real = [p.temperature, p.top_p, least, p.repetition_penalty, frequency_of(p), p.presence_penalty]
+        self._real[:, slot] = self.upload(real, torch.float32)
 
     def restrict(self, slots: list[int], allowed: torch.Tensor) -> None:
         """Let each of `slots` [N] sample next only what its row of `allowed` allows: uint8 [N, bytes] in main memory, a
@@ -61,20 +67,24 @@ class Slots:
         rows = self.upload(slots)
         bits = (to_device(allowed, self._device)[:, :, None] >> self._bits) & 1
         forbidden = (bits.flatten(1)[:, : self._vocab_size] ^ 1) * FORBIDDEN
-        self._marks.index_copy_(0, rows, self._marks[rows] & SEEN | forbidden)
+        self._marks.index_copy_(0, rows, self._marks[rows] & (0xFF ^ FORBIDDEN) | forbidden)
 
     def advance(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
         """Each of `slots` [B] has sampled the token beside it."""
         self.tokens.index_copy_(0, slots, tokens)
         self.positions.index_add_(0, slots, self._one.expand_as(slots))
         self.positions[self.spare].zero_()  # padding rows would run out of the block table in time
-        self._marks.index_put_((slots, tokens), self._seen)  # what was sampled was not forbidden
+        counts = (self._marks[slots, tokens] // ONCE + 1).clamp(max=MOST_COUNTED)
+        self._marks.index_put_((slots, tokens), counts * ONCE | SEEN)  # what was sampled was not forbidden
 
     def rows(self, slots: torch.Tensor) -> Rows:
         """Sampling parameters of `slots` [B], gathered."""
-        method, top_k, seed = self._whole[:, slots]
-        temperature, top_p, penalty = self._real[:, slots]
-        return Rows(method, temperature, top_k, top_p, penalty, seed, self._marks[slots])
+        return self._rows_of(self._whole[:, slots], self._real[:, slots], self._marks[slots])
+
+    @staticmethod
+    def _rows_of(whole: torch.Tensor, real: torch.Tensor, marks: torch.Tensor) -> Rows:
+        (method, top_k, seed), (temperature, top_p, least, penalty, frequency, presence) = whole, real
+        return Rows(method, temperature, top_k, top_p, least, penalty, frequency, presence, seed, marks)
 
     def methods(self, slots: list[int]) -> set[Method]:
         """The sampling methods of `slots`, known without asking the device."""

@@ -9,6 +9,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 
+from service.engine.base import GenerationRequest, SamplingParams
 from service.engine.fake import FakeScript
 from tests.api.conftest import Service, Start
 from tests.api.openai.conftest import official_client
@@ -105,7 +106,21 @@ async def test_every_role_and_parts_of_text_are_understood(client: openai.AsyncO
     assert "helpful assistant" not in answer
 
 
-async def test_settings_of_other_servers_reach_the_sampler(client: openai.AsyncOpenAI, model: str) -> None:
+async def test_all_settings_reach_the_engine(
+    service: Service, client: openai.AsyncOpenAI, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenAI's own, and those of other servers."""
+    asked: list[GenerationRequest] = []
+    submit = service.engine.submit
+    monkeypatch.setattr(service.engine, "submit", lambda request: asked.append(request) or submit(request))
+    theirs: dict[str, Any] = {"temperature": 0.5, "top_p": 0.25, "seed": 4}
+    theirs |= {"frequency_penalty": 0.75, "presence_penalty": -1.5}
+    ours = {"top_k": 5, "min_p": 0.125, "repetition_penalty": 1.5}
+    await client.chat.completions.create(model=model, messages=HELLO, **theirs, extra_body=ours)
+    assert [request.sampling for request in asked] == [SamplingParams(**theirs, **ours)]
+
+
+async def test_a_wrong_setting_of_other_servers_is_named(client: openai.AsyncOpenAI, model: str) -> None:
     wrong = {"top_k": 5, "repetition_penalty": 0}
     with pytest.raises(openai.BadRequestError) as caught:
         await client.chat.completions.create(model=model, messages=HELLO, extra_body=wrong)

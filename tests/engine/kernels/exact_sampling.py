@@ -4,6 +4,7 @@ One, but where two are so close that fp32 may take them for each other: their no
 top_p between them.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,23 +15,30 @@ BITS_64, BITS_32 = (1 << 64) - 1, (1 << 32) - 1
 
 
 def strays(
-    drawn: Sequence[int], logits: torch.Tensor, seen: torch.Tensor, params: Sequence[SamplingParams], position: int
+    drawn: Sequence[int], logits: torch.Tensor, marks: torch.Tensor, params: Sequence[SamplingParams], position: int
 ) -> list[int]:
     """The rows of which a token was drawn that they may not draw; the first row draws for `position`, and so on."""
-    rows = enumerate(zip(drawn, logits, seen, params, strict=True))
-    return [n for n, (token, row, was_seen, each) in rows if not allowed(row, was_seen, each, position + n)[token]]
+    rows = enumerate(zip(drawn, logits, marks, params, strict=True))
+    return [n for n, (token, row, mark, each) in rows if not allowed(row, mark, each, position + n)[token]]
 
 
-def allowed(logits: torch.Tensor, seen: torch.Tensor, params: SamplingParams, position: int) -> torch.Tensor:
-    """True of the tokens [vocab] that a row of `logits` may draw, having `seen` some [vocab]."""
-    scores = penalized(logits.double(), seen, params.repetition_penalty)
-    rounding = 2e-6 * float(scores.abs().max())
+def allowed(logits: torch.Tensor, marks: torch.Tensor, params: SamplingParams, position: int) -> torch.Tensor:
+    """True of the tokens [vocab] that a row of `logits` may draw; `marks` [vocab] as in `engine.sampling`."""
+    marks = marks.long()
+    scores = penalized(logits.double(), (marks & 1) > 0, params.repetition_penalty)
+    frequency = round(params.frequency_penalty * 4096) / 4096
+    scores -= (marks >> 2) * frequency + (marks >= 4) * params.presence_penalty
+    scores[(marks & 2) > 0] = -torch.inf
+    rounding = 2e-6 * float(scores[scores.isfinite()].abs().max())
     if params.temperature == 0:
         return scores >= scores.max() - rounding
     scaled = (scores - scores.max()) / params.temperature
     rounding = 1e-5 + rounding / params.temperature  # the noise's own, and the scores'
     surely = kept(scaled, params.top_k, params.top_p * (1 - rounding) if params.top_p < 1 else 1.0)
     maybe = kept(scaled, params.top_k, params.top_p * (1 + rounding))
+    if params.min_p:
+        surely &= scaled >= math.log(params.min_p)
+        maybe &= scaled >= math.log(params.min_p) - rounding
     below = torch.where(surely, -torch.inf, scaled).max()
     surely &= (scaled > below + rounding) | (scaled == 0)
     maybe = scaled >= scaled[maybe].min() - rounding

@@ -33,9 +33,21 @@ PARAMS = [
     SamplingParams(temperature=0.01, seed=5),
     SamplingParams(temperature=30.0, top_k=0, top_p=0.9),
     SamplingParams(temperature=5.0, top_k=700, top_p=0.9, repetition_penalty=0.8),
+    SamplingParams(top_k=0, top_p=1.0, min_p=0.05, seed=4),
+    SamplingParams(temperature=3.0, top_k=0, top_p=0.95, min_p=1e-4, presence_penalty=1.5, seed=6),
+    SamplingParams(top_k=700, top_p=1.0, min_p=0.02, frequency_penalty=0.3, seed=8),
+    SamplingParams(top_k=700, top_p=0.9, min_p=0.001, frequency_penalty=-0.01, presence_penalty=-2.0, seed=8),
+    SamplingParams(temperature=0.0, frequency_penalty=2.0, presence_penalty=0.1, repetition_penalty=1.1),
 ]
 # fewer tokens than a group, more than the best groups; off every border
 VOCABULARIES = [(5, torch.float32), (8193, torch.bfloat16), (12_001, torch.float32)]
+
+
+def some_marks(rows: int, vocab: int) -> torch.Tensor:
+    """A tenth of all tokens seen, half of them in the answer, up to more often than is counted."""
+    seen = torch.rand(rows, vocab) < 0.1
+    count = (torch.rand(rows, vocab) < 0.5) * torch.randint(0, sampling.MOST_COUNTED + 1, (rows, vocab))
+    return seen * (sampling.SEEN + count * sampling.ONCE)
 
 
 def draw_both(
@@ -44,12 +56,9 @@ def draw_both(
     seen: torch.Tensor,
     params: Sequence[SamplingParams],
     position: int = 100,
-    forbidden: torch.Tensor | None = None,
 ) -> tuple[list[int], list[int]]:
-    """Tokens of the subject, which are held against float64, and those of torch on the CPU."""
-    marks = seen * sampling.SEEN
-    if forbidden is not None:
-        marks = marks | forbidden * sampling.FORBIDDEN
+    """Tokens of the subject, which are held against float64, and those of torch on the CPU. `seen`: marks, or truth."""
+    marks = seen.to(torch.uint8)
     positions = torch.arange(len(params)) + position - 1
     methods = {sampling.method_of(p, logits.shape[1]) for p in params}
     numbers = torch.arange(len(params)).flip(0)
@@ -61,9 +70,7 @@ def draw_both(
         assert one.tolist() == other.tolist()
     assert torch.equal(mine.parameters.marks.cpu(), torchs.parameters.marks)
     tokens = drawn.flip(0).tolist()
-    if forbidden is not None:
-        logits = logits.masked_fill(forbidden, -torch.inf)
-    assert exact_sampling.strays(tokens, logits, seen, params, position) == []
+    assert exact_sampling.strays(tokens, logits, marks, params, position) == []
     return tokens, expected.flip(0).tolist()
 
 
@@ -71,7 +78,7 @@ def draw_both(
 def test_every_method_draws_torchs_tokens(kernel_subject: Subject, vocab: int, dtype: torch.dtype) -> None:
     torch.manual_seed(vocab)
     logits = (torch.randn(len(PARAMS), vocab) * 3).to(dtype)
-    drawn, expected = draw_both(kernel_subject, logits, torch.rand(len(PARAMS), vocab) < 0.1, PARAMS)
+    drawn, expected = draw_both(kernel_subject, logits, some_marks(len(PARAMS), vocab), PARAMS)
     assert drawn == expected
 
 
@@ -80,7 +87,7 @@ def test_every_row_of_every_batch_size_draws_torchs_token(kernel_subject: Subjec
     torch.manual_seed(rows)
     params = [PARAMS[(rows + row) % len(PARAMS)] for row in range(rows)]
     logits = (torch.randn(rows, 300) * 3).bfloat16()
-    drawn, expected = draw_both(kernel_subject, logits, torch.rand(rows, 300) < 0.1, params)
+    drawn, expected = draw_both(kernel_subject, logits, some_marks(rows, 300), params)
     assert drawn == expected
 
 
@@ -137,9 +144,8 @@ def test_what_a_grammar_forbids_is_not_drawn_and_what_it_allows_is_as_torch_draw
     torch.manual_seed(vocab)
     logits = torch.randn(len(PARAMS), vocab) * 3
     is_allowed = allowed(torch.arange(vocab), vocab).expand(len(PARAMS), -1)
-    drawn, expected = draw_both(
-        kernel_subject, logits, torch.rand(len(PARAMS), vocab) < 0.1, PARAMS, forbidden=~is_allowed
-    )
+    marks = (torch.rand(len(PARAMS), vocab) < 0.1) * sampling.SEEN + ~is_allowed * sampling.FORBIDDEN
+    drawn, expected = draw_both(kernel_subject, logits, marks, PARAMS)
     assert drawn == expected
     assert is_allowed[0, drawn].all()
 
@@ -162,7 +168,7 @@ def test_a_grammar_that_allows_little_needs_no_search_of_the_vocabulary(
     is_allowed = (torch.arange(vocab) % 1000 == 7).expand(3, -1)
     params = [SamplingParams(), SamplingParams(top_k=50, top_p=1.0), SamplingParams(top_k=0, top_p=0.9)]
     logits = torch.randn(3, vocab)
-    drawn, expected = draw_both(subject, logits, torch.zeros(3, vocab, dtype=torch.bool), params, forbidden=~is_allowed)
+    drawn, expected = draw_both(subject, logits, ~is_allowed * sampling.FORBIDDEN, params)
     assert drawn == expected
 
 

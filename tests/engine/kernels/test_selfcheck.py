@@ -134,6 +134,27 @@ def does_not_renormalise_after_top_k(rows: sampling.Rows, logits: torch.Tensor) 
 
 
 @samples_by
+def ignores_min_p(rows: sampling.Rows, _: torch.Tensor) -> sampling.Rows:
+    return replace(rows, least=torch.full_like(rows.least, float("-inf")))
+
+
+@samples_by
+def ignores_the_frequency(rows: sampling.Rows, _: torch.Tensor) -> sampling.Rows:
+    return replace(rows, frequency=torch.zeros_like(rows.frequency))
+
+
+@samples_by
+def ignores_the_presence(rows: sampling.Rows, _: torch.Tensor) -> sampling.Rows:
+    return replace(rows, presence=torch.zeros_like(rows.presence))
+
+
+def forgets_to_count(logits: torch.Tensor, slots: Slots, numbers: torch.Tensor, methods: Any) -> torch.Tensor:
+    tokens = torch_ops.sample(logits, slots, numbers, methods)
+    slots.parameters.marks[numbers, tokens] -= sampling.ONCE
+    return tokens
+
+
+@samples_by
 def ignores_the_penalty(rows: sampling.Rows, _: torch.Tensor) -> sampling.Rows:
     return replace(rows, penalty=torch.ones_like(rows.penalty))
 
@@ -366,6 +387,10 @@ LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("sample", ignores_top_k, sample_check.check_sample),
     ("sample", does_not_renormalise_after_top_k, sample_check.check_sample),
     ("sample", ignores_the_penalty, sample_check.check_sample),
+    ("sample", ignores_min_p, sample_check.check_sample),
+    ("sample", ignores_the_frequency, sample_check.check_sample),
+    ("sample", ignores_the_presence, sample_check.check_sample),
+    ("sample", forgets_to_count, sample_check.check_sample),
     ("sample", ignores_what_is_forbidden, sample_check.check_sample),
     ("sample", takes_forbidden_tokens_for_seen, sample_check.check_sample),
     ("sample", samples_by_rows_for_slots, sample_check.check_sample),
