@@ -3,18 +3,15 @@
 Source: https://platform.openai.com/docs/guides/structured-outputs
 """
 
-import json
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from service.api.fields import Label, Sampled, Strict, Text
 from service.chat.endings import OURS
+from service.engine.grammars.bounds import excess
 from service.engine.grammars.schema import json_grammar
 from service.errors import InvalidRequest
-
-MAX_SCHEMA_CHARACTERS = 65_536
-"""A schema of so many is compiled in some tenths of a second; those that people write have a tenth of them."""
 
 ANY_OBJECT = {"type": "object"}
 
@@ -24,8 +21,8 @@ class NamedSchema(Strict):
 
     name: Label = ""
     description: Text | None = None
-    schema_: dict[str, Any] = Field(
-        ANY_OBJECT, alias="schema", description="Keywords that cannot be kept to are refused, never ignored."
+    schema_: dict[str, Any] | None = Field(
+        None, alias="schema", description="Keywords that cannot be kept to are refused, never ignored."
     )
     strict: bool | None = None
 
@@ -47,7 +44,8 @@ class ResponseFormat(Strict):
         """What the answer must fit; None for text."""
         if self.type == "text":
             return None
-        return self.json_schema.schema_ if self.json_schema else ANY_OBJECT
+        schema = self.json_schema.schema_ if self.json_schema else None
+        return ANY_OBJECT if schema is None else schema
 
 
 class Formatted(Sampled):
@@ -69,19 +67,6 @@ class Formatted(Sampled):
                 "send one of them",
                 field="response_format",
             )
-        return json_grammar(bounded_schema(schema))
-
-
-def bounded_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema, if it is not too large. Raises InvalidRequest."""
-    try:
-        characters = len(json.dumps(schema, ensure_ascii=False))
-    except RecursionError:
-        raise InvalidRequest("the schema is nested far too deeply; flatten it", field=OURS.grammar) from None
-    if characters > MAX_SCHEMA_CHARACTERS:
-        raise InvalidRequest(
-            f"the schema has {characters} characters; at most {MAX_SCHEMA_CHARACTERS} are read. Leave out its "
-            "descriptions, which are not looked at, or ask for less at once.",
-            field=OURS.grammar,
-        )
-    return schema
+        if too_much := excess(schema):
+            raise InvalidRequest(f"the schema asks for too much: {too_much}", field=OURS.grammar)
+        return json_grammar(schema)

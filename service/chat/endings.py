@@ -49,6 +49,8 @@ def too_late(watch: Stopwatch, request_timeout: float, fields: FieldNames) -> De
 def _error(finish: Finish, watch: Stopwatch, request_timeout: float, fields: FieldNames) -> ServiceError:
     if finish.reason is FinishReason.DEADLINE:
         return too_late(watch, request_timeout, fields)
+    if finish.of_grammar:
+        return InvalidRequest(finish.message, field=fields.grammar)
     if finish.reason is FinishReason.REJECTED and finish.retry_after:
         return QueueFull(finish.message, retry_after=finish.retry_after)
     if finish.reason is FinishReason.REJECTED:

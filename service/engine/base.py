@@ -54,7 +54,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # max_new_tokens reached
     CANCELLED = "cancelled"  # the client went away, or a stop string was found
     DEADLINE = "deadline"  # took longer than it may
-    REJECTED = "rejected"  # the queue was full, or the request can never fit
+    REJECTED = "rejected"  # the queue was full, the request can never fit, or its grammar can't be kept to
     ERROR = "error"  # the engine failed
 
 
@@ -73,7 +73,8 @@ class Token(msgspec.Struct, frozen=True, tag=True):
 class Finish(msgspec.Struct, frozen=True, tag=True):
     """The one terminal event of a request. `message` explains rejected and error; `retry_after` is in seconds.
 
-    `queued`: its deadline passed while it still waited for its turn.
+    `queued`: its deadline passed while it still waited for its turn. `of_grammar`: what the request's grammar asks for
+    cannot be done.
     """
 
     id: str
@@ -81,6 +82,7 @@ class Finish(msgspec.Struct, frozen=True, tag=True):
     message: str = ""
     retry_after: int = 0
     queued: bool = False
+    of_grammar: bool = False
 
 
 Event = Token | Finish

@@ -157,7 +157,7 @@ class ReferenceCore:
         queue_time = running.queue_time if running.tokens == 1 else 0.0
         events: list[Event] = [Token(request.id, token, queue_time)]
         if running.problem:
-            events.append(self._end(request.id, FinishReason.ERROR, running.problem))
+            events.append(self._end(request.id, FinishReason.REJECTED, running.problem))
         elif token in request.stop_ids:
             events.append(self._end(request.id, FinishReason.STOP))
         elif running.tokens == request.max_new_tokens:
@@ -170,6 +170,8 @@ class ReferenceCore:
 
     def _end(self, request_id: str, reason: FinishReason, message: str = "") -> Finish:
         running = self._running is not None and self._running.request.id == request_id
+        queued = not running and reason is FinishReason.DEADLINE
+        of_grammar = running and reason is FinishReason.REJECTED
         if self._running is not None and running:
             self._running.generation.close()
             self._running = None
@@ -177,4 +179,4 @@ class ReferenceCore:
             self._waiting = deque(entry for entry in self._waiting if entry.request.id != request_id)
         if reason is not FinishReason.ERROR:
             self._rate.count(self._clock())
-        return Finish(request_id, reason, message, queued=not running and reason is FinishReason.DEADLINE)
+        return Finish(request_id, reason, message, queued=queued, of_grammar=of_grammar)

@@ -282,7 +282,8 @@ class Scheduler:
         if reason is not FinishReason.ERROR:
             self._rate.count(now)
         queued = lease is None and reason is FinishReason.DEADLINE
-        return Finish(sequence.request.id, reason, message, queued=queued)
+        of_grammar = reason is FinishReason.REJECTED and bool(sequence.problem)
+        return Finish(sequence.request.id, reason, message, queued=queued, of_grammar=of_grammar)
 
 
 def _schedule(sequence: Sequence, budget: PromptBudget) -> None:

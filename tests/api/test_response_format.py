@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api.response_format import MAX_SCHEMA_CHARACTERS
 from service.engine.base import GenerationRequest
+from service.engine.grammars.bounds import MAX_CHARACTERS
 from tests.api.conftest import Service
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
@@ -47,10 +47,20 @@ REFUSED: dict[str, tuple[object, str, str]] = {
         "response_format.json_schema.e1",
         "not a field",
     ),
-    "a large schema": (
-        of_schema({"enum": ["x" * 100] * 1000}),
+    "a schema that would take minutes": (
+        of_schema({"type": "integer", "multipleOf": 99_999_989}),
         "response_format.json_schema.schema",
-        str(MAX_SCHEMA_CHARACTERS),
+        "powers of ten",
+    ),
+    "a schema that would take the stack": (
+        of_schema({"$defs": {f"a{i}": {"items": {"$ref": f"#/$defs/a{i + 1}"}} for i in range(1300)}}),
+        "response_format.json_schema.schema",
+        "objects and lists",
+    ),
+    "a large schema": (
+        of_schema({"enum": ["x" * 100] * 300}),
+        "response_format.json_schema.schema",
+        str(MAX_CHARACTERS),
     ),
 }
 
@@ -68,8 +78,11 @@ async def test_what_cannot_be_kept_to_is_refused_by_name(
 
 
 @ROUTES
-async def test_a_schema_nested_without_end_is_refused_and_the_service_goes_on(service: Service, route: str) -> None:
-    deep = '{"items":' * 900 + "{}" + "}" * 900
+@pytest.mark.parametrize("levels", [130, 400, 900, 930, 940, 944, 948, 960, 5000])
+async def test_a_schema_nested_without_end_is_refused_and_the_service_goes_on(
+    service: Service, route: str, levels: int
+) -> None:
+    deep = '{"items":' * levels + "{}" + "}" * levels
     body = {"prompt": "hi"} if route == "/v1/chat" else {"messages": [{"role": "user", "content": "hi"}]}
     text = json.dumps(body | {"response_format": of_schema("DEEP")}).replace('"DEEP"', deep)
     answer = await service.http.post(route, content=text, headers={"Content-Type": "application/json"})
@@ -114,6 +127,8 @@ async def test_text_is_what_it_always_was(service: Service, route: str, given: o
         (of_schema(SCHEMA, strict=True, description="An answer."), SCHEMA),
         (of_schema(SCHEMA, strict=False), SCHEMA),
         ({"type": "json_schema", "json_schema": {"name": "any"}}, {"type": "object"}),
+        (of_schema(None), {"type": "object"}),
+        (of_schema({}), {}),
     ],
 )
 async def test_the_engine_is_told_the_schema(

@@ -88,9 +88,17 @@ def test_a_grammar_that_is_none_is_refused_and_the_engine_goes_on(model_dir: Pat
     events = drain(core(model_dir, kind), [bad, good])
     (refused,) = [event for event in events if event.id == bad.id]
     assert isinstance(refused, Finish)
-    assert refused.reason is FinishReason.REJECTED
+    assert (refused.reason, refused.of_grammar) == (FinishReason.REJECTED, True)
     assert "strin" in refused.message
     require_cities(speaker, [event for event in events if event.id == good.id], [good])
+
+
+@pytest.mark.parametrize("kind", ["native", "reference"])
+def test_masks_that_take_long_are_nobody_elses_to_look_at(model_dir: Path, speaker: Speaker, kind: str) -> None:
+    """transformers works them out on a thread of its own, beside the one that hands out tokens."""
+    long = {"type": "array", "items": {"const": "▁x" * 250}, "minItems": 1, "maxItems": 1}
+    request = speaker.request("x", long, new=200)
+    assert set(reasons_of(drain(core(model_dir, kind), [request])).values()) == {FinishReason.LENGTH}
 
 
 class BreaksDown:
@@ -124,7 +132,8 @@ def test_a_grammar_that_fails_half_way_ends_its_answer_alone(
     free = speaker.request("x", new=20)
     events = drain(engine, [kept, free])
     (finish,) = [event for event in events if event.id == kept.id and isinstance(event, Finish)]
-    assert (finish.reason, "too complex" in finish.message) == (FinishReason.ERROR, True)
+    assert (finish.reason, finish.of_grammar) == (FinishReason.REJECTED, True)
+    assert "too complex" in finish.message
     assert 3 <= len(tokens_of(events)[kept.id]) <= 5
     assert reasons_of(events)[free.id] in (FinishReason.LENGTH, FinishReason.STOP)
     monkeypatch.undo()

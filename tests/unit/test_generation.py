@@ -1,8 +1,10 @@
 """The use case without a server: how a request ends, and that each end is counted once, with what is known of it."""
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,16 @@ ENGINE_ENDINGS = {
         {"deadline": 1} | TAKEN_IN | WAITED,
     ),
     "full": (ScriptedEngine(Finish("", FinishReason.REJECTED, retry_after=3)), QueueFull, {"rejected": 1}),
+    "a grammar, from the start": (
+        ScriptedEngine(Finish("", FinishReason.REJECTED, "no such type", of_grammar=True)),
+        InvalidRequest,
+        {"rejected": 1},
+    ),
+    "a grammar, half-way": (
+        ScriptedEngine(*TOKENS, Finish("", FinishReason.REJECTED, "too complex", of_grammar=True)),
+        InvalidRequest,
+        {"rejected": 1, "request_queue_time_seconds": 1, "time_to_first_token_seconds": 1},
+    ),
     "never fits": (ScriptedEngine(Finish("", FinishReason.REJECTED, "too long")), InvalidRequest, {"rejected": 1}),
     "failed": (ScriptedEngine(Finish("", FinishReason.ERROR)), EngineFailed, {"error": 1} | TAKEN_IN),
     "no end": (ScriptedEngine(), EngineFailed, {"error": 1} | TAKEN_IN),
@@ -233,3 +245,25 @@ async def test_the_probe_is_counted_nowhere_however_it_ends(make: Make, metrics:
     with pytest.raises(DeadlineExceeded):
         await make(ScriptedEngine(*TOKENS, Finish("", FinishReason.DEADLINE)), state=State.LOADING).probe(SHORT)
     assert counted(metrics) == {}
+
+
+async def test_a_complaint_about_a_grammar_names_its_field(make: Make) -> None:
+    engine = ScriptedEngine(Finish("", FinishReason.REJECTED, "no such type", of_grammar=True))
+    with pytest.raises(InvalidRequest, match="no such type") as caught:
+        await make(engine).probe(SHORT)
+    assert caught.value.field == "response_format.json_schema.schema"
+
+
+async def test_a_long_prompt_does_not_wait_for_grammars_nor_they_for_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has threads of its own."""
+    release = threading.Event()
+    monkeypatch.setattr("service.chat.generation.problem_of", lambda grammar: release.wait(PATIENCE) and "")
+    model = make(ScriptedEngine(*TOKENS, Finish("", FinishReason.STOP)))
+    held = [asyncio.create_task(model.probe(replace(SHORT, grammar="g"))) for _ in range(5)]
+    with pytest.raises(ContextTooLong):
+        await asyncio.wait_for(model.probe(LONG), PATIENCE)
+    assert not any(task.done() for task in held)
+    release.set()
+    await asyncio.gather(*held)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from service.engine.base import Matcher
 
 if TYPE_CHECKING:
-    from llguidance import LLExecutor, LLTokenizer
+    from llguidance import LLTokenizer
 
-    from service.engine.grammars.matcher import TokenMatcher
+    from service.engine.grammars.matcher import Masks, TokenMatcher
 
 COMPILING_THREADS = 2
 """Grammars compiled at once: a usual one takes a millisecond, and a large one must not have all others wait."""
@@ -29,7 +29,7 @@ class GrammarCompiler:
         self._pool = ThreadPoolExecutor(COMPILING_THREADS, thread_name_prefix="grammars")
         self._loading = threading.Lock()
         self._vocabulary: LLTokenizer | None = None
-        self._executor: LLExecutor | None = None
+        self._masks: Masks | None = None
 
     def compile(self, grammar: str) -> Future[Matcher]:
         """The beginning of an answer in `grammar`, which may have a problem from the start. Raises ConfigurationError
@@ -38,23 +38,24 @@ class GrammarCompiler:
 
     def allowed(self, matchers: "list[TokenMatcher]") -> NDArray[np.uint8]:
         """What each of `matchers` [N], one at least, may go on with: [N, bytes], a bit a token, the lowest first."""
-        from service.engine.grammars.matcher import allowed_tokens
-
-        assert self._executor is not None, "matchers come from `compile`"
-        return allowed_tokens(self._executor, self._vocab_size, matchers)
+        assert self._masks is not None, "matchers come from `compile`"
+        return self._masks.allowed(matchers)
 
     def _compile(self, grammar: str) -> Matcher:
-        from service.engine.grammars.matcher import TokenMatcher
+        from service.engine.grammars.matcher import TokenMatcher, first_mask
 
-        return TokenMatcher(self._load(), grammar)
+        matcher = TokenMatcher(self._load(), grammar)
+        if not matcher.problem:
+            # Some problems show only here, and the first mask of a grammar takes longest: not while others wait.
+            first_mask(matcher, self._vocab_size)
+        return matcher
 
     def _load(self) -> "LLTokenizer":
-        from llguidance import LLExecutor
-
+        from service.engine.grammars.matcher import Masks
         from service.engine.grammars.vocabulary import load_vocabulary
 
         with self._loading:
             if self._vocabulary is None:
-                self._executor = LLExecutor(self._threads)
+                self._masks = Masks(self._vocab_size, self._threads)
                 self._vocabulary = load_vocabulary(self._model_dir, self._vocab_size)
             return self._vocabulary

@@ -107,7 +107,7 @@ class GrammarGate:
             return [Finish(held.request.id, FinishReason.ERROR, message)]
         matcher = held.matcher.result()
         if matcher.problem:
-            return [_rejected(held.request, matcher.problem)]
+            return [Finish(held.request.id, FinishReason.REJECTED, matcher.problem, of_grammar=True)]
         return self._core.add(held.request, matcher)
 
     def _end(self, request_id: str, reason: FinishReason, message: str = "") -> Finish:

@@ -1,14 +1,22 @@
 """Where answers stand in their grammars, and the tokens that may come next."""
 
+import time
+from collections.abc import Callable
+
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
-from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
 from service.engine.grammars.schema import first_words, limits
 
 SILENT = 0
 """The library's level of logging to standard error: what it would say there is part of somebody's answer."""
+
+
+SLOW = 0.1
+"""Seconds that masks may take: some steps of a GPU. Those of the worst schemas within `bounds` take a fifth of it."""
+TOO_SLOW = "it is too ambiguous, so that each token takes long to choose"
 
 
 class TokenMatcher:
@@ -19,6 +27,7 @@ class TokenMatcher:
 
     def __init__(self, vocabulary: LLTokenizer, grammar: str) -> None:
         self.native = LLMatcher(vocabulary, grammar, log_level=SILENT, limits=limits())
+        self._is_given_up = False
         self.problem = ""
         self.look()
 
@@ -27,17 +36,52 @@ class TokenMatcher:
         self.native.consume_token(token)
         self.look()
 
+    def give_up(self) -> None:
+        """The answer holds up all others."""
+        self._is_given_up = True
+
     def look(self) -> None:
         """Note what the library says. Asked for at another time, by another thread, it would raise: it lets nobody near
         a matcher that is at work."""
-        error = first_words(self.native.get_error())
+        error = TOO_SLOW if self._is_given_up else first_words(self.native.get_error())
         self.problem = f"the answer's grammar cannot be kept to: {error}" if error else ""
 
 
-def allowed_tokens(executor: LLExecutor, vocab_size: int, matchers: list[TokenMatcher]) -> NDArray[np.uint8]:
-    """What each of `matchers` [N] may go on with: [N, bytes], a bit a token, the lowest first."""
-    words = allocate_token_bitmask(len(matchers), vocab_size)
-    fill_next_token_bitmask_par(executor, [(each.native, at) for at, each in enumerate(matchers)], words)
-    for each in matchers:
-        each.look()
-    return words.view(np.uint8)
+def first_mask(matcher: TokenMatcher, vocab_size: int) -> None:
+    """Work out what an answer may begin with, for what is found out by it."""
+    fill_next_token_bitmask(matcher.native, allocate_token_bitmask(1, vocab_size))
+    matcher.look()
+
+
+class Masks:
+    """What answers may go on with, worked out by `threads` threads over a vocabulary of `vocab_size` tokens.
+
+    Every answer's next token waits for all masks. So when they are slow, the next ones are worked out one by one, and
+    an answer whose own is slow is given up.
+    """
+
+    def __init__(self, vocab_size: int, threads: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._vocab_size = vocab_size
+        self._executor = LLExecutor(threads)
+        self._clock = clock
+        self._is_slow = False
+
+    def allowed(self, matchers: list[TokenMatcher]) -> NDArray[np.uint8]:
+        """What each of `matchers` [N] may go on with: [N, bytes], a bit a token, the lowest first."""
+        words = allocate_token_bitmask(len(matchers), self._vocab_size)
+        begun = self._clock()
+        if self._is_slow:
+            for at, each in enumerate(matchers):
+                self._fill_and_judge(words, at, each)
+        else:
+            fill_next_token_bitmask_par(self._executor, [(each.native, at) for at, each in enumerate(matchers)], words)
+        self._is_slow = self._clock() - begun > SLOW
+        for each in matchers:
+            each.look()
+        return words.view(np.uint8)
+
+    def _fill_and_judge(self, words: NDArray[np.int32], at: int, matcher: TokenMatcher) -> None:
+        begun = self._clock()
+        fill_next_token_bitmask(matcher.native, words, at)
+        if self._clock() - begun > SLOW:
+            matcher.give_up()

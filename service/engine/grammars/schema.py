@@ -10,18 +10,22 @@ WHITESPACE = r"[ \t\n]{0,40}"
 """Between two tokens of JSON: enough to indent by, and no more, or a model that has nothing to say could go on with it
 to the answer's limit."""
 
-MAX_LEXER_STATES = 25_000
+MAX_LEXER_STATES = 5000
 """Of 1 to 2 kB each: what the lexer of one answer may grow to. Ordinary schemas need some hundreds."""
 
 
+MAX_SAID = 300
+"""Characters of what the library says: it likes to quote."""
+
+
 def json_grammar(schema: dict[str, Any]) -> str:
-    """The grammar of the JSON documents that fit `schema`; `problem_of` tells whether it can be kept to."""
+    """The grammar of the JSON documents that fit `schema`, which must be within `bounds`; see `problem_of`."""
     guided = {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
     return json.dumps({"grammars": [{"json_schema": guided}]})
 
 
 def problem_of(grammar: str) -> str:
-    """What is wrong with a grammar, in the library's words; "" for one that can be kept to. Takes up to a second."""
+    """What is wrong with a grammar, in the library's words; "" for one that can be kept to. Takes milliseconds."""
     from llguidance import LLMatcher
 
     return first_words(LLMatcher.validate_grammar(grammar, None, limits=limits()))
@@ -38,4 +42,5 @@ def first_words(error: str) -> str:
     """An error of the library in one line; a regular expression's is about its last one."""
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     is_of_regex = len(lines) > 1 and lines[0].endswith(":")
-    return f"{lines[0]} {lines[-1]}" if is_of_regex else lines[0] if lines else ""
+    said = f"{lines[0]} {lines[-1]}" if is_of_regex else lines[0] if lines else ""
+    return said if len(said) <= MAX_SAID else f"{said[:MAX_SAID]}…"

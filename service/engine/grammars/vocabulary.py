@@ -7,6 +7,12 @@ from llguidance import LLTokenizer, TokenizerWrapper
 from service.tokenizer.loading import load_tokenizer
 from service.tokenizer.tokenizer import Tokenizer
 
+FORCED_AT_ONCE = 256
+"""Characters that are tokenized of a text that is forced. The library asks again at every token of it."""
+CUT = 16
+"""Tokens before a cut that are left out: the cut may have made them what they are."""
+LONGEST = 32
+"""Bytes that are looked for as one token where a text has to be spelled."""
 ANCHOR = "\n"
 """Text that comes before another one when that is tokenized as the middle of an answer: a tokenizer may put a space
 before the first text it sees."""
@@ -30,12 +36,16 @@ class _Vocabulary:
         self.tokens = [*tokenizer.codec.table, *[b""] * (vocab_size - tokenizer.vocab_size)][:vocab_size]
         self.special_token_ids = sorted(token for token in tokenizer.special_ids if token < vocab_size)
         self._tokenizer = tokenizer
-        self._longest = max(map(len, self.tokens))
         self._ids = {data: token for token, data in reversed([*enumerate(self.tokens)]) if data}
         self._anchor = tokenizer.encode_text(ANCHOR)
 
     def __call__(self, text: str) -> list[int]:
-        """The ids of a text within an answer: those that the model knows it by, if they mean the text exactly."""
+        """The ids of a text within an answer, or of its beginning: those that the model knows it by, if they mean the
+        text exactly."""
+        ids = self._ids_of(text[:FORCED_AT_ONCE])
+        return ids if len(text) <= FORCED_AT_ONCE else ids[:-CUT]
+
+    def _ids_of(self, text: str) -> list[int]:
         ids = self._tokenizer.encode_text(ANCHOR + text)
         cut = len(self._anchor)
         data = text.encode()
@@ -48,7 +58,7 @@ class _Vocabulary:
         ids: list[int] = []
         at = 0
         while at < len(data):
-            pieces = (data[at : at + length] for length in range(min(self._longest, len(data) - at), 0, -1))
+            pieces = (data[at : at + length] for length in range(min(LONGEST, len(data) - at), 0, -1))
             piece = next((piece for piece in pieces if piece in self._ids), b"")
             if not piece:
                 return ids

@@ -10,6 +10,9 @@ from service.engine.device import to_device, upload
 from service.engine.sampling import FORBIDDEN, MOST_COUNTED, ONCE, SEEN, Method, Rows, frequency_of, method_of
 from service.engine.steps.plan import Sequence
 
+ROWS_AT_ONCE = 32
+"""Rows whose marks are widened from bits together: bounds the memory of it to some 20 MB."""
+
 
 class Slots:
     """`count` rows for sequences and one more, `spare`, for the rows that pad a batch.
@@ -64,10 +67,11 @@ class Slots:
     def restrict(self, slots: list[int], allowed: torch.Tensor) -> None:
         """Let each of `slots` [N] sample next only what its row of `allowed` allows: uint8 [N, bytes] in main memory, a
         bit a token, the lowest first."""
-        rows = self.upload(slots)
-        bits = (to_device(allowed, self._device)[:, :, None] >> self._bits) & 1
-        forbidden = (bits.flatten(1)[:, : self._vocab_size] ^ 1) * FORBIDDEN
-        self._marks.index_copy_(0, rows, self._marks[rows] & (0xFF ^ FORBIDDEN) | forbidden)
+        whole = (self.upload(slots), to_device(allowed, self._device))
+        for rows, packed in zip(*(torch.split(each, ROWS_AT_ONCE) for each in whole), strict=True):
+            bits = (packed[:, :, None] >> self._bits) & 1
+            forbidden = (bits.flatten(1)[:, : self._vocab_size] ^ 1) * FORBIDDEN
+            self._marks.index_copy_(0, rows, self._marks[rows] & (0xFF ^ FORBIDDEN) | forbidden)
 
     def advance(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
         """Each of `slots` [B] has sampled the token beside it."""

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.grammars.compiler import GrammarCompiler
+from service.engine.grammars.matcher import Masks
 from service.engine.grammars.schema import json_grammar
 from service.engine.grammars.vocabulary import load_vocabulary
 from service.errors import ConfigurationError
@@ -174,6 +175,64 @@ def test_forced_text_is_said_in_the_models_own_tokens(language: Language) -> Non
 def test_forced_text_that_the_tokenizer_would_change_is_spelled_as_it_is(language: Language, text: str) -> None:
     vocabulary = load_vocabulary(language.tokenizer.settings.directory, language.vocab_size)
     assert vocabulary.decode_bytes(vocabulary.tokenize_str(text)) == text.encode()
+
+
+@pytest.mark.parametrize("text", ["x" * 512, "▁" * 512, "name of a thing, and more; " * 19, "你好，世界" * 100])
+def test_long_text_that_is_forced_is_said_whole_whatever_is_tokenized_of_it_at_once(
+    language: Language, text: str
+) -> None:
+    matcher = language.begin({"const": text})
+    said = b""
+    while not matcher.problem:
+        allowed = language.allowed(matcher) - set(language.tokenizer.stop_ids)
+        if not allowed:
+            break
+        token = min(allowed)
+        matcher.advance(token)
+        said += language.text(token)
+    assert json.loads(said) == text
+
+
+def test_an_answer_whose_masks_are_slow_is_given_up_and_no_other(language: Language) -> None:
+    """The first slow step does not tell whose it is; in the next one they are looked at one by one."""
+    now = [0.0]
+    masks = Masks(language.vocab_size, 1, lambda: now[0])
+    quick, slow = language.begin(PERSON), language.begin(PERSON)
+    library = slow.native
+
+    class Slow:
+        """The library at work on a grammar that is ambiguous enough."""
+
+        def unsafe_compute_mask_ptr(self, *where: int) -> None:
+            now[0] += 0.5
+            library.unsafe_compute_mask_ptr(*where)
+
+        def get_error(self) -> str:
+            return ""
+
+    masks._is_slow, slow.native = True, Slow()
+    masks.allowed([quick, slow])
+    assert quick.problem == ""
+    assert "ambiguous" in slow.problem
+    slow.native = library
+    masks.allowed([slow])
+    assert "ambiguous" in slow.problem, "and it stays so"
+
+
+def test_only_a_slow_step_has_the_next_masks_looked_at_one_by_one(language: Language) -> None:
+    times = iter([0.0, 5.0, 5.0, 5.1, 5.1, 5.1, 5.1, 5.1])
+    masks = Masks(language.vocab_size, 1, lambda: next(times))
+    matcher = language.begin(PERSON)
+    for expected in (True, False, False):
+        masks.allowed([matcher])
+        assert masks._is_slow == expected
+    assert matcher.problem == ""
+
+
+def test_a_grammar_that_shows_its_problem_in_its_first_mask_has_it_from_the_start(language: Language) -> None:
+    """Nothing but itself: what only compiles is no answer yet."""
+    for schema in ({"$ref": "#"}, {"allOf": [{"$ref": "#"}]}):
+        assert "cannot be kept to" in language.begin(schema).problem
 
 
 def test_a_model_with_fewer_rows_than_tokens_is_never_given_one_it_has_not(smollm2_dir: Path) -> None:

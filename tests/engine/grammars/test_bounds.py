@@ -1,0 +1,161 @@
+"""The worst schemas that are let through are cheap, and what would not be is refused with its limit."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.engine.grammars.bounds import MAX_BRANCHES, MAX_CHARACTERS, MAX_NODES, excess
+from service.engine.grammars.compiler import GrammarCompiler
+from service.engine.grammars.schema import json_grammar, problem_of
+
+V = {"$ref": "#/$defs/v"}
+
+
+def any_of(branches: list[Any]) -> dict[str, Any]:
+    """Which may each hold any of all again."""
+    return {"$defs": {"v": {"anyOf": branches}}, "$ref": "#/$defs/v"}
+
+
+def chain(links: int, link: Any) -> dict[str, Any]:
+    """References that each lead to the next."""
+    defs = {f"a{i}": link({"$ref": f"#/$defs/a{i + 1}"}) for i in range(links)}
+    return {"$defs": {**defs, f"a{links}": {}}, "$ref": "#/$defs/a0"}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+ORDINARY: dict[str, dict[str, Any]] = {
+    "a form": {
+        "type": "object",
+        "properties": {f"field_{i}": {"anyOf": [{"type": "string"}, {"type": "null"}]} for i in range(40)},
+        "required": ["field_1"],
+        "additionalProperties": False,
+    },
+    "formats and patterns": {
+        "type": "object",
+        "properties": {
+            "born": {"type": "string", "format": "date"},
+            "mail": {"type": "string", "format": "email"},
+            "code": {"type": "string", "pattern": "^[A-Z]{2}[0-9]{4}$"},
+            "price": {"type": "number", "minimum": 0, "multipleOf": 0.01},
+        },
+    },
+    "a tree": any_of([{"type": "object", "properties": {"left": V, "right": V, "is": {"type": "string"}}}]),
+    "long answers": {"type": "array", "items": {"type": "string", "maxLength": 4000}, "maxItems": 100},
+    "many choices": {"enum": [f"choice {i}" for i in range(700)]},
+    "a recursive class of pydantic's": {
+        "$defs": {
+            "Node": {
+                "properties": {f"p{i}": {"type": "string", "format": "date"} for i in range(9)}
+                | {"next": {"anyOf": [{"$ref": "#/$defs/Node", "description": "the next"}, {"type": "null"}]}},
+                "required": ["p1", "next"],
+                "title": "Node",
+                "type": "object",
+            }
+        },
+        "$ref": "#/$defs/Node",
+    },
+    "properties of unlucky names": {"properties": {"pattern": {"type": "string"}, "const": {}, "multipleOf": {}}},
+}
+
+TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
+    "many objects": ({"enum": [{}] * MAX_NODES}, str(MAX_NODES)),
+    "very many values": ({"enum": list(range(50_000))}, str(MAX_NODES)),
+    "many characters": ({"description": "x" * MAX_CHARACTERS}, str(MAX_CHARACTERS)),
+    "many branches": (any_of([{"type": "array", "items": V}] * (MAX_BRANCHES + 1)), str(MAX_BRANCHES)),
+    "many counts": ({"properties": {f"p{i}": {"maxItems": i} for i in range(40)}}, "40 of minItems"),
+    "a large count": ({"type": "array", "minItems": 100_000}, "minItems is 100000"),
+    "a long text": ({"type": "string", "maxLength": 10**9}, "maxLength is 1000000000"),
+    "a long constant": ({"const": "x" * 600}, "const has 600"),
+    "a long constant in an enum": ({"enum": ["x" * 600]}, "enum has 600"),
+    "a long name": ({"properties": {"x" * 600: {}}}, "a name has 600"),
+    "a long pattern": ({"pattern": "x" * 600}, "pattern has 600"),
+    "an odd multiple": ({"type": "integer", "multipleOf": 99_999_989}, "powers of ten"),
+    "patterns of names": ({"patternProperties": {"^a": {}}}, "patternProperties"),
+    "many patterns": ({"anyOf": [{"pattern": f"a{i}"} for i in range(17)]}, "17 patterns"),
+    "patterns for one text": (
+        {"allOf": [{"pattern": f"(a|b)*a.{{{i}}}"} for i in range(4)]},
+        "beside allOf",
+    ),
+    "the same by references": (
+        {"$defs": {"a": {"$ref": "#/$defs/b", "pattern": "x"}, "b": {"anyOf": [{"pattern": "y"}] * 4}}},
+        "beside allOf",
+    ),
+    "a long chain of references": (chain(1300, lambda to: {"items": to}), str(MAX_NODES)),
+    "deep nesting": (nested(5000), str(MAX_NODES)),
+}
+
+WORST: dict[str, dict[str, Any]] = {
+    "branches in branches": any_of([{"type": "array", "items": V}] * MAX_BRANCHES),
+    "branches in counted branches": any_of([{"type": "array", "items": V, "maxItems": 1000 - i} for i in range(32)]),
+    "tuples": any_of([{"type": "array", "prefixItems": [V] * 3, "items": False}] * MAX_BRANCHES),
+    "objects in objects": any_of([{"type": "object", "properties": {"a": V, "b": V, "c": V}}] * MAX_BRANCHES),
+    "lengths": any_of([{"type": "string", "minLength": i, "maxLength": 20_000 - i} for i in range(MAX_BRANCHES)]),
+    "patterns": any_of([{"type": "string", "pattern": f"^(.*a.{{{i + 20}}})$"} for i in range(16)]),
+    "three patterns at once": {
+        "allOf": [{"type": "string", "pattern": f"(a|b)*a(a|b){{{i * 7 + 13}}}"} for i in range(3)]
+    },
+    "a pattern in a pattern": {"type": "string", "pattern": "^((a{1,1000}){1,1000}){1,1000}$"},
+    "a chain": chain(160, lambda to: {"items": to}),
+    "a chain of objects": chain(120, lambda to: {"properties": {"a": to}}),
+    "a chain that doubles": chain(80, lambda to: {"type": "object", "properties": {"x": to, "y": to}}),
+    "a chain of choices": chain(MAX_BRANCHES, lambda to: {"anyOf": [to]}),
+    "properties": {"properties": {f"p{i}": {"type": "integer", "minimum": i, "maximum": 10**9} for i in range(220)}},
+    "ranges": {
+        "items": {"anyOf": [{"type": "integer", "minimum": -(10**17) + i, "maximum": 10**18} for i in range(40)]}
+    },
+    "texts": {"enum": ["x" * 500 + str(i) for i in range(30)]},
+    "a text that no token begins": {"const": "▁" * 512},
+}
+
+
+@pytest.mark.parametrize("schema", ORDINARY.values(), ids=ORDINARY)
+def test_what_people_write_is_far_from_every_bound(schema: dict[str, Any]) -> None:
+    assert excess(schema) == ""
+    assert problem_of(json_grammar(schema)) == ""
+
+
+@pytest.mark.parametrize(("schema", "word"), TOO_MUCH.values(), ids=TOO_MUCH)
+def test_too_much_is_refused_at_once_with_its_limit(schema: dict[str, Any], word: str) -> None:
+    begun = time.process_time()
+    assert word in excess(schema)
+    assert time.process_time() - begun < 5
+
+
+@pytest.fixture(scope="module")
+def compiler(smollm2_dir: Path) -> GrammarCompiler:
+    compiler = GrammarCompiler(smollm2_dir, 49_152, 1)
+    compiler.compile(json_grammar({})).result(60)
+    return compiler
+
+
+@pytest.mark.parametrize("schema", WORST.values(), ids=WORST)
+def test_the_worst_that_is_let_through_costs_little(compiler: GrammarCompiler, schema: dict[str, Any]) -> None:
+    """Some tens of milliseconds to compile, and as few for a token. What is asserted is a hundred times as much: where
+    a bound does not hold, it is minutes."""
+    import numpy as np
+
+    assert excess(schema) == ""
+    begun = time.process_time()
+    problem_of(json_grammar(schema))
+    matcher: Any = compiler.compile(json_grammar(schema)).result(60)
+    for step in range(60):
+        (row,) = compiler.allowed([matcher])
+        tokens = np.flatnonzero(np.unpackbits(row, bitorder="little"))[2:]  # not the ends
+        if matcher.problem or not len(tokens):
+            break
+        matcher.advance(int(tokens[step * 7919 % len(tokens)]))
+    assert time.process_time() - begun < 10
+
+
+def test_the_bounds_count_json_as_it_is_sent() -> None:
+    assert excess(json.loads('{"description": "' + "你" * (MAX_CHARACTERS - 19) + '"}')) == ""
+    assert "characters" in excess({"description": "你" * MAX_CHARACTERS})
