@@ -14,6 +14,8 @@ MAX_CHARACTERS = 16_384
 MAX_NODES = 500
 """Objects and lists in all. References form chains through them, each link of which is a frame on the library's stack,
 which holds a thousand."""
+MAX_VALUES = 10_000
+"""Of any kind: more are not looked at."""
 MAX_BRANCHES = 40
 """Of anyOf and allOf in all, but for null: each is looked at for every token while an answer may be any of them."""
 MAX_COUNTS = 32
@@ -50,9 +52,9 @@ class _Entry(NamedTuple):
 
 def excess(schema: dict[str, Any]) -> str:
     """What of a schema is more than is kept to, with the limit and the way out; "" if nothing is."""
-    entries = list(islice(_entries(schema), 20 * MAX_NODES))  # of more, the nodes among these are too many
+    entries = list(islice(_entries(schema), MAX_VALUES))
     nodes = sum(isinstance(entry.value, dict | list) for entry in entries)
-    if nodes > MAX_NODES or len(entries) == 20 * MAX_NODES:
+    if nodes > MAX_NODES or len(entries) == MAX_VALUES:
         return f"it has more than {MAX_NODES} objects and lists, or very many values; ask for less at once"
     characters = len(json.dumps(schema, ensure_ascii=False))
     if characters > MAX_CHARACTERS:

@@ -42,20 +42,20 @@ class GrammarCompiler:
         return self._masks.allowed(matchers)
 
     def _compile(self, grammar: str) -> Matcher:
-        from service.engine.grammars.matcher import TokenMatcher, first_mask
+        from service.engine.grammars.matcher import TokenMatcher
 
-        matcher = TokenMatcher(self._load(), grammar)
+        vocabulary, masks = self._load()
+        matcher = TokenMatcher(vocabulary, grammar)
         if not matcher.problem:
-            # Some problems show only here, and the first mask of a grammar takes longest: not while others wait.
-            first_mask(matcher, self._vocab_size)
+            masks.begin(matcher)  # not while others wait: some problems show only here, and it takes longest
         return matcher
 
-    def _load(self) -> "LLTokenizer":
+    def _load(self) -> "tuple[LLTokenizer, Masks]":
         from service.engine.grammars.matcher import Masks
         from service.engine.grammars.vocabulary import load_vocabulary
 
         with self._loading:
-            if self._vocabulary is None:
+            if self._vocabulary is None or self._masks is None:
                 self._masks = Masks(self._vocab_size, self._threads)
                 self._vocabulary = load_vocabulary(self._model_dir, self._vocab_size)
-            return self._vocabulary
+            return self._vocabulary, self._masks

@@ -38,10 +38,15 @@ class GrammarGate:
     """A `Core` before a core: holds requests with a grammar until it is compiled, as many as that takes in at once."""
 
     def __init__(
-        self, core: MatchingCore, compiled: Compile, max_queue: int, *, clock: Callable[[], float] = time.monotonic
+        self,
+        core: MatchingCore,
+        begin: Compile,
+        max_queue: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._core = core
-        self._compiled = compiled
+        self._begin = begin
         self._most = max_queue + core.info.max_running
         self._clock = clock
         self._held: dict[str, _Held] = {}
@@ -68,7 +73,7 @@ class GrammarGate:
         if len(self._held) >= self._most:
             message = f"{self._most} requests wait for their grammars, no more may; come back in {RETRY_UNMEASURED} s"
             return [_rejected(request, message, RETRY_UNMEASURED)]
-        self._held[request.id] = _Held(request, self._compiled(request.grammar))
+        self._held[request.id] = _Held(request, self._begin(request.grammar))
         return []
 
     def cancel(self, request_id: str) -> list[Event]:

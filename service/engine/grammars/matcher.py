@@ -13,7 +13,6 @@ from service.engine.grammars.schema import first_words, limits
 SILENT = 0
 """The library's level of logging to standard error: what it would say there is part of somebody's answer."""
 
-
 SLOW = 0.1
 """Seconds that masks may take: some steps of a GPU. Those of the worst schemas within `bounds` take a fifth of it."""
 TOO_SLOW = "it is too ambiguous, so that each token takes long to choose"
@@ -47,24 +46,31 @@ class TokenMatcher:
         self.problem = f"the answer's grammar cannot be kept to: {error}" if error else ""
 
 
-def first_mask(matcher: TokenMatcher, vocab_size: int) -> None:
-    """Work out what an answer may begin with, for what is found out by it."""
-    fill_next_token_bitmask(matcher.native, allocate_token_bitmask(1, vocab_size))
-    matcher.look()
-
-
 class Masks:
     """What answers may go on with, worked out by `threads` threads over a vocabulary of `vocab_size` tokens.
 
-    Every answer's next token waits for all masks. So when they are slow, the next ones are worked out one by one, and
-    an answer whose own is slow is given up.
+    Every answer's next token waits for all masks. So when they are slow by the `clock`, the next ones are worked out
+    one by one, and an answer whose own is slow is given up: by the time that its thread worked (`cpu`), since a busy
+    machine is nobody's fault.
     """
 
-    def __init__(self, vocab_size: int, threads: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        threads: int,
+        clock: Callable[[], float] = time.perf_counter,
+        cpu: Callable[[], float] = time.thread_time,
+    ) -> None:
         self._vocab_size = vocab_size
         self._executor = LLExecutor(threads)
         self._clock = clock
+        self._cpu = cpu
         self._is_slow = False
+
+    def begin(self, matcher: TokenMatcher) -> None:
+        """Work out the first mask alone, for what is found out by it."""
+        self._fill_and_judge(allocate_token_bitmask(1, self._vocab_size), 0, matcher)
+        matcher.look()
 
     def allowed(self, matchers: list[TokenMatcher]) -> NDArray[np.uint8]:
         """What each of `matchers` [N] may go on with: [N, bytes], a bit a token, the lowest first."""
@@ -81,7 +87,7 @@ class Masks:
         return words.view(np.uint8)
 
     def _fill_and_judge(self, words: NDArray[np.int32], at: int, matcher: TokenMatcher) -> None:
-        begun = self._clock()
+        begun = self._cpu()
         fill_next_token_bitmask(matcher.native, words, at)
-        if self._clock() - begun > SLOW:
+        if self._cpu() - begun > SLOW:
             matcher.give_up()

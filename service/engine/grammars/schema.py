@@ -12,8 +12,6 @@ to the answer's limit."""
 
 MAX_LEXER_STATES = 5000
 """Of 1 to 2 kB each: what the lexer of one answer may grow to. Ordinary schemas need some hundreds."""
-
-
 MAX_SAID = 300
 """Characters of what the library says: it likes to quote."""
 

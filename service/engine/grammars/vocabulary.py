@@ -49,7 +49,8 @@ class _Vocabulary:
         ids = self._tokenizer.encode_text(ANCHOR + text)
         cut = len(self._anchor)
         data = text.encode()
-        if ids[:cut] == self._anchor and b"".join(self.tokens[token] for token in ids[cut:]) == data:
+        is_known = ids[:cut] == self._anchor and max(ids) < len(self.tokens)
+        if is_known and b"".join(self.tokens[token] for token in ids[cut:]) == data:
             return ids[cut:]
         return self._spell(data)
 
