@@ -7,12 +7,10 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TypeVar
 
 from service.chat.endings import OURS, FieldNames, reason_of, too_late
 from service.chat.stops import StopMatcher
@@ -28,11 +26,12 @@ from service.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 TOKENIZING_THREADS = 2
 """Threads for long prompts alone, so that hundreds of them keep no other work waiting (restarting an engine, say). Two
 tokenize tens of the longest prompts a second, more than a GPU prefills."""
+
+CHECKING_THREADS = 2
+"""Threads for grammars alone, each of which takes milliseconds."""
 
 INLINE_CHARACTERS = 4096
 """A prompt up to so long is tokenized in about a millisecond, which is not worth the way to a thread and back."""
@@ -90,7 +89,7 @@ class Generation:
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
-        self._checking = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+        self._checking = ThreadPoolExecutor(CHECKING_THREADS, thread_name_prefix="grammars")
 
     async def stream(self, chat: Chat) -> AsyncGenerator[TextDelta | Done]:
         """Text deltas, then one Done. Closing it early stops the work within one engine step.
@@ -130,8 +129,12 @@ class Generation:
 
     async def _request(self, chat: Chat, watch: Stopwatch) -> GenerationRequest:
         deadline = time.monotonic() + self._request_timeout
-        await self._require_keepable(chat, watch)
-        prompt = await self._encode(chat, watch)
+        try:
+            async with asyncio.timeout(self._request_timeout):
+                await self._require_keepable(chat)
+                prompt = await self._encode(chat.messages)
+        except TimeoutError:
+            raise too_late(watch, self._request_timeout, chat.fields) from None
         return GenerationRequest(
             id=uuid.uuid4().hex,
             prompt_ids=prompt,
@@ -142,28 +145,17 @@ class Generation:
             grammar=chat.grammar,
         )
 
-    async def _require_keepable(self, chat: Chat, watch: Stopwatch) -> None:
+    async def _require_keepable(self, chat: Chat) -> None:
         """Raises InvalidRequest for a grammar that can't be kept to: it need not wait for the engine to say so."""
         if chat.grammar:
-            problem = await self._in_time(self._checking, partial(problem_of, chat.grammar), chat, watch)
+            problem = await asyncio.get_running_loop().run_in_executor(self._checking, problem_of, chat.grammar)
             if problem:
                 raise InvalidRequest(f"the schema cannot be kept to: {problem}", field=chat.fields.grammar)
 
-    async def _encode(self, chat: Chat, watch: Stopwatch) -> list[int]:
-        messages = chat.messages
+    async def _encode(self, messages: list[Message]) -> list[int]:
         if sum(len(message.content) for message in messages) <= INLINE_CHARACTERS:
             return self._template.encode(messages)
-        return await self._in_time(self._tokenizing, partial(self._template.encode, messages), chat, watch)
-
-    async def _in_time(
-        self, threads: ThreadPoolExecutor, work: Callable[[], Result], chat: Chat, watch: Stopwatch
-    ) -> Result:
-        """The result of `work`, done by one of `threads`. Raises DeadlineExceeded where the request's time is up."""
-        try:
-            async with asyncio.timeout(self._request_timeout):
-                return await asyncio.get_running_loop().run_in_executor(threads, work)
-        except TimeoutError:
-            raise too_late(watch, self._request_timeout, chat.fields) from None
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, self._template.encode, messages)
 
     def _new_tokens(self, prompt: int, chat: Chat) -> int:
         info = self._engine.status.info  # asked for each time: an engine that was started again may have less room

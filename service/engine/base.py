@@ -245,10 +245,14 @@ class Core(Protocol):
 
 
 class Matcher(Protocol):
-    """Where an answer stands in its grammar. `problem` says why it can't go on, and is empty while it can."""
+    """Where an answer stands in its grammar. `problem` says why it can't go on, and is empty while it can; `is_ours`:
+    it was the engine that went wrong, and not the grammar."""
 
     @property
     def problem(self) -> str: ...
+
+    @property
+    def is_ours(self) -> bool: ...
 
     def advance(self, token: int) -> None:
         """The answer goes on with `token`."""

@@ -63,7 +63,7 @@ class Rows:
     temperature: torch.Tensor  # fp32
     top_k: torch.Tensor  # int64
     top_p: torch.Tensor  # fp32
-    least: torch.Tensor  # fp32, the logarithm of min_p
+    log_min_p: torch.Tensor  # fp32
     penalty: torch.Tensor  # fp32, for repetition
     frequency: torch.Tensor  # fp32, a multiple of FREQUENCY_STEP
     presence: torch.Tensor  # fp32
@@ -154,7 +154,7 @@ def _filter(values: torch.Tensor, descending: torch.Tensor, rows: Rows) -> torch
     above = probability.cumsum(dim=-1) - probability
     limit = torch.where(rows.top_p < 1, rows.top_p.clamp(min=torch.finfo(torch.float32).tiny), float("inf"))
     least = ranked.masked_fill(above >= limit[:, None], float("inf")).amin(dim=-1, keepdim=True)
-    return values.masked_fill(values < torch.maximum(torch.maximum(least, kth), rows.least[:, None]), float("-inf"))
+    return values.masked_fill(values < torch.maximum(torch.maximum(least, kth), rows.log_min_p[:, None]), float("-inf"))
 
 
 def _splitmix(x: torch.Tensor) -> torch.Tensor:

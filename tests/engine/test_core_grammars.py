@@ -29,6 +29,8 @@ class Rule:
         self.output: list[int] = []
         self._breaks_after = breaks_after
 
+    is_ours = False
+
     @property
     def problem(self) -> str:
         return "the rule is broken" if len(self.output) >= self._breaks_after else ""
@@ -125,6 +127,14 @@ def test_a_grammar_that_cannot_be_kept_to_any_longer_ends_its_answer_alone(depth
     assert given[FREE[0].id] == EXPECTED[FREE[0].id]
     (broken,) = [event for event in events if getattr(event, "message", "")]
     assert broken == Finish(KEPT[0].id, FinishReason.REJECTED, "the rule is broken", of_grammar=True)
+
+
+def test_a_token_that_was_not_allowed_is_the_engines_error_and_not_the_clients() -> None:
+    core = core_of(ContentRunner(num_blocks=64), 0)
+    rule = Rule(breaks_after=2)
+    rule.is_ours = True
+    core.add(KEPT[0], rule)
+    assert finishes(drain(core)) == {KEPT[0].id: FinishReason.ERROR}
 
 
 @DEPTHS

@@ -110,6 +110,8 @@ class BreaksDown:
         self._matcher = matcher
         self._left = after
 
+    is_ours = False
+
     @property
     def problem(self) -> str:
         return "" if self._left > 0 else "the answer's grammar cannot be kept to: too complex"

@@ -16,21 +16,25 @@ MAX_NODES = 500
 which holds a thousand."""
 MAX_VALUES = 10_000
 """Of any kind: more are not looked at."""
-MAX_BRANCHES = 40
-"""Of anyOf and allOf in all, but for null: each is looked at for every token while an answer may be any of them."""
+MAX_CHOICES, MAX_CHOICES_AT_ONCE = 40, 10
+"""Choices that anyOf and allOf leave, each branch but the first and null being one: all are looked at for every token
+while an answer may be any of them. And where it must fit several such at once, whose products are looked at."""
+MAX_REQUIRED = 250
+"""Names of required properties in all."""
 MAX_COUNTS = 32
 """Bounds of how many items or properties there are: in branches of each other, their products are looked at."""
 MAX_TEXT = 512
-"""Characters of a text that is forced: a name, a constant, one of an enum. And of a pattern."""
+"""Characters of a text that is forced: a name, or one in a constant. And of a pattern."""
 MAX_PATTERNS, MAX_PATTERNS_AT_ONCE = 16, 3
-"""Patterns and formats; and where a text must fit several at once. Sixteen together took minutes and gigabytes."""
+"""Different patterns and formats; and where a text must fit several at once. Sixteen so took minutes and gigabytes."""
 MAX_COUNT = 1000
 """Of items, and of properties."""
 MAX_LENGTH = 20_000
 """Of strings."""
 
-POWERS_OF_TEN = {10.0**power for power in range(-6, 4)}
-"""What numbers may be multiples of: others make an automaton of as many states."""
+MAX_MULTIPLE, MAX_MULTIPLES = 100, 2
+"""What numbers may be multiples of, and of how many different ones, powers of ten apart: an automaton has as
+many states as their product."""
 
 REFUSED = ("patternProperties", "propertyNames")
 """Keywords whose cost grows with the square of what they list."""
@@ -38,16 +42,20 @@ COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties")
 LENGTHS = ("minLength", "maxLength")
 CHOICES = ("anyOf", "oneOf", "allOf")
 PATTERNS = ("pattern", "format")
+CONSTANTS = ("const", "enum")
+NAME = "a name"
 ANNOTATIONS = {"$ref", "$defs", "definitions", "$schema", "$id", "$comment"}
-ANNOTATIONS |= {"title", "description", "default", "examples", "deprecated"}
-"""What stands beside a reference without narrowing it."""
+ANNOTATIONS |= {"title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly"}
+ANNOTATIONS |= {"discriminator"}
+"""What stands beside a reference or a choice without narrowing it."""
 
 
 class _Entry(NamedTuple):
-    """A value somewhere in a schema, and the key or place that it has there."""
+    """A value somewhere in a schema, the key that it has there, and whether it is a constant, or part of one."""
 
     key: str
     value: Any
+    is_constant: bool = False
 
 
 def excess(schema: dict[str, Any]) -> str:
@@ -70,51 +78,81 @@ def _entries(schema: dict[str, Any]) -> Iterator[_Entry]:
     while waiting:
         entry = waiting.pop()
         yield entry
+        is_constant = entry.is_constant or entry.key in CONSTANTS
         if isinstance(entry.value, dict):
-            waiting += [_Entry(key, value) for key, value in entry.value.items()]
+            waiting += [_Entry(key, value, is_constant) for key, value in entry.value.items()]
+            waiting += [_Entry(NAME, key) for key in entry.value]
         elif isinstance(entry.value, list):
-            waiting += [_Entry(entry.key if entry.key == "enum" else "", value) for value in entry.value]
+            waiting += [_Entry("", value, is_constant) for value in entry.value]
 
 
 def _excess_of_value(entry: _Entry) -> str:
-    key, value = entry
+    key, value = entry.key, entry.value
     if key in REFUSED and isinstance(value, dict):
         return f"{key} is not kept to; name the properties"
-    if len(key) > MAX_TEXT:
-        return f"a name has {len(key)} characters, more than {MAX_TEXT}"
-    if key in ("const", "enum", "pattern") and isinstance(value, str) and len(value) > MAX_TEXT:
-        return f"a text of {key} has {len(value)} characters, more than {MAX_TEXT}"
+    is_forced = entry.is_constant or key in (NAME, "const", "pattern")
+    if isinstance(value, str) and is_forced and len(value) > MAX_TEXT:
+        return f"a text of {key or 'enum'} has {len(value)} characters, more than {MAX_TEXT}"
     if not isinstance(value, int | float):
         return ""
-    if key == "multipleOf" and value not in POWERS_OF_TEN:
-        return f"multipleOf is {value}; only powers of ten from 0.000001 to 1000 are kept to"
+    if key == "multipleOf" and _digits(value) > MAX_MULTIPLE:
+        return f"multipleOf is {_shown(value)}; only 1 to {MAX_MULTIPLE}, times a power of ten, is kept to"
     most = MAX_COUNT if key in COUNTS else MAX_LENGTH if key in LENGTHS else value
-    return f"{key} is {value}, more than {most}" if value > most else ""
+    return f"{key} is {_shown(value)}, more than {most}" if value > most else ""
+
+
+def _digits(number: float) -> int:
+    """What is left of a number without its power of ten, if it has few digits; else more than is kept to."""
+    if not 1e-7 < abs(number) < 1e15:
+        return MAX_MULTIPLE + 1
+    digits = filter(str.isdigit, f"{number:.12g}".partition("e")[0])
+    return int("".join(digits).strip("0") or 0)
+
+
+def _shown(number: float) -> str:
+    return f"{number:.12g}" if abs(number) < 1e15 else "very large"
 
 
 def _excess_of_many(entries: list[_Entry]) -> str:
-    branches = sum(_branches(entry) for entry in entries)
-    if branches > MAX_BRANCHES:
-        return f"its {', '.join(CHOICES)} have {branches} branches, more than {MAX_BRANCHES}; use an enum, or fewer"
-    counts = sum(key in COUNTS and isinstance(value, int | float) for key, value in entries)
+    at_once = any(map(_narrows, entries))
+    beside = " beside what else must fit" if at_once else ""
+    choices, most = sum(map(_choices, entries)), MAX_CHOICES_AT_ONCE if at_once else MAX_CHOICES
+    if choices > most:
+        return f"its {', '.join(CHOICES)} leave {choices} choices, more than {most}{beside}; use an enum, or fewer"
+    counts = sum(key in COUNTS and isinstance(value, int | float) for key, value, _ in entries)
     if counts > MAX_COUNTS:
         return f"it has {counts} of {', '.join(COUNTS)}, more than {MAX_COUNTS}; leave some out"
-    patterns = sum(key in PATTERNS and isinstance(value, str) for key, value in entries)
-    most, at_once = (MAX_PATTERNS_AT_ONCE, " beside allOf") if any(map(_narrows, entries)) else (MAX_PATTERNS, "")
-    return (
-        f"it has {patterns} patterns and formats, more than {most}{at_once}; leave some out" if patterns > most else ""
-    )
+    required = sum(len(value) for key, value, _ in entries if key == "required" and isinstance(value, list))
+    if required > MAX_REQUIRED:
+        return f"it requires {required} properties, more than {MAX_REQUIRED}; ask for less at once"
+    multiples = {value for key, value, _ in entries if key == "multipleOf" and isinstance(value, int | float)}
+    if sum(_digits(each) > 1 for each in multiples) > MAX_MULTIPLES:
+        return f"it has more than {MAX_MULTIPLES} different numbers in multipleOf, powers of ten apart; leave some out"
+    patterns = [(key, value) for key, value, _ in entries if key in PATTERNS and isinstance(value, str)]
+    count, most = (len(patterns), MAX_PATTERNS_AT_ONCE) if at_once else (len(set(patterns)), MAX_PATTERNS)
+    if count > most:
+        return f"it has {count} patterns and formats, more than {most}{beside}; leave some out"
+    return ""
 
 
-def _branches(entry: _Entry) -> int:
+def _choices(entry: _Entry) -> int:
+    """One for each branch more than the first, null apart."""
     if entry.key not in CHOICES or not isinstance(entry.value, list):
         return 0
-    return sum(branch != {"type": "null"} for branch in entry.value)
+    branches = [branch for branch in entry.value if branch != {"type": "null"}]
+    return max(0, len(branches) - 1)
 
 
 def _narrows(entry: _Entry) -> bool:
-    """Whether a text may have to fit several patterns here."""
-    key, value = entry
-    if isinstance(value, dict) and "$ref" in value:
-        return not value.keys() <= ANNOTATIONS
+    """Whether a value may have to fit several schemas at once here."""
+    key, value = entry.key, entry.value
+    if isinstance(value, dict) and (joined := {"$ref", *CHOICES} & value.keys()):
+        is_alone = len(joined) == 1 and value.keys() <= ANNOTATIONS | joined
+        if not (is_alone or _is_named(value)):
+            return True
     return key == "allOf" and isinstance(value, list) and len(value) > 1
+
+
+def _is_named(properties: dict[str, Any]) -> bool:
+    """Properties may have any names, those of keywords too; then what they are called holds a schema."""
+    return all(isinstance(value, dict) for value in properties.values())

@@ -15,11 +15,14 @@ SILENT = 0
 
 SLOW = 0.1
 """Seconds that masks may take: some steps of a GPU. Those of the worst schemas within `bounds` take a fifth of it."""
+NOT_ALLOWED = "doesn't satisfy the grammar"
+"""What the library says of a token that its mask had not allowed."""
 TOO_SLOW = "it is too ambiguous, so that each token takes long to choose"
 
 
 class TokenMatcher:
-    """One answer's place in its grammar. `problem` says why it can't go on: its grammar, or a token that was wrong.
+    """One answer's place in its grammar. `problem` says why it can't go on: its grammar, or a token that was wrong
+    (`is_ours`: whoever sampled it did not look at its mask).
 
     Where an answer is complete, and only there, the stop ids are allowed; and they alone, where it can't go on.
     """
@@ -27,13 +30,16 @@ class TokenMatcher:
     def __init__(self, vocabulary: LLTokenizer, grammar: str) -> None:
         self.native = LLMatcher(vocabulary, grammar, log_level=SILENT, limits=limits())
         self._is_given_up = False
+        self.is_ours = False
         self.problem = ""
         self.look()
 
     def advance(self, token: int) -> None:
         """The answer goes on with `token`."""
+        was_well = not self.problem
         self.native.consume_token(token)
         self.look()
+        self.is_ours = was_well and NOT_ALLOWED in self.problem
 
     def give_up(self) -> None:
         """The answer holds up all others."""
@@ -75,13 +81,14 @@ class Masks:
     def allowed(self, matchers: list[TokenMatcher]) -> NDArray[np.uint8]:
         """What each of `matchers` [N] may go on with: [N, bytes], a bit a token, the lowest first."""
         words = allocate_token_bitmask(len(matchers), self._vocab_size)
-        begun = self._clock()
-        if self._is_slow:
+        begun, looks_at_each = self._clock(), self._is_slow
+        if looks_at_each:
             for at, each in enumerate(matchers):
                 self._fill_and_judge(words, at, each)
         else:
             fill_next_token_bitmask_par(self._executor, [(each.native, at) for at, each in enumerate(matchers)], words)
-        self._is_slow = self._clock() - begun > SLOW
+        # One by one, even masks of which none is slow may take long.
+        self._is_slow = not looks_at_each and self._clock() - begun > SLOW
         for each in matchers:
             each.look()
         return words.view(np.uint8)

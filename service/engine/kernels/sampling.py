@@ -41,7 +41,7 @@ BEST_GROUPS = tl.constexpr(64)
 GREEDY = tl.constexpr(int(Method.GREEDY))
 UNFILTERED = tl.constexpr(int(Method.UNFILTERED))
 LARGEST_INDEX = tl.constexpr(0x7FFFFFFF)
-PER_ROW = ["slots", "method", "temperature", "top_k", "top_p", "min_p", "penalty", "frequency", "presence", "seed"]
+PER_ROW = ["slots", "method", "temperature", "top_k", "top_p", "log_min_p", "penalty", "frequency", "presence", "seed"]
 PER_ROW += ["tokens", "positions"]
 """One number a row or slot, cut out of larger tensors: where a piece begins follows from how many there are. Its
 alignment would have the largest kernel compiled anew, for seconds; a single number gains nothing by it."""
@@ -187,7 +187,7 @@ def draw_kernel(
     temperature: tl.tensor,
     top_k: tl.tensor,
     top_p: tl.tensor,
-    min_p: tl.tensor,
+    log_min_p: tl.tensor,
     penalty: tl.tensor,
     frequency: tl.tensor,
     presence: tl.tensor,
@@ -245,13 +245,13 @@ def draw_kernel(
             # that may be drawn when one of the leaders already has none of that (a grammar allows little).
             bound = tl.min(tl.max(order, 1), 0)
             bound = tl.where((groups <= BEST_GROUPS) | (bound == 0), -1, bound)
-            bottom = bottom_of(tl.load(min_p + slot))
+            bottom = bottom_of(tl.load(log_min_p + slot))
             least, exact = filter_leaders(order, scaled, inside, bound, total, k, p, bottom, vocab)
         noise = tl.where(how == GREEDY, 0.0, gumbel(first, second, token))
         noisy = tl.where(inside & (order >= least), scaled + noise, NOTHING)
         chosen = tl.min(tl.where(noisy == tl.max(noisy), token, vocab - 1))
         if not exact:
-            bottom = bottom_of(tl.load(min_p + slot))
+            bottom = bottom_of(tl.load(log_min_p + slot))
             chosen = draw_from_vocabulary(
                 logits, marks, factor, often, once, heat, best, first, second, k, p, bottom, vocab
             )
@@ -303,7 +303,7 @@ def sample(
         rows.temperature,
         rows.top_k,
         rows.top_p,
-        rows.least,
+        rows.log_min_p,
         rows.penalty,
         rows.frequency,
         rows.presence,

@@ -53,7 +53,7 @@ class Sequence:
         if self.matcher:
             self.matcher.advance(token)
             if self.problem:
-                return FinishReason.REJECTED
+                return FinishReason.ERROR if self.matcher.is_ours else FinishReason.REJECTED
         if token in self.request.stop_ids:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(self.output) == self.request.max_new_tokens else None

@@ -60,8 +60,8 @@ class Slots:
         self._methods[slot] = method_of(p, self._vocab_size)
         seed = (p.seed + (1 << 63)) % (1 << 64) - (1 << 63)
         self._whole[:, slot] = self.upload([self._methods[slot], p.top_k, seed])
-        least = math.log(p.min_p) if p.min_p else -math.inf
-        real = [p.temperature, p.top_p, least, p.repetition_penalty, frequency_of(p), p.presence_penalty]
+        log_min_p = math.log(p.min_p) if p.min_p else -math.inf
+        real = [p.temperature, p.top_p, log_min_p, p.repetition_penalty, frequency_of(p), p.presence_penalty]
         self._real[:, slot] = self.upload(real, torch.float32)
 
     def restrict(self, slots: list[int], allowed: torch.Tensor) -> None:
@@ -87,8 +87,8 @@ class Slots:
 
     @staticmethod
     def _rows_of(whole: torch.Tensor, real: torch.Tensor, marks: torch.Tensor) -> Rows:
-        (method, top_k, seed), (temperature, top_p, least, penalty, frequency, presence) = whole, real
-        return Rows(method, temperature, top_k, top_p, least, penalty, frequency, presence, seed, marks)
+        (method, top_k, seed), (temperature, top_p, log_min_p, penalty, frequency, presence) = whole, real
+        return Rows(method, temperature, top_k, top_p, log_min_p, penalty, frequency, presence, seed, marks)
 
     def methods(self, slots: list[int]) -> set[Method]:
         """The sampling methods of `slots`, known without asking the device."""

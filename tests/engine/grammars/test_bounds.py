@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.engine.grammars.bounds import MAX_BRANCHES, MAX_CHARACTERS, MAX_NODES, excess
+from service.engine.grammars.bounds import MAX_CHARACTERS, MAX_CHOICES, MAX_NODES, excess
 from service.engine.grammars.compiler import GrammarCompiler
 from service.engine.grammars.schema import json_grammar, problem_of
 
@@ -25,6 +25,18 @@ def chain(links: int, link: Any) -> dict[str, Any]:
     return {"$defs": {**defs, f"a{links}": {}}, "$ref": "#/$defs/a0"}
 
 
+TYPES = ("integer", "string", "boolean")
+FORMATS = ("date", "time", "email", "uuid", "ipv4", "ipv6", "date-time", "hostname")
+
+
+def tower(joined: Any, holding: Any = lambda pattern: pattern) -> dict[str, Any]:
+    """Patterns that one text must fit, each a level further in."""
+    schema: dict[str, Any] = {}
+    for level in range(16):
+        schema = holding({"pattern": f"(a|b)*a(a|b){{{level * 7 + 13}}}"}) | joined(schema)
+    return schema
+
+
 def nested(levels: int) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(levels):
@@ -35,7 +47,7 @@ def nested(levels: int) -> dict[str, Any]:
 ORDINARY: dict[str, dict[str, Any]] = {
     "a form": {
         "type": "object",
-        "properties": {f"field_{i}": {"anyOf": [{"type": "string"}, {"type": "null"}]} for i in range(40)},
+        "properties": {f"field_{i}": {"anyOf": [{"type": "string"}, {"type": "null"}]} for i in range(100)},
         "required": ["field_1"],
         "additionalProperties": False,
     },
@@ -46,6 +58,12 @@ ORDINARY: dict[str, dict[str, Any]] = {
             "mail": {"type": "string", "format": "email"},
             "code": {"type": "string", "pattern": "^[A-Z]{2}[0-9]{4}$"},
             "price": {"type": "number", "minimum": 0, "multipleOf": 0.01},
+            "minutes": {"type": "integer", "multipleOf": 15},
+            "share": {"type": "number", "multipleOf": 0.25},
+            "dates": {
+                "type": "object",
+                "properties": {f"d{i}": {"type": "string", "format": "date"} for i in range(40)},
+            },
         },
     },
     "a tree": any_of([{"type": "object", "properties": {"left": V, "right": V, "is": {"type": "string"}}}]),
@@ -63,42 +81,70 @@ ORDINARY: dict[str, dict[str, Any]] = {
         },
         "$ref": "#/$defs/Node",
     },
-    "properties of unlucky names": {"properties": {"pattern": {"type": "string"}, "const": {}, "multipleOf": {}}},
+    "choices beside annotations": {
+        "properties": {
+            f"p{i}": {"anyOf": [{"format": f}, {"type": "integer"}], "title": "T"} for i, f in enumerate(FORMATS)
+        }
+    },
+    "properties of unlucky names": {
+        "type": "object",
+        "properties": {
+            "pattern": {"type": "string"},
+            "const": {},
+            "multipleOf": {},
+            "$ref": {},
+            "anyOf": {"type": "null"},
+        },
+    },
 }
 
 TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "many objects": ({"enum": [{}] * MAX_NODES}, str(MAX_NODES)),
     "very many values": ({"enum": list(range(50_000))}, str(MAX_NODES)),
     "many characters": ({"description": "x" * MAX_CHARACTERS}, str(MAX_CHARACTERS)),
-    "many branches": (any_of([{"type": "array", "items": V}] * (MAX_BRANCHES + 1)), str(MAX_BRANCHES)),
+    "many branches": (any_of([{"type": "array", "items": V}] * (MAX_CHOICES + 2)), str(MAX_CHOICES)),
     "many counts": ({"properties": {f"p{i}": {"maxItems": i} for i in range(40)}}, "40 of minItems"),
     "a large count": ({"type": "array", "minItems": 100_000}, "minItems is 100000"),
     "a long text": ({"type": "string", "maxLength": 10**9}, "maxLength is 1000000000"),
     "a long constant": ({"const": "x" * 600}, "const has 600"),
+    "a long text in a constant": ({"const": {"a": ["x" * 600]}}, "has 600"),
     "a long constant in an enum": ({"enum": ["x" * 600]}, "enum has 600"),
     "a long name": ({"properties": {"x" * 600: {}}}, "a name has 600"),
     "a long pattern": ({"pattern": "x" * 600}, "pattern has 600"),
-    "an odd multiple": ({"type": "integer", "multipleOf": 99_999_989}, "powers of ten"),
+    "an odd multiple": ({"type": "integer", "multipleOf": 99_999_989}, "multipleOf is 99999989"),
+    "a huge multiple": ({"multipleOf": 10**400 + 1}, "multipleOf is very large"),
+    "a huge count": ({"maxItems": 10**400}, "maxItems is very large"),
+    "no number": ({"multipleOf": float("nan")}, "multipleOf"),
+    "a bound in a property of an unlucky name": ({"properties": {"const": {"multipleOf": 7919}}}, "7919"),
+    "much that is required": ({"required": [f"p{i}" for i in range(300)]}, "requires 300"),
     "patterns of names": ({"patternProperties": {"^a": {}}}, "patternProperties"),
     "many patterns": ({"anyOf": [{"pattern": f"a{i}"} for i in range(17)]}, "17 patterns"),
     "patterns for one text": (
         {"allOf": [{"pattern": f"(a|b)*a.{{{i}}}"} for i in range(4)]},
-        "beside allOf",
+        "beside",
     ),
     "the same by references": (
         {"$defs": {"a": {"$ref": "#/$defs/b", "pattern": "x"}, "b": {"anyOf": [{"pattern": "y"}] * 4}}},
-        "beside allOf",
+        "beside",
     ),
+    "patterns one within the other": (tower(lambda inner: {"allOf": [inner]}), "beside"),
+    "patterns beside choices": (tower(lambda inner: {"anyOf": [inner]}), "beside"),
+    "a property again in each branch": (
+        tower(lambda inner: {"anyOf": [inner]}, lambda pattern: {"properties": {"x": pattern}}),
+        "beside",
+    ),
+    "multiples of several numbers": ({"anyOf": [{"multipleOf": n} for n in (97, 89, 83)]}, "more than 2 different"),
+    "choices beside references": (chain(6, lambda to: {"anyOf": [{"type": t} for t in TYPES], **to}), "choices"),
     "a long chain of references": (chain(1300, lambda to: {"items": to}), str(MAX_NODES)),
     "deep nesting": (nested(5000), str(MAX_NODES)),
 }
 
 WORST: dict[str, dict[str, Any]] = {
-    "branches in branches": any_of([{"type": "array", "items": V}] * MAX_BRANCHES),
+    "branches in branches": any_of([{"type": "array", "items": V}] * MAX_CHOICES),
     "branches in counted branches": any_of([{"type": "array", "items": V, "maxItems": 1000 - i} for i in range(32)]),
-    "tuples": any_of([{"type": "array", "prefixItems": [V] * 3, "items": False}] * MAX_BRANCHES),
-    "objects in objects": any_of([{"type": "object", "properties": {"a": V, "b": V, "c": V}}] * MAX_BRANCHES),
-    "lengths": any_of([{"type": "string", "minLength": i, "maxLength": 20_000 - i} for i in range(MAX_BRANCHES)]),
+    "tuples": any_of([{"type": "array", "prefixItems": [V] * 3, "items": False}] * MAX_CHOICES),
+    "objects in objects": any_of([{"type": "object", "properties": {"a": V, "b": V, "c": V}}] * MAX_CHOICES),
+    "lengths": any_of([{"type": "string", "minLength": i, "maxLength": 20_000 - i} for i in range(MAX_CHOICES)]),
     "patterns": any_of([{"type": "string", "pattern": f"^(.*a.{{{i + 20}}})$"} for i in range(16)]),
     "three patterns at once": {
         "allOf": [{"type": "string", "pattern": f"(a|b)*a(a|b){{{i * 7 + 13}}}"} for i in range(3)]
@@ -107,7 +153,17 @@ WORST: dict[str, dict[str, Any]] = {
     "a chain": chain(160, lambda to: {"items": to}),
     "a chain of objects": chain(120, lambda to: {"properties": {"a": to}}),
     "a chain that doubles": chain(80, lambda to: {"type": "object", "properties": {"x": to, "y": to}}),
-    "a chain of choices": chain(MAX_BRANCHES, lambda to: {"anyOf": [to]}),
+    "a chain of choices": chain(120, lambda to: {"anyOf": [to]}),
+    "a chain with a choice each": chain(40, lambda to: {"anyOf": [to, {"type": "array", "items": to}]}),
+    "choices beside references": chain(5, lambda to: {"anyOf": [{"type": t} for t in TYPES], **to}),
+    "much that is required of any": {
+        "required": [f"p{i}" for i in range(250)],
+        "anyOf": [{"type": "object", "minProperties": n} for n in range(10)],
+    },
+    "two multiples at once": {"allOf": [{"type": "integer", "multipleOf": n} for n in (97, 89)]},
+    "two multiples with decimals": {
+        "anyOf": [{"type": "number", "multipleOf": n} for n in (0.97, 8900, 0.000001, 1000)]
+    },
     "properties": {"properties": {f"p{i}": {"type": "integer", "minimum": i, "maximum": 10**9} for i in range(220)}},
     "ranges": {
         "items": {"anyOf": [{"type": "integer", "minimum": -(10**17) + i, "maximum": 10**18} for i in range(40)]}
@@ -139,8 +195,8 @@ def compiler(smollm2_dir: Path) -> GrammarCompiler:
 
 @pytest.mark.parametrize("schema", WORST.values(), ids=WORST)
 def test_the_worst_that_is_let_through_costs_little(compiler: GrammarCompiler, schema: dict[str, Any]) -> None:
-    """Some tens of milliseconds to compile, and as few for a token. What is asserted is a hundred times as much: where
-    a bound does not hold, it is minutes."""
+    """Some tens of milliseconds to compile, and as few for a token. What is asserted is a multiple for slow machines:
+    where a bound does not hold, it is minutes."""
     import numpy as np
 
     assert excess(schema) == ""
@@ -153,7 +209,7 @@ def test_the_worst_that_is_let_through_costs_little(compiler: GrammarCompiler, s
         if matcher.problem or not len(tokens):
             break
         matcher.advance(int(tokens[step * 7919 % len(tokens)]))
-    assert time.process_time() - begun < 10
+    assert time.process_time() - begun < 3
 
 
 def test_the_bounds_count_json_as_it_is_sent() -> None:

@@ -24,6 +24,7 @@ class Perfect:
     """A matcher of anything."""
 
     problem = ""
+    is_ours = False
 
     def advance(self, token: int) -> None:
         pass

@@ -148,6 +148,7 @@ def test_a_token_that_was_not_allowed_is_a_problem_and_then_only_the_end_is(lang
     matcher.advance(within_an_answer(language, "x")[0])
     assert "cannot be kept to" in matcher.problem
     assert "\n" not in matcher.problem
+    assert matcher.is_ours, "the grammar is not to blame"
     assert language.allowed(matcher) == set(language.tokenizer.stop_ids)
 
 
@@ -229,10 +230,22 @@ def test_only_a_slow_step_has_the_next_masks_looked_at_one_by_one(language: Lang
     assert matcher.problem == "", "a machine that was busy is nobody's fault"
 
 
+def test_many_masks_of_which_none_is_slow_are_soon_worked_out_together_again(language: Language) -> None:
+    now = [0.0]
+    masks = Masks(language.vocab_size, 1, lambda: now[0])
+    masks._is_slow = True
+    masks._fill_and_judge = lambda *what: now.__setitem__(0, now[0] + 0.01)  # type: ignore[method-assign]
+    masks.allowed([language.begin(PERSON)] * 20)
+    assert now[0] > 0.1
+    assert not masks._is_slow
+
+
 def test_a_grammar_that_shows_its_problem_in_its_first_mask_has_it_from_the_start(language: Language) -> None:
     """Nothing but itself: what only compiles is no answer yet."""
     for schema in ({"$ref": "#"}, {"allOf": [{"$ref": "#"}]}):
-        assert "cannot be kept to" in language.begin(schema).problem
+        matcher = language.begin(schema)
+        assert "cannot be kept to" in matcher.problem
+        assert not matcher.is_ours
 
 
 def test_a_model_with_fewer_rows_than_tokens_is_never_given_one_it_has_not(smollm2_dir: Path) -> None:

@@ -135,7 +135,7 @@ def does_not_renormalise_after_top_k(rows: sampling.Rows, logits: torch.Tensor) 
 
 @samples_by
 def ignores_min_p(rows: sampling.Rows, _: torch.Tensor) -> sampling.Rows:
-    return replace(rows, least=torch.full_like(rows.least, float("-inf")))
+    return replace(rows, log_min_p=torch.full_like(rows.log_min_p, float("-inf")))
 
 
 @samples_by
