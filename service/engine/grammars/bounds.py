@@ -46,7 +46,7 @@ CONSTANTS = ("const", "enum")
 NAME = "a name"
 ANNOTATIONS = {"$ref", "$defs", "definitions", "$schema", "$id", "$comment"}
 ANNOTATIONS |= {"title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly"}
-ANNOTATIONS |= {"discriminator"}
+ANNOTATIONS |= {"discriminator", "type"}
 """What stands beside a reference or a choice without narrowing it."""
 
 

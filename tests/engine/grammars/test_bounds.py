@@ -86,6 +86,10 @@ ORDINARY: dict[str, dict[str, Any]] = {
             f"p{i}": {"anyOf": [{"format": f}, {"type": "integer"}], "title": "T"} for i, f in enumerate(FORMATS)
         }
     },
+    "choices beside their type": {
+        "type": "object",
+        "anyOf": [{"properties": {f"d{i}": {"type": "string", "format": f}}} for i, f in enumerate(FORMATS)],
+    },
     "properties of unlucky names": {
         "type": "object",
         "properties": {
