@@ -5,13 +5,15 @@ Everything that crosses the socket between web worker and engine process is a `m
 
 from collections.abc import AsyncGenerator, Callable
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from service.engine.defaults import BLOCK_TOKENS, Quantization
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -259,7 +261,7 @@ class Matcher(Protocol):
         ...
 
 
-Allowed = Callable[[list[Any]], NDArray[np.uint8]]
+Allowed = Callable[[list[Any]], "NDArray[np.uint8]"]
 """What each of some matchers [N] of one kind may go on with: [N, bytes], a bit a token, the lowest first."""
 
 

@@ -114,6 +114,12 @@ def test_the_web_process_never_loads_torch(entry: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_the_engine_process_begins_with_one_thread() -> None:
+    """numpy would bring more before the process heeds a SIGTERM: one of those would take it, and end the process."""
+    code = "import sys, service.engine.worker; assert 'numpy' not in sys.modules, 'numpy was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_only_metrics_declare_series() -> None:
     kinds = re.compile(r"\b(?:Counter|Gauge|Histogram|Summary|Info|\w+MetricFamily)\(")
     texts = {name: path.read_text() for name, path in modules().items()}

@@ -5,12 +5,13 @@ names positions, never token values: a decode's input token may still be on the 
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol
 
 from service.engine.base import FinishReason, GenerationRequest, Matcher
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class OutOfMemory(Exception):
@@ -131,7 +132,7 @@ class Runner(Protocol):
         """
         ...
 
-    def restrict(self, slots: list[int], allowed: NDArray[np.uint8]) -> None:
+    def restrict(self, slots: list[int], allowed: "NDArray[np.uint8]") -> None:
         """Let each of `slots` [N] sample in the next step only what its row of `allowed` [N, bytes] allows: a bit a
         token, the lowest first. It is told anew before each step that samples them. Raises OutOfMemory as `admit` does.
         """
