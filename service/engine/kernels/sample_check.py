@@ -24,7 +24,7 @@ SAMPLED = (
     SamplingParams(top_k=100, top_p=0.5, temperature=3.0, repetition_penalty=0.8, seed=8),
     SamplingParams(top_k=0, top_p=0.5, temperature=20.0, seed=-9),
     SamplingParams(top_k=0, top_p=1.0, min_p=0.1, presence_penalty=1.3, seed=10),
-    SamplingParams(top_k=0, top_p=0.95, min_p=0.001, temperature=4.0, frequency_penalty=0.1, seed=11),
+    SamplingParams(top_k=0, top_p=0.95, min_p=0.001, temperature=4.0, frequency_penalty=-0.3, seed=11),
 )
 """Every method and both ways through the kernel that filters. Bounds bite: many likely tokens lie beyond each."""
 DRAWS = 10
