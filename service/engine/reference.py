@@ -146,6 +146,7 @@ class ReferenceCore:
     def _start(self) -> None:
         waiting = self._waiting.popleft()
         self._prompt_tokens += len(waiting.request.prompt_ids)
+        assert self._allowed or not waiting.matcher, "an answer with a grammar needs what it may go on with"
         kept_to = [KeepsToGrammar(waiting.matcher, self._allowed)] if waiting.matcher and self._allowed else []
         generation = GenerateCall(self._model, waiting.request, kept_to)
         self._running = _Running(waiting, self._clock() - waiting.arrival, generation)

@@ -27,7 +27,7 @@ MAX_TEXT = 512
 """Characters of a text that is forced: a name, or one in a constant. And of a pattern."""
 MAX_PATTERNS, MAX_PATTERNS_AT_ONCE = 16, 3
 """Different patterns and formats; and where a text must fit several at once. Sixteen so took minutes and gigabytes."""
-MAX_COUNT = 1000
+MAX_ITEMS = 1000
 """Of items, and of properties."""
 MAX_LENGTH = 20_000
 """Of strings."""
@@ -97,7 +97,7 @@ def _excess_of_value(entry: _Entry) -> str:
         return ""
     if key == "multipleOf" and _digits(value) > MAX_MULTIPLE:
         return f"multipleOf is {_shown(value)}; only 1 to {MAX_MULTIPLE}, times a power of ten, is kept to"
-    most = MAX_COUNT if key in COUNTS else MAX_LENGTH if key in LENGTHS else value
+    most = MAX_ITEMS if key in COUNTS else MAX_LENGTH if key in LENGTHS else value
     return f"{key} is {_shown(value)}, more than {most}" if value > most else ""
 
 
