@@ -3,6 +3,7 @@
 The transposed product: weights are the tall operand of the tensor core, the rows, padded, the narrow one. Every program
 reads all rows, from the L2 cache, so that a tile must be taller than the rows are many for the weights to set the pace.
 Tall tiles are few: then several programs share one, each a part of its columns, and the last one to finish adds up.
+So they do with tiles that are left over when all of the GPU has had one.
 """
 # mypy: disable-error-code="untyped-decorator"
 
@@ -24,16 +25,40 @@ CROWDING = 1.25
 
 
 @triton.jit
-def finish(product, product_up, scale, scale_up, bias, out, n, m, rows, N, HAS_BIAS: tl.constexpr, GATED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Scales, bias, gate, and the tile [n, m] stored transposed."""
+def weight_rows(tile, N, GATED: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The weight rows of a tile. Beyond the last output that one's are read again: what is computed of them is not
+    stored, and no load needs a mask for them.
+
+    A gated tile has eight rows of the gate, the eight that belong to them, and so on: a tensor core leaves rows that
+    lie eight apart to the same thread, which then multiplies them without asking another one.
+    """
+    i = tl.arange(0, BLOCK_N)
+    if GATED:
+        return tl.minimum(tile * (BLOCK_N // 2) + i // 16 * 8 + i % 8, N - 1) + i // 8 % 2 * N
+    return tl.minimum(tile * BLOCK_N + i, N - 1)
+
+
+@triton.jit
+def gate_and_up(product, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The two halves of what `weight_rows` has mixed."""
+    eights = tl.reshape(product, [BLOCK_N // 16, 2, 8, BLOCK_M])
+    gate, up = tl.split(tl.permute(eights, (0, 2, 3, 1)))
+    return tl.reshape(gate, [BLOCK_N // 2, BLOCK_M]), tl.reshape(up, [BLOCK_N // 2, BLOCK_M])
+
+
+@triton.jit
+def finish(product, tile, read, scale, bias, out, rows, N, HAS_BIAS: tl.constexpr, GATED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Scales, bias and gate of a tile of the weight rows `read`, which is then stored transposed."""
+    BLOCK_N: tl.constexpr = product.shape[0]
+    BLOCK_M: tl.constexpr = product.shape[1]
+    OUTPUTS: tl.constexpr = BLOCK_N // 2 if GATED else BLOCK_N
     product *= scale[:, None]
     if HAS_BIAS:
-        product += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
+        product += tl.load(bias + read).to(tl.float32)[:, None]
     if GATED:
-        product_up *= scale_up[:, None]
-        if HAS_BIAS:
-            product_up += tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
-        product *= tl.sigmoid(product) * product_up
+        product, up = gate_and_up(product, BLOCK_N, BLOCK_M)
+        product *= tl.sigmoid(product) * up
+    n, m = tile * OUTPUTS + tl.arange(0, OUTPUTS), tl.arange(0, BLOCK_M)
     stored = (n < N)[:, None] & (m < rows)[None, :]
     tl.store(out + m[None, :] * N + n[:, None], product.to(out.dtype.element_ty), mask=stored)
 
@@ -46,7 +71,7 @@ def columns(pointers, k, K, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.load(pointers + k[None, :], mask=(k < K)[None, :], other=0.0)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "whole", "parts"])
 def few_rows_kernel(
     x: tl.tensor,
     weight: tl.tensor,
@@ -58,6 +83,8 @@ def few_rows_kernel(
     rows: int,
     N: int,
     K: int,
+    whole: int,
+    parts: int,
     depth: int,
     OVERLAPS: tl.constexpr,
     HAS_SCALES: tl.constexpr,
@@ -71,52 +98,48 @@ def few_rows_kernel(
     PIECES: tl.constexpr,
     PIECE: tl.constexpr,
 ) -> None:
-    """One program a tile of weight rows and part of its columns: `depth` of them, a multiple of BLOCK_K.
+    """One program for each of the `whole` tiles of weight rows that come first; of the others, with SPLIT, one for each
+    of their `parts`: `depth` columns, a multiple of BLOCK_K.
 
-    EVEN: K is a multiple of BLOCK_K. PIECES of PIECE columns of each row are prefetched, none for 0. With SPLIT,
-    `arrivals` counts the parts that are done with each tile; it is zero before the launch, and again after it.
+    N: outputs of a row, of which each has two weight rows with GATED. EVEN: K is a multiple of BLOCK_K. PIECES of PIECE
+    columns of each row are prefetched, none for 0. `arrivals` counts the parts that are done with each tile; it is zero
+    before the launch, and again after it.
     """
-    tile, part = tl.program_id(0), tl.program_id(1)
-    n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.arange(0, BLOCK_M)
-    first = part * depth
-    last = tl.minimum(first + depth, K)
-    # Beyond the last row that one is read again: what is computed of it is not stored, and no load needs a mask for it.
-    row = weight + tl.minimum(n, N - 1)[:, None].to(tl.int64) * K
-    up_row = row + tl.full([1, 1], N, tl.int64) * K
+    program = tl.program_id(0)
+    tile, part, first, last = program, 0, 0, K
+    if SPLIT and program >= whole:
+        tile, part = whole + (program - whole) // parts, (program - whole) % parts
+        first = part * depth
+        last = tl.minimum(first + depth, K)
+    read = weight_rows(tile, N, GATED, BLOCK_N)
+    row = weight + read[:, None].to(tl.int64) * K
     if OVERLAPS and PIECES > 0:
-        pieces = tl.minimum(first + tl.arange(0, PIECES)[None, :] * PIECE, K - PIECE)
-        prefetch_weights(row + pieces)
-        if GATED:
-            prefetch_weights(up_row + pieces)
-    scale = scales_of(scales, n, N, HAS_SCALES)
-    scale_up = scales_of(scales + N, n, N, HAS_SCALES) if GATED else scale
+        prefetch_weights(row + tl.minimum(first + tl.arange(0, PIECES)[None, :] * PIECE, K - PIECE))
+    scale = scales_of(scales, read, HAS_SCALES)
     wait_for_inputs(OVERLAPS)
 
+    m = tl.arange(0, BLOCK_M)
     value_row = x + tl.minimum(m, rows - 1)[:, None] * K
     product = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    product_up = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for start in range(first, last, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         value = tl.trans(columns(value_row, k, K, EVEN))
         product = tl.dot(columns(row, k, K, EVEN).to(value.dtype), value, product, input_precision="ieee")
-        if GATED:
-            product_up = tl.dot(columns(up_row, k, K, EVEN).to(value.dtype), value, product_up, input_precision="ieee")
 
-    if SPLIT:
+    if SPLIT and program >= whole:
+        counter = arrivals + tile - whole
         inner = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + m[None, :]
-        stride = tl.num_programs(0) * BLOCK_N * BLOCK_M
-        here = partial + tile * BLOCK_N * BLOCK_M + inner
-        tl.store(here + part * stride, product)
+        here = partial + (tile - whole) * parts * BLOCK_N * BLOCK_M + inner
+        tl.store(here + part * BLOCK_N * BLOCK_M, product)
         tl.debug_barrier()  # one thread announces what all have written
-        if tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == tl.num_programs(1) - 1:
+        if tl.atomic_add(counter, 1, sem="acq_rel") == parts - 1:
             total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-            for other in range(tl.num_programs(1)):
-                total += tl.load(here + other * stride, cache_modifier=".cg")
-            tl.store(arrivals + tile, 0)
-            finish(total, product_up, scale, scale_up, bias, out, n, m, rows, N, HAS_BIAS, GATED)
+            for other in range(parts):
+                total += tl.load(here + other * BLOCK_N * BLOCK_M, cache_modifier=".cg")
+            tl.store(counter, 0)
+            finish(total, tile, read, scale, bias, out, rows, N, HAS_BIAS, GATED)
     else:
-        finish(product, product_up, scale, scale_up, bias, out, n, m, rows, N, HAS_BIAS, GATED)
+        finish(product, tile, read, scale, bias, out, rows, N, HAS_BIAS, GATED)
 
 
 class FewRowsLinear:
@@ -149,16 +172,15 @@ class FewRowsLinear:
         (rows, depth), width = x.shape, out.shape[1]
         most_rows = min(most for most in self._tunings if most >= rows)
         tuning = self._tunings[most_rows]
-        # Gated programs read two weight rows for each output: half the outputs keep the same bytes in flight.
-        block_n = max(16, tuning.block_n // (2 if gated else 1))
-        tiles, steps = triton.cdiv(width, block_n), triton.cdiv(depth, tuning.block_k)
-        parts = 1 if gated else split(tiles, steps, self._multiprocessors, tuning.alone)
+        block_n, block_k = tuning.block_n, tuning.block_k
+        tiles, steps = triton.cdiv(weight.shape[0], block_n), triton.cdiv(depth, block_k)
+        whole, parts = split(tiles, steps, self._multiprocessors, tuning.alone)
+        programs = whole + (tiles - whole) * parts
         is_split = parts > 1
-        partial = torch.empty(parts * tiles * block_n * most_rows, device=x.device) if is_split else out
+        partial = torch.empty((programs - whole) * block_n * most_rows, device=x.device) if is_split else out
         piece = PREFETCHED_BYTES // values.itemsize
         pieces = max(1, tuning.warps * 32 // block_n)
-        per_part = triton.cdiv(steps, parts) * tuning.block_k
-        few_rows_kernel[(tiles, parts)](
+        few_rows_kernel[(programs,)](
             x,
             values,
             x if scales is None else scales,
@@ -169,16 +191,18 @@ class FewRowsLinear:
             rows,
             width,
             depth,
-            per_part,
+            whole,
+            parts,
+            triton.cdiv(steps, parts) * block_k,
             HAS_SCALES=scales is not None,
             HAS_BIAS=bias is not None,
             GATED=gated,
             SPLIT=is_split,
-            EVEN=depth % tuning.block_k == 0,
+            EVEN=depth % block_k == 0,
             BLOCK_M=most_rows,
             BLOCK_N=block_n,
-            BLOCK_K=tuning.block_k,
-            PIECES=pieces if depth % piece == 0 and pieces * piece <= per_part else 0,
+            BLOCK_K=block_k,
+            PIECES=pieces if depth % piece == 0 else 0,
             PIECE=piece,
             num_warps=tuning.warps,
             num_stages=tuning.stages,
@@ -193,13 +217,16 @@ class FewRowsLinear:
         return self._arrivals[device]
 
 
-def split(tiles: int, steps: int, multiprocessors: int, alone: bool = False) -> int:
-    """Into how many parts the `steps` of each tile are divided: a power of two; of programs that are `alone` on their
-    multiprocessors as many as run in one round, since a second one would take as long again."""
+def split(tiles: int, steps: int, multiprocessors: int, alone: bool = False) -> tuple[int, int]:
+    """How many tiles are computed as a whole, by a program each, and into how many parts the `steps` of each other one
+    are divided: either all tiles are, or none, or those that a first round of tiles that are `alone` on their
+    multiprocessors leaves over, since another round would take as long again."""
     if alone:
-        most = max(1, min(multiprocessors // tiles, steps // LEAST_DEPTH))
-        return -(-steps // -(-steps // most))  # none without a step
+        whole = multiprocessors if multiprocessors < tiles < 2 * multiprocessors else 0
+        most = max(1, min(multiprocessors // (tiles - whole), steps // LEAST_DEPTH))
+        parts = -(-steps // -(-steps // most))  # none without a step
+        return (whole if parts > 1 else tiles), parts
     parts = 1
     while 2 * parts * tiles <= CROWDING * multiprocessors and steps >= 2 * parts * LEAST_DEPTH:
         parts *= 2
-    return parts
+    return (0 if parts > 1 else tiles), parts

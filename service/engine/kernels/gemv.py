@@ -53,14 +53,15 @@ def one_row_kernel(
     """
     program = tl.program_id(0)
     n = program * BLOCK_N + tl.arange(0, BLOCK_N)
-    # Beyond the last row that one is read again, so that no load of weights needs a mask for it.
-    row = weight + tl.minimum(n, N - 1)[:, None].to(tl.int64) * K
+    # Beyond the last output that one's row is read again, so that no load of weights needs a mask for it.
+    read = tl.minimum(n, N - 1)
+    row = weight + read[:, None].to(tl.int64) * K
     up_row = row + tl.full([1, 1], N, tl.int64) * K
     # The first columns are on their way while the row is still being computed, the next ones while these are used.
     w = stream(row, 0, K, BLOCK_K)
     up = stream(up_row, 0, K, BLOCK_K) if GATED else w
-    scale = scales_of(scales, n, N, HAS_SCALES)
-    scale_up = scales_of(scales + N, n, N, HAS_SCALES) if GATED else scale
+    scale = scales_of(scales, read, HAS_SCALES)
+    scale_up = scales_of(scales + N, read, HAS_SCALES) if GATED else scale
     wait_for_inputs(OVERLAPS)
     partial = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     partial_up = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
@@ -86,11 +87,11 @@ def one_row_kernel(
     factor = tl.rsqrt(tl.sum(squares, 0) / K + eps) if HAS_NORM else 1.0
     result = tl.sum(partial, 1) * factor * scale
     if HAS_BIAS:
-        result += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
+        result += tl.load(bias + read).to(tl.float32)
     if GATED:
         result_up = tl.sum(partial_up, 1) * factor * scale_up
         if HAS_BIAS:
-            result_up += tl.load(bias + N + n, mask=n < N, other=0.0).to(tl.float32)
+            result_up += tl.load(bias + N + read).to(tl.float32)
         result *= tl.sigmoid(result) * result_up
     tl.store(out + n, result.to(out.dtype.element_ty), mask=n < N)
 

@@ -28,7 +28,7 @@ def run(module: str, *arguments: object) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(HAS_GPU, reason="a GPU host compiles for its own GPU in the tests marked gpu")
-@pytest.mark.parametrize(("capability", "kernels"), [(75, 28), (80, 56), (89, 56), (90, 57), (100, 56), (120, 56)])
+@pytest.mark.parametrize(("capability", "kernels"), [(75, 28), (80, 55), (89, 55), (90, 63), (100, 55), (120, 55)])
 def test_kernels_fit_the_gpu_without_a_gpu(
     capability: int, kernels: int, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,7 +43,7 @@ def test_kernels_fit_the_gpu_without_a_gpu(
             assert report["widest_load"] == 16, report
         # Nothing but weights, and the numbers that say where they are: all else may still be written by others.
         assert report["waits"] == (1 if capability >= 90 else 0), report
-        assert set(report["read_before_wait"]) <= {"weight", "scales", "N", "K", "depth"}, report
+        assert set(report["read_before_wait"]) <= {"weight", "scales", "N", "K", "whole", "parts", "depth"}, report
 
 
 def test_a_launch_that_overlaps_says_so_to_the_kernel_and_to_the_driver() -> None:
@@ -77,9 +77,10 @@ def test_decodes_of_every_batch_size_bind_and_share_what_takes_long_to_compile(
         "scan_kernel",
         "draw_kernel",
     }
-    # For decodes and for chunks of prompts; five tiles, each alone, gated and in parts; by what is fused, by shape.
+    # For decodes and for chunks of prompts; five tiles, each plain and gated, and in
+    # parts but for the first; by what is fused, by shape.
     twice = dict.fromkeys(("plan_kernel", "attend_kernel", "merge_kernel", "add_rms_norm_kernel"), 2)
-    assert compiled == dict.fromkeys(compiled, 1) | twice | {"few_rows_kernel": 5 * 3, "one_row_kernel": 5}
+    assert compiled == dict.fromkeys(compiled, 1) | twice | {"few_rows_kernel": 5 * 2 + 4, "one_row_kernel": 5}
 
 
 @pytest.mark.slow
@@ -90,10 +91,10 @@ def test_what_was_compiled_ahead_is_all_that_is_proved_and_served(
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "own"))
     others, said = run("service.engine.cuda.compile_ahead", tmp_path / "shipped", 80, 90)
-    assert others == {"capability": 80, "kernels": 56}
+    assert others == {"capability": 80, "kernels": 55}
     (found,) = run("tests.engine.kernels.prove_for", 90, tmp_path / "shipped")
     assert found["compiled"] == []
     assert said == {"capability": 90, "kernels": len(found["served"])}
     assert set(found["proved"]) <= set(found["served"])
-    # One tile's product that only a GPU of another size divides in this way, and two of quantized matrices.
-    assert len(set(found["served"]) - set(found["proved"])) <= 3
+    # Products that only a GPU of another size divides so, or does not divide.
+    assert len(set(found["served"]) - set(found["proved"])) <= 9

@@ -43,16 +43,17 @@ def test_a_product_of_many_rows(subject: Subject, rows: int, width: int, depth: 
 
 
 @pytest.mark.parametrize("dtype", exact.DTYPES)
-@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("rows", "width", "depth"), DEEP)
 def test_a_product_in_parts(
-    subject: Subject, rows: int, width: int, depth: int, has_bias: bool, dtype: torch.dtype
+    subject: Subject, rows: int, width: int, depth: int, fused: bool, dtype: torch.dtype
 ) -> None:
     """Twice: whoever counts the parts must find the counts as the last product did."""
     subject.skip_unless_it_multiplies(dtype)
     x, weight, bias = operands(subject, rows, width, depth, dtype)
-    expected = exact.linear(x, weight, bias if has_bias else None)
-    first, second = (subject.ops.linear(x, weight, bias if has_bias else None) for _ in range(2))
+    expected = exact.linear(x, weight, bias if fused else None)
+    expected = exact.silu_mul(expected) if fused else expected
+    first, second = (subject.ops.linear(x, weight, bias if fused else None, fused) for _ in range(2))
     assert exact.error(first, expected) < 2 * exact.TOLERANCE[dtype]
     assert torch.equal(first, second), "the order of the sum is settled, whoever comes last"
 
@@ -85,6 +86,7 @@ def test_more_rows_than_a_tile_go_to_the_library(kernel_subject: Subject) -> Non
     [
         (36, 64, 132, 4),  # the 8B model on an H100: QKV
         (32, 64, 132, 4),  # output
+        (160, 64, 132, 1),  # gate and up
         (32, 160, 132, 4),  # down
         (1004, 64, 132, 1),  # head
         (144, 16, 132, 1),
@@ -98,43 +100,66 @@ def test_as_many_parts_as_keep_a_gpu_busy(tiles: int, steps: int, multiprocessor
     pytest.importorskip("triton")
     from service.engine.kernels.few_rows import split
 
-    assert split(tiles, steps, multiprocessors) == parts
+    assert split(tiles, steps, multiprocessors) == (0 if parts > 1 else tiles, parts)
 
 
 @pytest.mark.parametrize(
-    ("tiles", "steps", "parts"),
-    [(36, 64, 3), (32, 64, 4), (133, 64, 1), (132, 64, 1), (67, 64, 1), (2, 64, 16), (1, 3, 1), (13, 41, 9)],
+    ("tiles", "steps", "whole", "parts"),
+    [
+        (36, 64, 0, 3),  # the 8B model on an H100: QKV
+        (32, 64, 0, 4),  # output
+        (160, 64, 132, 4),  # gate and up: 28 are left over by a round
+        (32, 160, 0, 4),  # down
+        (1004, 64, 1004, 1),  # head
+        (132, 64, 132, 1),
+        (133, 64, 132, 16),  # no part of less than four steps
+        (198, 64, 132, 2),
+        (199, 64, 199, 1),
+        (265, 64, 265, 1),  # a third round is a small part of it all
+        (67, 64, 67, 1),
+        (2, 64, 0, 16),
+        (1, 3, 1, 1),
+        (13, 41, 0, 9),
+    ],
 )
-def test_programs_that_are_alone_run_in_one_round(tiles: int, steps: int, parts: int) -> None:
+def test_programs_that_are_alone_run_in_full_rounds(tiles: int, steps: int, whole: int, parts: int) -> None:
     pytest.importorskip("triton")
     from service.engine.kernels.few_rows import split
 
-    assert split(tiles, steps, 132, alone=True) == parts
+    assert split(tiles, steps, 132, alone=True) == (whole, parts)
 
 
-@pytest.mark.parametrize("depth", [16 * 41, 16 * 63, 16 * 9 + 1])
-def test_programs_that_are_alone_add_up(depth: int) -> None:
-    """In parts of whatever number, none of them empty."""
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    ("width", "steps", "programs"),
+    [(16, 41, 9), (16, 63, 11), (16, 9.1, 2), (14 * 16, 24, 12 + 2 * 6), (13 * 16 - 6, 20, 12 + 5)],
+)
+def test_programs_that_are_alone_add_up(width: int, steps: float, programs: int, gated: bool) -> None:
+    """In parts of whatever number, none of them empty; behind tiles that are whole, and the last one is not full."""
     subject = kernels("interpreter")
     from service.engine.kernels import few_rows
 
-    x, weight, _ = operands(subject, 5, 16, depth, torch.float32)
+    x, weight, bias = operands(subject, 5, width, int(16 * steps), torch.float32)
     tile = LinearTuning(block_n=16, block_k=16, warps=1, stages=1, alone=True)
-    grids: list[tuple[int, int]] = []
+    launched: list[tuple[int, tuple[Any, ...]]] = []
     kernel = few_rows.few_rows_kernel
 
     class Noting:
-        def __getitem__(self, grid: tuple[int, int]) -> Any:
-            grids.append(grid)
-            return kernel[grid]
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            def launch(*arguments: Any, **constants: Any) -> None:
+                launched.append((grid[0], arguments[-3:]))
+                kernel[grid](*arguments, **constants)
+
+            return launch
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(few_rows, "few_rows_kernel", Noting())
-        result = few_rows.FewRowsLinear({16: tile}, 12).linear(x, weight, None)
-    steps = -(-depth // 16)
-    assert grids == [(1, few_rows.split(1, steps, 12, alone=True))]
-    assert (grids[0][1] - 1) * -(-steps // grids[0][1]) < steps
-    assert exact.error(result, exact.linear(x, weight, None)) < exact.TOLERANCE[torch.float32]
+        result = few_rows.FewRowsLinear({16: tile}, 12).linear(x, weight, bias, gated)
+    ((count, (_, parts, depth)),) = launched
+    assert count == programs
+    assert (parts - 1) * depth < x.shape[1], "the last part is not empty"
+    expected = exact.linear(x, weight, bias)
+    assert exact.error(result, exact.silu_mul(expected) if gated else expected) < exact.TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("quantization", get_args(Quantization))
@@ -154,8 +179,8 @@ def test_there_is_a_count_for_every_tile_of_whatever_is_divided() -> None:
     for multiprocessors in range(1, 140):
         counters = FewRowsLinear({}, multiprocessors)._counters(torch.device("cpu"))
         for alone in (True, False):
-            most = max((tiles for tiles in range(1, 200) if split(tiles, 64, multiprocessors, alone) > 1), default=0)
-            assert most <= counters.numel()
+            divided = (tiles - split(tiles, 64, multiprocessors, alone)[0] for tiles in range(1, 300))
+            assert max(divided) <= counters.numel()
 
 
 def test_each_part_of_each_tile_leaves_its_sum_in_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +199,7 @@ def test_each_part_of_each_tile_leaves_its_sum_in_a_place_of_its_own(monkeypatch
     x, weight, _ = operands(subject, 5, 100, 2304, torch.float32)
     result = subject.ops.linear(x, weight)
     _, partial = made
-    summed = partial.view(-1, 2, 64, 16).sum(0).flatten(0, 1)[:100, :5].T
+    summed = partial.view(2, -1, 64, 16).sum(1).flatten(0, 1)[:100, :5].T
     assert partial.numel() == 2 * 2 * 64 * 16, "two tiles in two parts, rows padded to sixteen"
     assert exact.error(summed, result.double()) < 1e-6
 
