@@ -31,12 +31,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _InFlight:
-    """A step that was launched, and when."""
+    """A step that was begun, and when."""
 
     plan: StepPlan
     pending: Pending
-    launched: float
-    restricted: bool  # some of its tokens are waited for: what may come after them follows from them
+    begun: float
 
 
 class NativeCore:
@@ -45,7 +44,8 @@ class NativeCore:
     `depth` steps stay in flight after `step`: 0 waits for each step (CPU), 1 launches the next step before it waits
     for the last one's tokens (GPU), so that the device computes while the host handles them. `pace` bounds what
     prompts may add to the steps of running streams; None: nothing but `config.step_tokens` does, which is settled here.
-    `allowed` tells what answers with a grammar may go on with; beside one no step is launched ahead.
+    `allowed` tells what answers with a grammar may go on with. That follows from their last tokens, so a step with such
+    an answer is begun ahead as any other, but samples when the tokens before it are known.
     """
 
     def __init__(
@@ -110,15 +110,14 @@ class NativeCore:
         return self._scheduler.fail_newest(message, self._clock())
 
     def step(self) -> list[Event]:
-        """Launch one step, if there is work, and hand out the tokens of the oldest one in flight beyond `depth`.
+        """Begin one step, if there is work, and hand out the tokens of the oldest one in flight beyond `depth`.
 
         Raises StepFailed when launching or waiting fails for another reason than the device's memory.
         """
         events = self._scheduler.expire(self._clock())
         try:
-            launched = self._launch(events)
-            ahead = self._depth if launched and not self._in_flight[-1].restricted else 0
-            while len(self._in_flight) > ahead:
+            begun = self._begin(events)
+            while len(self._in_flight) > (self._depth if begun else 0):
                 events += self._collect()
             if self.idle:
                 self._scheduler.check_idle()
@@ -127,16 +126,18 @@ class NativeCore:
             raise StepFailed(message, events + self.fail(message)) from error
         return events
 
-    def _launch(self, events: list[Event]) -> bool:
-        """Launch the next step; False when there is nothing to compute, or no memory to compute it in."""
+    def _begin(self, events: list[Event]) -> bool:
+        """Begin the next step; False when there is nothing to compute, or no memory to compute it in. Adds to `events`,
+        which are not lost then when something breaks after them."""
         plan = self._scheduler.plan(self._clock())
         if not plan.chunks and not plan.decodes:
             return False
-        restricted = [sequence for sequence in plan.sampled if sequence.matcher]
+        waits = bool(self._in_flight) and any(sequence.matcher for sequence in plan.sampled)
         try:
             self._fill_slots(plan)
-            self._restrict(restricted)
-            pending = self._runner.launch(plan)
+            pending = self._runner.begin(plan)
+            if not waits:
+                self._sample(plan, pending)
         except OutOfMemory as error:
             self._scheduler.withdraw(plan)
             self._scheduler.shrink(plan)
@@ -144,8 +145,30 @@ class NativeCore:
             events += self.fail_newest(f"the device ran out of memory: {error}")
             return False
         self._scheduler.launched(plan)
-        self._in_flight.append(_InFlight(plan, pending, self._clock(), bool(restricted)))
+        self._in_flight.append(_InFlight(plan, pending, self._clock()))
+        if waits:
+            self._sample_last(events)
         return True
+
+    def _sample_last(self, events: list[Event]) -> None:
+        """Hand out the tokens of all steps in flight but the last one, which then samples what may follow them."""
+        while len(self._in_flight) > 1:
+            events += self._collect()
+        for step in list(self._in_flight):  # none, if one before it was lost
+            try:
+                self._sample(step.plan, step.pending)
+            except OutOfMemory as error:
+                self._in_flight.clear()
+                events += self._recover(step, error)
+
+    def _sample(self, plan: StepPlan, pending: Pending) -> None:
+        """Have a step's tokens drawn, each of what may follow. Raises OutOfMemory."""
+        kept = [sequence for sequence in plan.sampled if sequence.matcher and not sequence.ended]
+        if kept:
+            assert self._allowed is not None, "an answer with a grammar needs what it may go on with"
+            allowed = self._allowed([sequence.matcher for sequence in kept])
+            self._runner.restrict([sequence.slot for sequence in kept], allowed)
+        pending.sample()
 
     def _fill_slots(self, plan: StepPlan) -> None:
         """Of sequences that begin, and of those whose slots are not what they were. Raises OutOfMemory."""
@@ -154,13 +177,6 @@ class NativeCore:
         for sequence in dict.fromkeys([*begun, *self._lost]):
             self._runner.admit(sequence)
         self._lost = []
-
-    def _restrict(self, sequences: list[Sequence]) -> None:
-        """Tell the runner what each of these may be given next. Raises OutOfMemory."""
-        if sequences:
-            assert self._allowed is not None, "an answer with a grammar needs what it may go on with"
-            allowed = self._allowed([sequence.matcher for sequence in sequences])
-            self._runner.restrict([sequence.slot for sequence in sequences], allowed)
 
     def _collect(self) -> list[Event]:
         """Wait for the oldest step in flight and hand out its tokens."""
@@ -173,8 +189,8 @@ class NativeCore:
         if len(tokens) != expected:
             raise RuntimeError(f"a step gave {len(tokens)} tokens, {expected} were due")
         now = self._clock()
-        # Steps run one after the other: this one began when it was launched, or when the one before was done.
-        self._scheduler.measured(step.plan, now - max(step.launched, self._finished))
+        # Steps run one after the other: this one began when it was queued, or when the one before was done.
+        self._scheduler.measured(step.plan, now - max(step.begun, self._finished))
         self._finished = now
         return self._scheduler.commit(step.plan, tokens, now)
 

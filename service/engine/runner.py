@@ -1,7 +1,7 @@
 """Computes the steps a scheduler plans: one pass over prompt chunks and decodes together, then sampling."""
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,15 +11,13 @@ from service.engine.attention import Attention, ChunkSpan, MixedAttention, Paged
 from service.engine.cuda.graphs import RECORDING_SECONDS, DecodeGraphs, Recorder
 from service.engine.cuda.paths import Paths
 from service.engine.cuda.segments import Segments, shapes_for
-from service.engine.device_errors import is_out_of_memory
+from service.engine.device_errors import in_room
 from service.engine.kernels import torch_ops
 from service.engine.model import Model
 from service.engine.sampling import Method
 from service.engine.steps.pending import PendingTokens
-from service.engine.steps.plan import Chunk, OutOfMemory, Sequence, StepPlan
+from service.engine.steps.plan import Chunk, Sequence, StepPlan
 from service.engine.steps.slots import Slots
-
-T = TypeVar("T")
 
 
 class TorchRunner:
@@ -45,21 +43,27 @@ class TorchRunner:
 
     @torch.inference_mode()
     def admit(self, sequence: Sequence) -> None:
-        """Fill the sequence's slot. Raises OutOfMemory as `launch` does."""
-        _in_room(lambda: self.slots.admit(sequence))
+        """Fill the sequence's slot. Raises OutOfMemory as `begin` does."""
+        in_room(lambda: self.slots.admit(sequence))
 
     @torch.inference_mode()
     def restrict(self, slots: list[int], allowed: NDArray[np.uint8]) -> None:
-        """Let `slots` sample only what is allowed, in the next step. Raises OutOfMemory as `launch` does."""
-        _in_room(lambda: self.slots.restrict(slots, torch.from_numpy(allowed)))
+        """Let `slots` sample next only what is allowed. Raises OutOfMemory as `begin` does."""
+        in_room(lambda: self.slots.restrict(slots, torch.from_numpy(allowed)))
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> PendingTokens:
-        """Start one step.
+    def begin(self, plan: StepPlan) -> PendingTokens:
+        """Start one step, which is still to sample.
 
         Raises OutOfMemory when it did not fit, even after the allocator's spare memory was given back.
         """
-        return _in_room(lambda: self._launch(plan))
+        return in_room(lambda: PendingTokens(self._begin(plan)))
+
+    def launch(self, plan: StepPlan) -> PendingTokens:
+        """All of one step. Raises OutOfMemory as `begin` does."""
+        pending = self.begin(plan)
+        pending.sample()
+        return pending
 
     @torch.inference_mode()
     def record(self, recorder: Recorder) -> None:
@@ -68,8 +72,9 @@ class TorchRunner:
         # a sort of the vocabulary, seldom asked for, would cost all others.
         sorts = self._model.ops.sample is torch_ops.sample
         methods = set(Method) - ({Method.SORTED} if sorts else set())
-        self.graphs = DecodeGraphs(self.slots, methods)
-        self.graphs.record(recorder, lambda slots: self.decode(slots, methods), self._paths.buckets)
+        config, dtype = self._model.config, self._cache.keys[0].dtype
+        self.graphs = DecodeGraphs(self.slots, config.hidden_size, dtype, methods)
+        self.graphs.record(recorder, self.compute, partial(self.sample, methods=methods), self._paths.buckets)
 
     @torch.inference_mode()
     def record_segments(self, recorder: Recorder, step_tokens: int) -> None:
@@ -82,26 +87,32 @@ class TorchRunner:
     @torch.inference_mode()
     def decode(self, slots: torch.Tensor, methods: set[Method], width: int = 0) -> torch.Tensor:
         """One more token for each of `slots` [B], whose rows advance; `width`: blocks of the longest sequence."""
+        return self.sample(self.compute(slots, width), slots, methods)
+
+    def compute(self, slots: torch.Tensor, width: int = 0) -> torch.Tensor:
+        """The hidden states [B, hidden] of the last tokens of `slots` [B]; `width` as for `decode`."""
         inputs, attention = self._paths.decode(self._cache, self.slots, slots, width)
-        return self.sample(self._model.forward(inputs.tokens, inputs.positions, attention), slots, methods)
+        return self._model.forward(inputs.tokens, inputs.positions, attention)
 
     def sample(self, hidden: torch.Tensor, slots: torch.Tensor, methods: set[Method]) -> torch.Tensor:
         """The next tokens [B] of `slots` [B] by their hidden states [B, hidden]; the rows advance."""
         logits = self._model.logits(hidden)
         return self._model.ops.sample(logits, self.slots, slots, methods)
 
-    def _launch(self, plan: StepPlan) -> PendingTokens:
-        # The slots change last, when nothing large is left to allocate: a step out of memory can be run again.
+    def _begin(self, plan: StepPlan) -> Callable[[], torch.Tensor]:
+        """Queue all of a step but what gives its tokens. The slots change then, when nothing large is left to allocate:
+        either part can be run again when it was out of memory."""
         self._clear_entered_blocks(plan)
         numbers = [sequence.slot for sequence in plan.sampled]
         methods = self.slots.methods(numbers)
         if self.graphs is not None and not plan.chunks and self.graphs.can_run(numbers, methods):
-            return PendingTokens(self.graphs.run(numbers))
+            return self.graphs.run(numbers)
         rows, hidden = self._forward(plan)
         if not numbers:
-            return PendingTokens(self.slots.tokens[:0])
+            return lambda: self.slots.tokens[:0]
         slots = self.slots.upload([*numbers, *self._padding(plan)])
-        return PendingTokens(self.sample(hidden[rows], slots, methods)[: len(numbers)])
+        sampled = hidden[rows]
+        return lambda: self.sample(sampled, slots, methods)[: len(numbers)]
 
     def _padding(self, plan: StepPlan) -> list[int]:
         """The spare slot, as often as decodes are padded."""
@@ -170,19 +181,3 @@ class TorchRunner:
         entered = [s.blocks[end // size] for s, start, end in ends if end % size and start <= end // size * size]
         if entered:
             self._cache.clear(self.slots.upload(entered))
-
-
-def _in_room(work: Callable[[], T]) -> T:
-    """The result of `work`, which may be done twice: again with the allocator's spare memory given back."""
-    try:
-        return work()
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    torch.cuda.empty_cache()
-    try:
-        return work()
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemory(str(error)) from error

@@ -136,7 +136,7 @@ def test_in_step_a_token_comes_with_the_step_that_computes_it() -> None:
     assert core.idle
 
 
-def test_one_step_ahead_the_next_step_is_launched_before_the_last_ones_tokens_are_handled() -> None:
+def test_one_step_ahead_the_next_step_is_begun_before_the_last_ones_tokens_are_handled() -> None:
     runner = ContentRunner()
     core = added(core_of(runner, depth=1), request("a", [1, 2], new=3))
     seen = [(len(outputs(core.step()).get("a", [])), len(runner.plans)) for _ in range(4)]
@@ -221,8 +221,8 @@ def test_a_rejected_request_has_its_finish_at_once() -> None:
 # --- failures ---
 
 
-def broken_launch(runner: ContentRunner) -> None:
-    runner.fail_launch = RuntimeError("illegal memory access")
+def broken_begin(runner: ContentRunner) -> None:
+    runner.fail_begin = RuntimeError("illegal memory access")
 
 
 def broken_wait(runner: ContentRunner) -> None:
@@ -234,7 +234,7 @@ def broken_admit(runner: ContentRunner) -> None:
 
 
 @DEPTHS
-@pytest.mark.parametrize("break_it", [broken_launch, broken_wait, broken_admit])
+@pytest.mark.parametrize("break_it", [broken_begin, broken_wait, broken_admit])
 def test_a_broken_step_ends_every_open_request_once_and_the_core_can_go_on(
     depth: int, break_it: Callable[[ContentRunner], None]
 ) -> None:
@@ -256,7 +256,7 @@ def test_events_of_the_step_that_broke_are_not_lost() -> None:
     core = core_of(runner, clock=lambda: now[0])
     added(core, request("expired", [1], deadline=1), request("open", [2]))
     now[0] = 2.0
-    runner.fail_launch = RuntimeError("lost")
+    runner.fail_begin = RuntimeError("lost")
     with pytest.raises(StepFailed) as failure:
         core.step()
     assert finishes(failure.value.events) == {"expired": FinishReason.DEADLINE, "open": FinishReason.ERROR}
@@ -277,7 +277,7 @@ def test_out_of_memory_ends_the_newest_request_alone(depth: int, after: int) -> 
     requests = [request(name, range(i, i + 9), new=7) for i, name in enumerate("abc")]
     core = added(core_of(runner, depth, step_tokens=64), *requests)
     events = [event for _ in range(after) for event in core.step()]
-    runner.fail_launch = OutOfMemory("tried to allocate 2 GiB")
+    runner.fail_begin = OutOfMemory("tried to allocate 2 GiB")
     events += drain(core)
     assert finishes(events) == {"a": FinishReason.LENGTH, "b": FinishReason.LENGTH, "c": FinishReason.ERROR}
     for each in requests[:2]:
@@ -292,10 +292,10 @@ class SmallRunner(ContentRunner):
 
     most_prompts: int = 10
 
-    def launch(self, plan: StepPlan) -> ContentPending:
+    def begin(self, plan: StepPlan) -> ContentPending:
         if len(plan.chunks) > self.most_prompts:
             raise OutOfMemory("tried to allocate 2 GiB")
-        return super().launch(plan)
+        return super().begin(plan)
 
 
 @DEPTHS
@@ -347,14 +347,14 @@ def test_a_launched_step_that_lacked_memory_is_computed_again_and_at_last_withou
 def test_memory_lacking_at_the_same_place_each_time_does_not_restart_a_prompt_for_ever(depth: int) -> None:
     """What comes before that place fits, time and again."""
     runner = ContentRunner(num_blocks=64)
-    launch = runner.launch
+    begin = runner.begin
 
-    def launch_in_vain(plan: StepPlan) -> Pending:
+    def begin_in_vain(plan: StepPlan) -> Pending:
         if any(chunk.end > 30 for chunk in plan.chunks):
             runner.fail_tokens = OutOfMemory("graph launch")
-        return launch(plan)
+        return begin(plan)
 
-    runner.launch = launch_in_vain  # type: ignore[method-assign, assignment]
+    runner.begin = begin_in_vain  # type: ignore[method-assign, assignment]
     requests = [request("neighbour", range(9), new=40), request("long", range(40), new=3)]
     events = drain(added(core_of(runner, depth, step_tokens=8, prefix_cache=False), *requests))
     assert finishes(events) == {"neighbour": FinishReason.LENGTH, "long": FinishReason.ERROR}
@@ -391,7 +391,7 @@ def test_slots_are_filled_again_for_all_of_a_lost_step_though_one_finds_no_room(
 
 
 def test_a_step_time_is_counted_from_the_end_of_the_step_before() -> None:
-    """One step ahead, launched at once: else a step would count the time in which it waited for the other."""
+    """One step ahead, begun at once: else a step would count the time in which it waited for the other."""
     now, seen = [0.0], []
 
     class Recorded(PrefillPace):
@@ -399,21 +399,21 @@ def test_a_step_time_is_counted_from_the_end_of_the_step_before() -> None:
             seen.append((decodes, prompt_tokens, seconds))
 
     runner = ContentRunner()
-    launch = runner.launch
+    begin = runner.begin
 
-    def timed_launch(plan: StepPlan) -> Pending:
-        pending = launch(plan)
-        return Timed(pending)
+    def timed_begin(plan: StepPlan) -> Pending:
+        return Timed(begin(plan))
 
     class Timed:
         def __init__(self, pending: ContentPending) -> None:
             self._pending = pending
+            self.sample = pending.sample
 
         def tokens(self) -> list[int]:
             now[0] += 3.0
             return self._pending.tokens()
 
-    runner.launch = timed_launch  # type: ignore[method-assign, assignment]
+    runner.begin = timed_begin  # type: ignore[method-assign, assignment]
     config = EngineConfig(kind="native", model_dir="", step_tokens=512)
     core = NativeCore(runner, info(), config, depth=1, clock=lambda: now[0], pace=Recorded(512))
     drain(added(core, request("a", range(9), new=4)))
@@ -425,7 +425,7 @@ def test_out_of_memory_in_every_step_ends_all_requests_and_nothing_hangs() -> No
     core = added(core_of(runner, depth=1), *(request(name, range(9)) for name in "abcd"))
     events = []
     while not core.idle:
-        runner.fail_launch = OutOfMemory("full")
+        runner.fail_begin = OutOfMemory("full")
         events += core.step()
     assert finishes(events) == dict.fromkeys("abcd", FinishReason.ERROR)
 

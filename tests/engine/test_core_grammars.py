@@ -1,6 +1,7 @@
 """Answers that keep to grammars, in the native core: each token is drawn of what may follow all before it."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -8,43 +9,10 @@ from numpy.typing import NDArray
 
 from service.engine.base import EngineConfig, Finish, FinishReason, GenerationRequest, SamplingParams
 from service.engine.core import NativeCore
-from service.engine.steps.plan import OutOfMemory
+from service.engine.steps.plan import OutOfMemory, StepPlan
 from tests.engine.test_core import DEPTHS, NEVER, drain, finishes, info, outputs
-from tests.support.runner import VOCAB, ContentRunner, expected_output
-
-END = 0
-
-
-def may_follow(output: list[int]) -> list[int]:
-    """Sums of tokens: what follows is divisible by 7 after an even sum, by 11 after an odd one; after six, the end."""
-    if len(output) >= 6:
-        return [END]
-    return [token for token in range(1, VOCAB) if token % (11 if sum(output) % 2 else 7) == 0]
-
-
-class Rule:
-    """A matcher of `may_follow`, which breaks after so many tokens."""
-
-    def __init__(self, breaks_after: int = 1000) -> None:
-        self.output: list[int] = []
-        self._breaks_after = breaks_after
-
-    is_ours = False
-
-    @property
-    def problem(self) -> str:
-        return "the rule is broken" if len(self.output) >= self._breaks_after else ""
-
-    def advance(self, token: int) -> None:
-        assert token in may_follow(self.output), "the core gave a token that was not allowed"
-        self.output.append(token)
-
-
-def allowed(rules: list[Rule]) -> NDArray[np.uint8]:
-    rows = np.zeros((len(rules), -(-VOCAB // 8) * 8), dtype=np.uint8)
-    for row, rule in zip(rows, rules, strict=True):
-        row[may_follow(rule.output)] = 1
-    return np.packbits(rows, axis=1, bitorder="little")
+from tests.support.rules import END, Rule, allowed, may_follow
+from tests.support.runner import ContentPending, ContentRunner, expected_output
 
 
 def core_of(runner: ContentRunner, depth: int, step_tokens: int = 8) -> NativeCore:
@@ -100,18 +68,56 @@ def test_answers_keep_to_their_grammars_among_others_that_have_none(depth: int, 
         assert {finishes(events)[each.id] for each in KEPT} == {FinishReason.STOP, FinishReason.LENGTH}
 
 
-def test_steps_are_launched_ahead_again_once_no_answer_has_a_grammar() -> None:
-    """Both ways are seen by how many steps are in flight when tokens are handed out."""
-    runner = ContentRunner(num_blocks=64)
-    core = core_of(runner, 1)
-    core.add(request("free", range(5), new=40, stops=False))
-    core.step()
-    core.step()
-    ahead = len(core._in_flight)
-    core.add(request("kept", range(5)), Rule())
-    behind = {len(core._in_flight) for _ in range(7) if core.step() is not None}
-    drained = [len(core._in_flight) for _ in range(4) if core.step() is not None]
-    assert (ahead, behind, drained[-1]) == (1, {0}, 1)
+class Noting(ContentRunner):
+    """Says what it is asked for, by the number of the step that is meant."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.said: list[tuple[str, int]] = []
+
+    def begin(self, plan: StepPlan) -> ContentPending:
+        number = len(self.plans)
+        pending = super().begin(plan)
+        self.said.append(("begin", number))
+        return NotingPending(**vars(pending), said=self.said, number=number)
+
+    def restrict(self, slots: list[int], allowed: NDArray[np.uint8]) -> None:
+        super().restrict(slots, allowed)
+        self.said.append(("restrict", len(self.plans) - 1))
+
+
+@dataclass(eq=False, kw_only=True)
+class NotingPending(ContentPending):
+    said: list[tuple[str, int]]
+    number: int
+
+    def sample(self) -> None:
+        super().sample()
+        self.said.append(("sample", self.number))
+
+    def tokens(self) -> list[int]:
+        self.said.append(("tokens", self.number))
+        return super().tokens()
+
+
+def test_a_step_is_begun_ahead_beside_a_grammar_and_samples_what_may_follow_the_tokens_before_it() -> None:
+    runner = Noting(num_blocks=64)
+    core = core_of(runner, 1, step_tokens=64)
+    core.add(request("kept", range(5), new=4), Rule())
+    core.add(request("free", range(5), new=4, stops=False))
+    drain(core)
+    first, *later = [[("begin", n), ("tokens", n - 1), ("restrict", n), ("sample", n)] for n in range(4)]
+    first.remove(("tokens", -1))
+    assert runner.said == [*first[:1], *first[1:], *(said for step in later for said in step), ("tokens", 3)]
+
+
+def test_what_an_answer_without_a_grammar_goes_on_with_is_sampled_ahead() -> None:
+    runner = Noting(num_blocks=64)
+    core = core_of(runner, 1, step_tokens=64)
+    core.add(request("free", range(5), new=3, stops=False))
+    drain(core)
+    ahead = [("begin", 0), ("sample", 0), ("begin", 1), ("sample", 1), ("tokens", 0), ("begin", 2), ("sample", 2)]
+    assert runner.said == [*ahead, ("tokens", 1), ("tokens", 2)]
 
 
 @DEPTHS
@@ -138,7 +144,7 @@ def test_a_token_that_was_not_allowed_is_the_engines_error_and_not_the_clients()
 
 
 @DEPTHS
-@pytest.mark.parametrize("where", ["fail_tokens", "fail_launch", "fail_restrict", "fail_admit"])
+@pytest.mark.parametrize("where", ["fail_tokens", "fail_begin", "fail_sample", "fail_restrict", "fail_admit"])
 @pytest.mark.parametrize("at", range(1, 9))
 def test_a_step_without_memory_costs_one_answer_at_most_and_the_others_still_keep_to_theirs(
     depth: int, where: str, at: int

@@ -49,25 +49,57 @@ def tokens_on_gpu() -> torch.Tensor:
     return torch.tensor([3, 5]).as_subclass(OnGpu)
 
 
+def sampled(tokens: torch.Tensor) -> PendingTokens:
+    pending = PendingTokens(lambda: tokens)
+    pending.sample()
+    return pending
+
+
+def test_nothing_is_drawn_before_it_is_asked_for_and_then_once_unless_memory_lacks(cuda: SimpleNamespace) -> None:
+    drawn: list[int] = []
+    failures = [torch.OutOfMemoryError("tried to allocate 3 GiB")]
+
+    def draw() -> torch.Tensor:
+        if failures:
+            raise failures.pop()
+        drawn.append(1)
+        return tokens_on_gpu()
+
+    pending = PendingTokens(draw)
+    assert (drawn, len(failures)) == ([], 1)
+    pending.sample()
+    assert pending.tokens() == [3, 5]
+    assert drawn == [1]
+    assert cuda.said == ["spare memory given back", "pinned", "recorded"]
+
+
+def test_a_step_whose_tokens_find_no_memory_twice_is_lost(cuda: SimpleNamespace) -> None:
+    def draw() -> torch.Tensor:
+        raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+
+    with pytest.raises(OutOfMemory, match="3 GiB"):
+        PendingTokens(draw).sample()
+
+
 def test_tokens_are_copied_to_pinned_memory_before_the_event_that_is_waited_for(cuda: SimpleNamespace) -> None:
-    assert PendingTokens(tokens_on_gpu()).tokens() == [3, 5]
+    assert sampled(tokens_on_gpu()).tokens() == [3, 5]
     assert cuda.said == ["pinned", "recorded"]
 
 
 def test_a_step_on_its_way_is_not_lost_for_want_of_pinned_memory(cuda: SimpleNamespace) -> None:
     cuda.pinning = RuntimeError("CUDA error: out of memory")
-    assert PendingTokens(tokens_on_gpu()).tokens() == [3, 5]
+    assert sampled(tokens_on_gpu()).tokens() == [3, 5]
     assert cuda.said == ["pageable", "recorded"]
 
 
 def test_any_other_failure_to_pin_is_the_devices(cuda: SimpleNamespace) -> None:
     cuda.pinning = RuntimeError("CUDA error: an illegal memory access was encountered")
     with pytest.raises(RuntimeError, match="illegal"):
-        PendingTokens(tokens_on_gpu())
+        sampled(tokens_on_gpu())
 
 
 def test_a_step_that_lacked_memory_says_so_and_a_broken_device_stays_one(cuda: SimpleNamespace) -> None:
-    pending = PendingTokens(tokens_on_gpu())
+    pending = sampled(tokens_on_gpu())
     cuda.waiting = torch.OutOfMemoryError("tried to allocate 3 GiB")
     with pytest.raises(OutOfMemory, match="3 GiB"):
         pending.tokens()
@@ -80,6 +112,6 @@ def test_a_step_that_lacked_memory_says_so_and_a_broken_device_stays_one(cuda: S
 
 def test_on_a_cpu_the_next_step_may_overwrite_what_was_handed_over() -> None:
     tokens = torch.tensor([3, 5])
-    pending = PendingTokens(tokens)
+    pending = sampled(tokens)
     tokens.zero_()
     assert pending.tokens() == [3, 5]

@@ -3,10 +3,8 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from service.engine.attention import Attention
 from service.engine.base import SamplingParams
@@ -15,7 +13,17 @@ from service.engine.runner import TorchRunner
 from service.engine.sampling import FORBIDDEN, ONCE, SEEN
 from service.engine.steps.plan import Chunk, Decode, OutOfMemory, Sequence, StepPlan
 from tests.support.checkpoints import Shape, write_checkpoint
-from tests.support.plans import BLOCK_SIZE, GREEDY, decode, generate, load_native, prefill, runner_of, sequence_of
+from tests.support.plans import (
+    BLOCK_SIZE,
+    GREEDY,
+    bits_of,
+    decode,
+    generate,
+    load_native,
+    prefill,
+    runner_of,
+    sequence_of,
+)
 
 PROMPTS = [
     [5],
@@ -193,13 +201,6 @@ def test_how_often_a_token_was_given_is_counted_up_to_63(model: Model) -> None:
     runner.admit(sequence)  # as after a lost step
     assert int(runner.slots.parameters.marks[1, token]) == SEEN + 63 * ONCE
     assert int((runner.slots.parameters.marks[1] > 0).sum()) == len({5, token})
-
-
-def bits_of(allowed: list[list[int]], vocab: int) -> NDArray[np.uint8]:
-    rows = np.zeros((len(allowed), -(-vocab // 32) * 32), dtype=np.uint8)
-    for row, tokens in zip(rows, allowed, strict=True):
-        row[tokens] = 1
-    return np.packbits(rows, axis=1, bitorder="little")
 
 
 def test_a_restricted_slot_is_given_the_best_of_what_is_allowed_and_its_neighbours_what_they_would_have(

@@ -24,6 +24,7 @@ from service.engine.core import NativeCore
 from service.engine.steps import pace
 from service.engine.steps.pace import LONG_PROMPT, PrefillPace
 from service.engine.steps.plan import OutOfMemory
+from tests.support.rules import Rule, allowed, may_follow
 from tests.support.runner import VOCAB, ContentRunner, expected_output
 
 COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
@@ -45,6 +46,7 @@ class Serving(RuleBasedStateMachine):
         super().__init__()
         self.now = 100.0
         self.requests: dict[str, GenerationRequest] = {}
+        self.kept: set[str] = set()  # those with a grammar
         self.outputs: dict[str, list[int]] = {}
         self.ends: dict[str, Finish] = {}
         self.first_tokens: list[str] = []
@@ -81,12 +83,19 @@ class Serving(RuleBasedStateMachine):
             kind="native", model_dir="", max_queue=queue, step_tokens=step_tokens, prefix_cache=prefix_cache
         )
         kept = PrefillPace(step_tokens) if paced else None
-        self.core = NativeCore(self.runner, info, config, depth=depth, clock=lambda: self.now, pace=kept)
+        clock = lambda: self.now  # noqa: E731
+        self.core = NativeCore(self.runner, info, config, depth=depth, clock=clock, pace=kept, allowed=allowed)
         self.max_queue = queue
         self.total = self.core.stats().kv_blocks_total
 
-    @rule(prompt=prompts, new=st.integers(1, 12), patience=st.sampled_from([0, 1, 3, 1000]), stops=st.booleans())
-    def arrive(self, prompt: list[int], new: int, patience: int, stops: bool) -> None:
+    @rule(
+        prompt=prompts,
+        new=st.integers(1, 12),
+        patience=st.sampled_from([0, 1, 3, 1000]),
+        stops=st.booleans(),
+        has_grammar=st.booleans(),
+    )
+    def arrive(self, prompt: list[int], new: int, patience: int, stops: bool, has_grammar: bool = False) -> None:
         request = GenerationRequest(
             id=f"r{len(self.requests)}",
             prompt_ids=prompt,
@@ -96,7 +105,9 @@ class Serving(RuleBasedStateMachine):
             sampling=SamplingParams(seed=new % 2),
         )
         self.requests[request.id] = request
-        self.take(self.core.add(request))
+        if has_grammar:
+            self.kept.add(request.id)
+        self.take(self.core.add(request, Rule() if has_grammar else None))
         positions = len(prompt) + new - 1
         fits = positions < MAX_CONTEXT and positions <= self.total * self.runner.block_size
         rejected = self.ends.get(request.id)
@@ -143,17 +154,24 @@ class Serving(RuleBasedStateMachine):
     @rule()
     def run_out_of_memory(self) -> None:
         before = self.open
-        self.runner.fail_launch = OutOfMemory("full")
+        self.runner.fail_begin = OutOfMemory("full")
         broke = self.advance()
-        launched = self.runner.fail_launch is None
-        self.runner.fail_launch = None
+        launched = self.runner.fail_begin is None
+        self.runner.fail_begin = None
         assert broke or sum(self.ended_with(name, FinishReason.ERROR) for name in before) == launched
 
-    @rule(where=st.sampled_from(["fail_launch", "fail_tokens", "fail_admit"]))
+    @rule(where=st.sampled_from(["fail_begin", "fail_sample", "fail_restrict", "fail_tokens", "fail_admit"]))
     def crash(self, where: str) -> None:
-        setattr(self.runner, where, RuntimeError("injected"))
+        self.fail(where, RuntimeError("injected"))
+
+    @rule(where=st.sampled_from(["fail_sample", "fail_restrict", "fail_tokens"]))
+    def run_out_of_memory_later(self, where: str) -> None:
+        self.fail(where, OutOfMemory("full"))
+
+    def fail(self, where: str, error: Exception) -> None:
+        setattr(self.runner, where, error)
         self.advance()
-        self.runner.fail_launch = self.runner.fail_admit = self.runner.fail_tokens = None
+        setattr(self.runner, where, None)
 
     @rule()
     def settle(self) -> None:
@@ -235,7 +253,7 @@ class Serving(RuleBasedStateMachine):
     def take_finish(self, event: Finish) -> None:
         request, output = self.requests[event.id], self.outputs.get(event.id, [])
         self.ends[event.id] = event
-        expected = expected_output(request)
+        expected = expected_output(request, may_follow if event.id in self.kept else None)
         assert output == expected[: len(output)], "not what the request gives alone"
         assert (len(output) == len(expected)) == (event.reason in COMPLETE)
         assert event.reason is not FinishReason.DEADLINE or self.now >= request.deadline

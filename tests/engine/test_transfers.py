@@ -52,5 +52,5 @@ def test_tokens_are_fetched_without_a_wait(said: list[tuple[object, ...]], monke
     monkeypatch.setattr(
         torch.cuda, "Event", lambda blocking: SimpleNamespace(record=lambda: said.append(("recorded",)))
     )
-    PendingTokens(tokens)
+    PendingTokens(lambda: tokens).sample()
     assert said == [("copied", True, True), ("recorded",)]

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from service.engine.attention import ChunkSpan, PagedCache, PrefillAttention
 from service.engine.base import GenerationRequest, SamplingParams
@@ -86,3 +88,11 @@ def logits_of(model: Model, prompt: list[int], dtype: torch.dtype) -> torch.Tens
     span = ChunkSpan(0, len(prompt), len(prompt), torch.arange(1, blocks + 1, dtype=torch.int32))
     attention = PrefillAttention(cache, places, [span])
     return model.logits(model.forward(torch.tensor(prompt), torch.arange(len(prompt)), attention)).float()
+
+
+def bits_of(allowed: list[list[int]], vocab: int) -> NDArray[np.uint8]:
+    """What `restrict` takes: of each row its tokens, and no other."""
+    rows = np.zeros((len(allowed), -(-vocab // 32) * 32), dtype=np.uint8)
+    for row, tokens in zip(rows, allowed, strict=True):
+        row[tokens] = 1
+    return np.packbits(rows, axis=1, bitorder="little")

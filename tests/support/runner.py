@@ -10,6 +10,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
@@ -61,7 +62,17 @@ class ContentPending:
 
     stream: deque[Callable[[], None]]
     error: Exception | None
+    draw: Callable[[], list[int]]
+    sample_error: Exception | None = None
     result: list[int] | None = None
+
+    def sample(self) -> None:
+        if self.sample_error:
+            raise self.sample_error
+        self.stream.append(self._put_result)
+
+    def _put_result(self) -> None:
+        self.result = self.draw()
 
     def tokens(self) -> list[int]:
         if self.error:
@@ -73,12 +84,13 @@ class ContentPending:
 
 @dataclass
 class ContentRunner:
-    """Implements `Runner`. `fail_launch`, `fail_tokens` and `fail_admit` break the next such call, once."""
+    """Implements `Runner`. What is named `fail_...` breaks the next such call, once."""
 
     num_blocks: int = 17
     block_size: int = 4
     max_running: int = 4
-    fail_launch: Exception | None = None
+    fail_begin: Exception | None = None
+    fail_sample: Exception | None = None
     fail_tokens: Exception | None = None
     fail_admit: Exception | None = None
     fail_restrict: Exception | None = None
@@ -113,16 +125,19 @@ class ContentRunner:
         for number, row in zip(slots, rows, strict=True):
             self._stream.append(lambda number=number, row=row: self._restrict(number, np.flatnonzero(row).tolist()))
 
-    def launch(self, plan: StepPlan) -> ContentPending:
-        error, self.fail_launch = self.fail_launch, None
+    def begin(self, plan: StepPlan) -> ContentPending:
+        error, self.fail_begin = self.fail_begin, None
         if error:
             raise error
         self.plans.append(plan)
-        error, self.fail_tokens = self.fail_tokens, None
-        pending = ContentPending(self._stream, error)
-        chunks = [(c.sequence.slot, c.start, c.end, c.completes) for c in plan.chunks]
+        chunks = [(c.sequence.slot, c.start, c.end) for c in plan.chunks]
         decodes = [(d.sequence.slot, d.position) for d in plan.decodes]
-        self._stream.append(lambda: self._compute(pending, chunks, decodes))
+        self._stream.append(lambda: self._compute(chunks, decodes))
+        ends = [(c.sequence.slot, c.end) for c in plan.chunks if c.completes]
+        ends += [(number, position + 1) for number, position in decodes]
+        draw = partial(self._sample_all, ends)
+        pending = ContentPending(self._stream, self.fail_tokens, draw, self.fail_sample)
+        self.fail_tokens = self.fail_sample = None
         return pending
 
     def _restrict(self, number: int, allowed: list[int]) -> None:
@@ -134,20 +149,16 @@ class ContentRunner:
         for block in fresh:
             self._memory[block] = [-1] * self.block_size
 
-    def _compute(
-        self, pending: ContentPending, chunks: list[tuple[int, int, int, bool]], decodes: list[tuple[int, int]]
-    ) -> None:
-        """All rows write before any row reads, as in a layer of the real model."""
-        ends: list[tuple[int, int]] = []
-        for number, start, end, completes in chunks:
+    def _compute(self, chunks: list[tuple[int, int, int]], decodes: list[tuple[int, int]]) -> None:
+        for number, start, end in chunks:
             slot = self._slots[number]
             for position in range(start, end):
                 self._write(slot, position, slot.prompt[position])
-            ends += [(number, end)] * completes
         for number, position in decodes:
             self._write(self._slots[number], position, self._slots[number].last)
-            ends.append((number, position + 1))
-        pending.result = [self._sample(self._slots[number], length) for number, length in ends]
+
+    def _sample_all(self, ends: list[tuple[int, int]]) -> list[int]:
+        return [self._sample(self._slots[number], length) for number, length in ends]
 
     def _sample(self, slot: Slot, length: int) -> int:
         slot.last = next_token((self._read(slot, position) for position in range(length)), slot.seed)

@@ -7,8 +7,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from service.engine.cuda.graphs import Recording
-
 
 class _Tape(TorchDispatchMode):
     """Every operation with its arguments and results."""
@@ -33,15 +31,6 @@ class TapeRecorder:
     def __init__(self) -> None:
         self.recorded = 0
         self.replays = 0
-
-    def record(self, body: Callable[[], torch.Tensor]) -> Recording:
-        outputs: list[torch.Tensor] = []
-
-        def keep_output() -> None:
-            outputs[:] = [body()]
-
-        self.rehearse(keep_output)
-        return Recording(self.capture(keep_output), outputs[0])
 
     def rehearse(self, body: Callable[[], None]) -> None:
         body()

@@ -1,4 +1,5 @@
-"""Decode steps as CUDA graphs: one per batch bucket, recorded at start, in one memory pool.
+"""Decode steps as CUDA graphs: two per batch bucket, recorded at start, in one memory pool. Between the first, which
+computes hidden states, and the second, which samples, a host may still settle what is sampled.
 
 What is recorded and when, which bucket serves a batch, and what happens when a recording fails is decided here, without
 CUDA; a `Recorder` does the recording (`recorder.CudaRecorder` on a GPU).
@@ -7,7 +8,6 @@ CUDA; a `Recorder` does the recording (`recorder.CudaRecorder` on a GPU).
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
@@ -25,31 +25,21 @@ RECORDING_SECONDS = 15.0
 """No further graph is begun after this long: a start-up is bounded, and larger buckets serve for those left out."""
 REASON_LENGTH = 160
 
-Decode = Callable[[torch.Tensor], torch.Tensor]
-"""From slots [B] to their next tokens [B], all on the device; the slots advance."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """Work that can be done again: `replay` queues it, its result then lies in `output`."""
-
-    replay: Callable[[], None]
-    output: torch.Tensor
+Compute = Callable[[torch.Tensor], torch.Tensor]
+"""From slots [B] to the hidden states [B, hidden] of their last tokens."""
+Sample = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From these and the slots to the next tokens [B]; the slots advance."""
 
 
 class Recorder(Protocol):
-    """Records device work. Outputs may share memory: one is valid until the next replay of any recording."""
-
-    def record(self, body: Callable[[], torch.Tensor]) -> Recording:
-        """Rehearse `body` and record it. Raises whatever the device makes of it."""
-        ...
+    """Records device work, which leaves its results in tensors of the caller's: all other memory is shared."""
 
     def rehearse(self, body: Callable[[], None]) -> None:
         """Run `body`, so that nothing has to be made ready when it is captured."""
         ...
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
-        """Record `body` alone, which leaves its results in tensors of the caller's; its replay."""
+        """Record `body`; its replay. Raises whatever the device makes of it."""
         ...
 
     def require_usable(self) -> None:
@@ -96,35 +86,48 @@ def record_each(
 class DecodeGraphs:
     """Recorded decode steps over `slots`. Padding rows decode the spare slot, whose KV goes to the scratch block.
 
-    `methods` are those a recording can sample by: all, when the sampler reads each row's method on the device.
+    `hidden` and `dtype` are those of hidden states. `methods` are those a recording can sample by: all, when the
+    sampler reads each row's method on the device.
     """
 
-    def __init__(self, slots: Slots, methods: set[Method]) -> None:
+    def __init__(self, slots: Slots, hidden: int, dtype: torch.dtype, methods: set[Method]) -> None:
         self.degraded: list[str] = []
         self.seconds = 0.0
         self._slots = slots
         self._methods = methods
-        self._recordings: dict[int, Recording] = {}
-        self._input = torch.full_like(slots.tokens, slots.spare)
+        self._replays: dict[int, tuple[Callable[[], None], Callable[[], None]]] = {}
+        self._numbers = torch.full_like(slots.tokens, slots.spare)
+        self._hidden = torch.zeros(len(slots.tokens), hidden, dtype=dtype, device=slots.tokens.device)
+        self._tokens = torch.zeros_like(slots.tokens)
 
     @property
     def buckets(self) -> tuple[int, ...]:
         """The batch sizes that were recorded, ascending."""
-        return tuple(sorted(self._recordings))
+        return tuple(sorted(self._replays))
 
     def record(
         self,
         recorder: Recorder,
-        decode: Decode,
+        compute: Compute,
+        sample: Sample,
         buckets: Sequence[int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Record `decode` for each bucket. A failure costs that bucket its graph and is named in `degraded`."""
+        """Record both for each bucket. A failure costs that bucket its graphs and is named in `degraded`."""
         started = clock()
 
         def record_one(bucket: int) -> None:
-            inputs = self._input[:bucket].fill_(self._slots.spare)
-            self._recordings[bucket] = recorder.record(lambda: decode(inputs))
+            numbers, hidden = self._numbers[:bucket].fill_(self._slots.spare), self._hidden[:bucket]
+
+            def first() -> None:
+                hidden.copy_(compute(numbers))
+
+            def second() -> None:
+                self._tokens[:bucket].copy_(sample(hidden, numbers))
+
+            recorder.rehearse(first)
+            recorder.rehearse(second)
+            self._replays[bucket] = recorder.capture(first), recorder.capture(second)
 
         failed, left = record_each(recording_order(buckets), record_one, recorder, started + RECORDING_SECONDS, clock)
         self.degraded += [f"cuda_graphs: batch size {bucket}: {reason}" for bucket, reason in failed.items()]
@@ -137,13 +140,19 @@ class DecodeGraphs:
 
     def can_run(self, numbers: Sequence[int], methods: set[Method]) -> bool:
         """True when a recording serves the decode of these slots."""
-        return methods <= self._methods and any(bucket >= len(numbers) for bucket in self._recordings)
+        return methods <= self._methods and any(bucket >= len(numbers) for bucket in self._replays)
 
-    def run(self, numbers: Sequence[int]) -> torch.Tensor:
-        """Queue the decode of the slots; their tokens [len(numbers)], valid until the next run."""
-        bucket = min(bucket for bucket in self._recordings if bucket >= len(numbers))
+    def run(self, numbers: Sequence[int]) -> Callable[[], torch.Tensor]:
+        """Queue the decode of the slots but for the sampling, and give what queues that: it returns their tokens
+        [len(numbers)]. No other may run in between; the tokens are valid until the next one samples."""
+        bucket = min(bucket for bucket in self._replays if bucket >= len(numbers))
         padded = [*numbers, *[self._slots.spare] * (bucket - len(numbers))]
-        self._input[:bucket].copy_(self._slots.upload(padded))
-        recording = self._recordings[bucket]
-        recording.replay()
-        return recording.output[: len(numbers)]
+        self._numbers[:bucket].copy_(self._slots.upload(padded))
+        compute, sample = self._replays[bucket]
+        compute()
+
+        def draw() -> torch.Tensor:
+            sample()
+            return self._tokens[: len(numbers)]
+
+        return draw

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import torch
 
-from service.engine.cuda.graphs import Recording
 from service.engine.device_errors import require_usable
 
 
@@ -16,16 +15,6 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
         # One for all: the allocator keeps the memory of each stream for that stream.
         self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    def record(self, body: Callable[[], torch.Tensor]) -> Recording:
-        """Rehearse `body`, then capture it."""
-        outputs: list[torch.Tensor] = []
-
-        def keep_output() -> None:
-            outputs[:] = [body()]
-
-        self.rehearse(keep_output)
-        return Recording(self.capture(keep_output), outputs[0])
 
     def rehearse(self, body: Callable[[], None]) -> None:
         """Run `body` once, so that kernels are compiled and libraries hold their workspaces."""

@@ -1,16 +1,25 @@
 """Tokens on their way from the device to the host: the one place where a step is waited for."""
 
+from collections.abc import Callable
+
 import torch
 
-from service.engine.device_errors import is_out_of_memory
+from service.engine.device_errors import in_room, is_out_of_memory
 from service.engine.steps.plan import OutOfMemory
 
 
 class PendingTokens:
-    """`Pending` of a step whose `tokens` [B] are queued on the device."""
+    """`Pending` of a step that is queued on the device but for `draw`, which gives its tokens [B]."""
 
-    def __init__(self, tokens: torch.Tensor) -> None:
+    def __init__(self, draw: Callable[[], torch.Tensor]) -> None:
+        self._draw = draw
         self._event: torch.cuda.Event | None = None
+        self._tokens: torch.Tensor
+
+    @torch.inference_mode()
+    def sample(self) -> None:
+        """Queue the drawing of its tokens and their way to the host. Raises OutOfMemory as `TorchRunner.begin` does."""
+        tokens = in_room(self._draw)
         if tokens.is_cuda:
             self._tokens = _host_memory(tokens).copy_(tokens, non_blocking=True)
             # Blocking: the next step is queued already, so that a core spent on spinning would be gained by nobody.

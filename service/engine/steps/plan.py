@@ -100,7 +100,14 @@ class StepPlan:
 
 
 class Pending(Protocol):
-    """A step that was launched."""
+    """A step that was begun."""
+
+    def sample(self) -> None:
+        """Have its tokens drawn, once, as soon as the rest of it is computed. No other step begins before that.
+
+        Raises OutOfMemory when none were drawn: the step is lost.
+        """
+        ...
 
     def tokens(self) -> list[int]:
         """Wait for the step; one token per entry of the plan's `sampled`.
@@ -132,15 +139,16 @@ class Runner(Protocol):
         """
         ...
 
-    def restrict(self, slots: list[int], allowed: "NDArray[np.uint8]") -> None:
-        """Let each of `slots` [N] sample in the next step only what its row of `allowed` [N, bytes] allows: a bit a
-        token, the lowest first. It is told anew before each step that samples them. Raises OutOfMemory as `admit` does.
+    def begin(self, plan: StepPlan) -> Pending:
+        """Start one step, all but its sampling. On a GPU this returns before that is done, and steps run in order.
+
+        Raises OutOfMemory when the step did not start and may be planned anew; any other error ends the engine.
         """
         ...
 
-    def launch(self, plan: StepPlan) -> Pending:
-        """Start one step. On a GPU this returns before the step is done, and steps run in launch order.
-
-        Raises OutOfMemory when the step did not start and may be planned anew; any other error ends the engine.
+    def restrict(self, slots: list[int], allowed: "NDArray[np.uint8]") -> None:
+        """Let each of `slots` [N] sample next only what its row of `allowed` [N, bytes] allows: a bit a token, the
+        lowest first. It is told anew for each step that samples them, before or after that begins, and before it
+        samples. Raises OutOfMemory as `admit` does.
         """
         ...

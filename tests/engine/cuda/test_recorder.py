@@ -1,6 +1,6 @@
 """A recording's way through CUDA's calls, on stand-ins that behave as torch's do when a capture fails."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -91,47 +91,36 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return fake
 
 
-def test_a_body_runs_once_before_it_is_captured_both_times_off_the_serving_stream(cuda: FakeCuda) -> None:
-    seen: list[str] = []
+def recorded(recorder: CudaRecorder, body: Callable[[], None]) -> Callable[[], None]:
+    recorder.rehearse(body)
+    return recorder.capture(body)
 
-    def body() -> torch.Tensor:
+
+def test_a_body_is_rehearsed_and_captured_off_the_serving_stream(cuda: FakeCuda) -> None:
+    ran_on: list[str] = []
+
+    def body() -> None:
         cuda.said.append("body")
-        seen.append(cuda.current)
-        return torch.tensor([len(seen)])
+        ran_on.append(cuda.current)
 
-    recording = CudaRecorder(DEVICE).record(body)
-    recording.replay()
+    replay = recorded(CudaRecorder(DEVICE), body)
+    replay()
     launched = ["capture", "body", "replay", "synchronize"]
     assert cuda.said == ["wait for serving", "body", "synchronize", *launched, "replay"]
-    assert (seen, cuda.current) == ([cuda.captured[0][1]] * 2, "serving")
-    assert seen[0].startswith("side")
-    assert recording.output.tolist() == [2], "what the capture left, not what ran before it"
+    assert (ran_on, cuda.current) == ([cuda.captured[0][1]] * 2, "serving")
+    assert ran_on[0].startswith("side")
 
 
 def test_all_graphs_share_one_pool_and_one_stream(cuda: FakeCuda) -> None:
     """Else each bucket's graph would keep the memory of its largest step for itself."""
-    recorder, ran_on = CudaRecorder(DEVICE), []
-
-    def body() -> torch.Tensor:
-        ran_on.append(cuda.current)
-        return torch.zeros(1)
-
+    recorder = CudaRecorder(DEVICE)
+    ran_on: list[str] = []
     for _ in range(3):
-        recorder.record(body)
+        recorded(recorder, lambda: ran_on.append(cuda.current))
     assert cuda.captured == [cuda.captured[0]] * 3
     pool, stream = cuda.captured[0]
     assert pool.startswith("pool")
     assert ran_on == [stream] * 6, "before a capture and in it"
-
-
-def test_what_was_rehearsed_is_captured_without_another_run(cuda: FakeCuda) -> None:
-    """A thousand segments are captured at start, after one rehearsal of all of a step."""
-    recorder = CudaRecorder(DEVICE)
-    recorder.rehearse(lambda: cuda.said.append(f"run on {cuda.current}"))
-    replay = recorder.capture(lambda: cuda.said.append("body"))
-    replay()
-    assert cuda.said[:3] == ["wait for serving", f"run on {cuda.captured[0][1]}", "synchronize"]
-    assert cuda.said[3:] == ["capture", "body", "replay", "synchronize", "replay"]
 
 
 @pytest.mark.parametrize("end_fails", [False, True])
@@ -139,13 +128,12 @@ def test_after_a_failed_capture_steps_run_on_the_serving_stream_again(cuda: Fake
     """Else whatever they allocate would come out of the memory that the graphs write to."""
     cuda.end_fails = end_fails
 
-    def body() -> torch.Tensor:
+    def body() -> None:
         if "capture" in cuda.said:
             raise RuntimeError("operation not permitted when stream is capturing")
-        return torch.zeros(1)
 
     with pytest.raises(RuntimeError, match=r"capture|capturing"):
-        CudaRecorder(DEVICE).record(body)
+        recorded(CudaRecorder(DEVICE), body)
     assert cuda.current == "serving"
 
 
@@ -154,18 +142,17 @@ def test_a_capture_that_fails_costs_no_other_one(cuda: FakeCuda, end_fails: bool
     """The next ones are recorded, in one pool again, and the allocator knows of no capture that still goes on."""
     recorder, fails = CudaRecorder(DEVICE), [True]
 
-    def body() -> torch.Tensor:
+    def body() -> None:
         if fails and "capture" in cuda.said and not end_fails:
             raise RuntimeError("CUDA out of memory")
-        return torch.zeros(1)
 
     cuda.end_fails = end_fails
     with pytest.raises(RuntimeError):
-        recorder.record(body)
+        recorded(recorder, body)
     cuda.end_fails = False
     fails.clear()
     for _ in range(2):
-        recorder.record(body).replay()
+        recorded(recorder, body)()
     failed, first, second = (pool for pool, _ in cuda.captured)
     assert first == second
     assert (failed == first) is not end_fails, "what is whole is shared on"

@@ -88,7 +88,7 @@ def serve(runner: TorchRunner, budget: int, sampling: SamplingParams = GREEDY) -
 def test_steps_by_recordings_give_the_tokens_of_steps_launch_by_launch(model: Model, budget: int, make: type) -> None:
     recorder = make()
     assert serve(recorded(model, recorder), budget) == serve(planned(model), budget) == serve(runner_of(model), budget)
-    count = recorder.replays if isinstance(recorder, TapeRecorder) else recorder.effect_replays
+    count = recorder.replays
     assert count > 0
     assert count % (LAYERS + 1) == 0
 
@@ -236,11 +236,11 @@ def test_the_least_shape_with_room_serves(model: Model) -> None:
 
 
 def test_a_shape_that_cannot_be_recorded_is_named_and_the_others_serve(model: Model) -> None:
-    recorder = ReplayingRecorder(failing_effects=(5,))  # the largest has the first three
+    recorder = ReplayingRecorder(failing=(5,))  # the largest has the first three
     runner = recorded(model, recorder)
     assert runner.segments is not None
     (reason,) = runner.segments.degraded
-    assert reason == "segments: 24 rows: operation not permitted when stream is capturing (effect 5)"
+    assert reason == "segments: 24 rows: operation not permitted when stream is capturing (5)"
     assert recorder.checked == 1
     assert runner.segments.shapes == sorted(set(SHAPES) - {StepShape(24, 2)})
 

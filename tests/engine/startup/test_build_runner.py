@@ -66,8 +66,9 @@ def test_a_gpu_computes_its_largest_steps_then_sizes_the_cache_then_records(
     assert list(phases.seconds) == ["warm_up", "kv_cache", "graphs", "segments"]
     assert [message.split()[0] for message in said] == ["computing", "allocating", "recording", "recording"]
     assert (capacity.num_blocks, capacity.max_running, capacity.max_context) == (41, 4, 128)
-    assert recorder.recorded == [4, 1, 2]
     assert runner.graphs is not None
+    assert runner.graphs.buckets == (1, 2, 4)
+    assert recorder.recorded == 2 * 3 + len(shapes_for(4, 40)) * (1 + model.config.num_layers)
     assert runner.segments is not None
     assert runner.segments.shapes == shapes_for(4, 40)
 
@@ -78,13 +79,13 @@ def test_a_started_gpu_runner_gives_the_tokens_of_a_cpus(model: Model, measured:
 
     recorder = ReplayingRecorder()
     assert answer(start(model, PLANNED, recorder)[0]) == answer(start(model, Paths(), None)[0])
-    assert recorder.replays == [1] * 9
+    assert recorder.replays == 2 * 9 + 3 * (1 + model.config.num_layers), "nine decodes, three chunks"
 
 
 def test_without_planned_attention_nothing_is_recorded(model: Model, measured: list[tuple[int, int]]) -> None:
     recorder = ReplayingRecorder()
     runner, _, _, phases = start(model, Paths(), recorder)
-    assert (recorder.recorded, runner.graphs, "graphs" in phases.seconds) == ([], None, False)
+    assert (recorder.recorded, runner.graphs, "graphs" in phases.seconds) == (0, None, False)
 
 
 def test_a_cpu_measures_and_records_nothing(model: Model, measured: list[tuple[int, int]]) -> None:

@@ -39,9 +39,9 @@ class Watched(TorchRunner):
 
     plans: list[StepPlan]
 
-    def launch(self, plan: StepPlan) -> Any:
+    def begin(self, plan: StepPlan) -> Any:
         self.plans.append(plan)
-        return super().launch(plan)
+        return super().begin(plan)
 
 
 def compute_all(runner: TorchRunner, step_tokens: int, max_context: int) -> None:
