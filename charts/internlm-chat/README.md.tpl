@@ -53,8 +53,8 @@ period shorter than the longest answer, a claim smaller than the model, and so o
   torch's own operations, slower and never wrong, and named in `internlm_engine_degraded`, with its reason in `degraded` of `GET /` and in the log:
   a kernel by its name, `overlap` (launches that overlap, Hopper and later), `race` (the timing), `flash_prefill`, `flash_decode`, `cuda_graphs` and `segments` (recorded
   steps). A kernel that ends the engine's process is left out when that is started again. The image brings the kernels
-  compiled for compute capabilities 8.0, 8.6, 8.9, 9.0, 10.0 and 12.0 (build argument `KERNEL_TARGETS`); a first start on another card, or of a model of other shapes, compiles for some ten
-  seconds, while the weights come off the volume.
+  compiled for compute capabilities 8.0, 8.6, 8.9, 9.0, 10.0 and 12.0 (build argument `KERNEL_TARGETS`); a first start on another card, or of a model of other shapes, compiles for half a
+  minute, while the weights come off the volume.
 - **The hub is down**: a complete model needs no network. An incomplete one is retried until `startupBudget` is over, and goes on where it stopped.
 
 ## Eight-bit weights

@@ -12,8 +12,8 @@ from torch.nn.functional import embedding
 
 from service.engine.attention import Attention, PagedCache
 from service.engine.config import ModelConfig
-from service.engine.kernels.ops import Ops
-from service.engine.weights import LayerWeights, Weights
+from service.engine.kernels.ops import Affine, Ops
+from service.engine.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +45,26 @@ class Model:
 
     def enter(self, rows: StepRows, cache: PagedCache) -> tuple[torch.Tensor, torch.Tensor]:
         """The first segment: the first layer's fused projection, rotated and its KV written, and the residual."""
-        return self._project(0, embedding(rows.tokens, self._weights.embedding), None, rows, cache)
+        x, first = embedding(rows.tokens, self._weights.embedding), self._weights.layers[0]
+        eps = self.config.rms_norm_eps
+        qkv, residual = self.ops.norm_linear(x, None, first.input_norm, eps, first.qkv, first.qkv_bias)
+        return self._rotated(0, qkv, rows, cache), residual
 
     def advance(
         self, layer: int, attended: torch.Tensor, residual: torch.Tensor, rows: StepRows, cache: PagedCache
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The segment after the attention of `layer`, which gave `attended` [T, heads * head_dim]: the next layer's
         projection as from `enter`, or after the last layer the final hidden states; and the residual."""
-        weights = self._weights.layers[layer]
-        x, residual = self._mlp(self.ops.linear(attended, weights.o, weights.o_bias), residual, weights)
-        if layer + 1 < self.config.num_layers:
-            return self._project(layer + 1, x, residual, rows, cache)
-        return self.ops.add_rms_norm(x, residual, self._weights.norm, self.config.rms_norm_eps)
+        this, eps = self._weights.layers[layer], self.config.rms_norm_eps
+        output, gate_up = Affine(this.o, this.o_bias), Affine(this.gate_up, this.gate_up_bias)
+        gated, residual = self.ops.chain(attended, output, residual, this.post_norm, eps, gate_up, gated=True)
+        down = Affine(this.down, this.down_bias)
+        if layer + 1 == self.config.num_layers:
+            return self.ops.add_rms_norm(self.ops.linear(gated, *down), residual, self._weights.norm, eps)
+        following = self._weights.layers[layer + 1]
+        into = Affine(following.qkv, following.qkv_bias)
+        qkv, residual = self.ops.chain(gated, down, residual, following.input_norm, eps, into)
+        return self._rotated(layer + 1, qkv, rows, cache), residual
 
     def heads(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q [T, heads, head_dim] and k, v [T, kv_heads, head_dim] of a fused projection, as views."""
@@ -69,21 +77,11 @@ class Model:
         """Logits [R, vocab] of hidden states [R, hidden], in the weights' dtype."""
         return self.ops.linear(hidden, self._weights.head)
 
-    def _project(
-        self, layer: int, x: torch.Tensor, residual: torch.Tensor | None, rows: StepRows, cache: PagedCache
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One layer's fused projection [T, (heads + 2 * kv_heads) * head_dim] and the residual."""
-        weights, eps = self._weights.layers[layer], self.config.rms_norm_eps
-        qkv, residual = self.ops.norm_linear(x, residual, weights.input_norm, eps, weights.qkv, weights.qkv_bias)
+    def _rotated(self, layer: int, qkv: torch.Tensor, rows: StepRows, cache: PagedCache) -> torch.Tensor:
+        """The fused projection with q and k rotated; k and v are in the cache then."""
         keys, values = cache.keys[layer], cache.values[layer]
         self.ops.rotate_and_cache(qkv, self._cos, self._sin, rows.positions, rows.places, keys, values)
-        return qkv, residual
-
-    def _mlp(self, x: torch.Tensor, residual: torch.Tensor, layer: LayerWeights) -> tuple[torch.Tensor, torch.Tensor]:
-        gated, residual = self.ops.norm_linear(
-            x, residual, layer.post_norm, self.config.rms_norm_eps, layer.gate_up, layer.gate_up_bias, gated=True
-        )
-        return self.ops.linear(gated, layer.down, layer.down_bias), residual
+        return qkv
 
 
 def rope_tables(config: ModelConfig, max_positions: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

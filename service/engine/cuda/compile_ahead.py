@@ -29,9 +29,9 @@ from service.engine.defaults import RUNNING_ON_GPU, Quantization
 from service.engine.kernels.candidates import candidates, with_judged_rows
 from service.engine.kernels.few_rows import FewRowsLinear
 from service.engine.kernels.gemv import OneRowLinear
-from service.engine.kernels.linear_check import matrices
-from service.engine.kernels.ops import Ops
-from service.engine.kernels.tuning import Tuning, tuning_for
+from service.engine.kernels.linear_check import chained, matrices
+from service.engine.kernels.ops import Affine, Ops
+from service.engine.kernels.tuning import CHAINS, Tuning, tuning_for
 from service.engine.model import Model
 from service.engine.quantization import empty_matrix
 from service.engine.runner import TorchRunner
@@ -43,8 +43,9 @@ META = torch.device("meta")
 """Tensors of which there is nothing but shape and type."""
 LAYERS = 2
 """The first one has no residual to add, all others are alike."""
-MULTIPROCESSORS = range(16, 257, 4)
-"""Of GPUs and their slices. How a product is divided among them decides which variants of its kernel serve."""
+MULTIPROCESSORS = range(56, 193, 2)
+"""Of whole GPUs. How a product is divided among them decides which variants of its kernel serve; a slice of a GPU
+compiles some more at its first start."""
 
 
 class AbsentGpu:
@@ -102,7 +103,8 @@ def kernels_of(tuning: Tuning, multiprocessors: int, quantization: Quantization 
 def compile_kernels(model: ModelConfig, capability: int) -> Compiled:
     """All that serving `model` launches on GPUs of `capability` (90 for 9.0), quantized and not."""
     version = divmod(capability, 10)
-    tuning, dtype = tuning_for(version), torch.bfloat16 if version >= BFLOAT16_CAPABILITY else torch.float16
+    dtype = torch.bfloat16 if version >= BFLOAT16_CAPABILITY else torch.float16
+    tuning = tuning_for(version).for_dtype(dtype)
     with unlaunched(capability) as compiled:
         for quantization in get_args(Quantization):
             ops = kernels_of(tuning, max(MULTIPROCESSORS), quantization)
@@ -142,12 +144,21 @@ def compute_products(model: ModelConfig, tuning: Tuning, dtype: torch.dtype, qua
     one_row = OneRowLinear(tuning.one_row, overlaps=tuning.overlaps)
     tiles = tuning.tiles(quantization)
     few_rows = [FewRowsLinear(tiles, count, overlaps=tuning.overlaps) for count in MULTIPROCESSORS]
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device=META)
+
     for width, depth, gated in matrices(model, model.vocab_size):
-        weight = empty_matrix(width, depth, quantization, META, dtype)
-        x = torch.empty(max(tiles), depth, dtype=dtype, device=META)
+        weight, x = empty_matrix(width, depth, quantization, META, dtype), empty(max(tiles), depth)
         one_row.linear(x[:1], weight, None, gated)
         for rows, kernel in itertools.product(tiles, few_rows):
             kernel.linear(x[:rows], weight, None, gated)
+    for (first, second), rows, kernel in itertools.product(
+        chained(model), tiles, few_rows if not tuning.skip & CHAINS else []
+    ):
+        x, residual = empty(rows, first[1]), empty(rows, model.hidden_size)
+        pair = [Affine(empty_matrix(*each[:2], quantization, META, dtype)) for each in (first, second)]
+        kernel.chain(x, pair[0], residual, residual[0], 0.0, pair[1], second[2])
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from service.engine.kernels.decode_attention import PagedDecodeAttention
 from service.engine.kernels.decode_check import check_decode_attention
 from service.engine.kernels.few_rows import FewRowsLinear
 from service.engine.kernels.gemv import OneRowLinear
-from service.engine.kernels.linear_check import check_linear, check_norm_linear
+from service.engine.kernels.linear_check import check_chain, check_linear, check_norm_linear
 from service.engine.kernels.locate import locate
 from service.engine.kernels.norm import add_rms_norm
 from service.engine.kernels.ops import Ops
@@ -57,13 +57,16 @@ def _products(tuning: Tuning, multiprocessors: int, quantization: Quantization) 
     yield Candidate("one_row_linear", {"one_row_linear": one_row.linear}, partial(check_linear, rows=(1,)))
     few, many = few_and_many(tuning.tiles(quantization))
     beyond = [PARTS * max(many or few)] if quantization == "int8" else []
-    few_rows = FewRowsLinear(few, multiprocessors, overlaps=overlaps).linear
+    few_rows = FewRowsLinear(few, multiprocessors, overlaps=overlaps)
     rows = [*range(2, max(few) + 1), *([] if many else beyond)]
-    yield Candidate("few_rows_linear", {"few_rows_linear": few_rows}, partial(check_linear, rows=rows))
+    yield Candidate("few_rows_linear", {"few_rows_linear": few_rows.linear}, partial(check_linear, rows=rows))
+    edges = [*chain.from_iterable(map(_edges, few)), *([] if many else beyond)]
+    yield Candidate("few_rows_chain", {"few_rows_chain": few_rows.chain}, partial(check_chain, rows=edges))
     if many:
-        many_rows = FewRowsLinear(many, multiprocessors, overlaps=overlaps).linear
+        many_rows = FewRowsLinear(many, multiprocessors, overlaps=overlaps)
         edges = [*chain.from_iterable(map(_edges, many)), *beyond]
-        yield Candidate("many_rows_linear", {"many_rows_linear": many_rows}, partial(check_linear, rows=edges))
+        yield Candidate("many_rows_linear", {"many_rows_linear": many_rows.linear}, partial(check_linear, rows=edges))
+        yield Candidate("many_rows_chain", {"many_rows_chain": many_rows.chain}, partial(check_chain, rows=edges))
     yield Candidate("one_row_norm_linear", {"one_row_norm_linear": one_row.norm_linear}, check_norm_linear)
 
 

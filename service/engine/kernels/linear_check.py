@@ -8,9 +8,11 @@ from service.engine.config import ModelConfig
 from service.engine.kernels import torch_ops
 from service.engine.kernels.candidate import ServedShapes, require_close
 from service.engine.kernels.checks import EPS, QUIET
-from service.engine.kernels.ops import Ops
+from service.engine.kernels.ops import Affine, Ops
 from service.engine.quantization import Matrix
 
+MatrixShape = tuple[int, int, bool]
+"""Rows, columns, and whether the model gates its product."""
 MOST_WEIGHT_ROWS = 32_768
 """The vocabulary's matrix is checked on its first rows: the others are handled alike and cost memory."""
 
@@ -25,6 +27,38 @@ def check_linear(ops: Ops, shapes: ServedShapes, rows: Sequence[int]) -> None:
             for count in rows:
                 name = f"a {width} x {depth} product of {count} rows"
                 require_close(name, ops.linear(x[:count], weight, bias, gated), expected[:count], shapes.dtype)
+
+
+def check_chain(ops: Ops, shapes: ServedShapes, rows: Sequence[int]) -> None:
+    """Output with gate and up, and down with QKV; a quiet residual stream, too; with biases as in `check_linear`.
+
+    The products of these rows are to be the kernel's, else nothing is checked.
+    """
+    for first, second in chained(shapes.config):
+        into, out_of = _affine(shapes, first), _affine(shapes, second)
+        quiet = into if into.bias is None else Affine(into.weight, into.bias * QUIET)
+        for count in rows:
+            _check_chain(ops, shapes, into, out_of, count, gated=second[2], spread=1.0)
+        _check_chain(ops, shapes, quiet, out_of, max(rows), gated=second[2], spread=QUIET)
+
+
+def _check_chain(
+    ops: Ops, shapes: ServedShapes, first: Affine, second: Affine, rows: int, *, gated: bool, spread: float
+) -> None:
+    depth, hidden = first.weight.shape[1], shapes.config.hidden_size
+    x, residual = shapes.random(rows, depth, spread=spread), shapes.random(rows, hidden, spread=spread)
+    norm_weight = shapes.random(hidden) + 1
+    result, total = ops.chain(x, first, residual, norm_weight, EPS, second, gated)
+    wide = _linear(x.float(), *first, False), residual.float(), norm_weight.float()
+    normed, expected_total = torch_ops.add_rms_norm(*wide, EPS)
+    name = f"a chain to a {second.weight.shape[0]} x {second.weight.shape[1]} product of {rows} rows"
+    require_close(name, result, _linear(normed, *second, gated), shapes.dtype)
+    require_close(f"{name}: its residual", total, expected_total, shapes.dtype)
+
+
+def _affine(shapes: ServedShapes, matrix: MatrixShape) -> Affine:
+    width, depth, _ = matrix
+    return Affine(shapes.matrix(width, depth), _biases(shapes, width)[-1])
 
 
 def check_norm_linear(ops: Ops, shapes: ServedShapes) -> None:
@@ -56,11 +90,17 @@ def _biases(shapes: ServedShapes, width: int) -> list[torch.Tensor | None]:
     return [None, shapes.random(width)] if c.qkv_bias or c.o_bias or c.mlp_bias else [None]
 
 
-def matrices(c: ModelConfig, most_rows: int = MOST_WEIGHT_ROWS) -> list[tuple[int, int, bool]]:
-    """(rows, columns, gated) of each weight matrix: QKV, output, gate and up, down, and the head's first rows."""
+def matrices(c: ModelConfig, most_rows: int = MOST_WEIGHT_ROWS) -> list[MatrixShape]:
+    """Each weight matrix: QKV, output, gate and up, down, and the head's first rows."""
     qkv, output, gate_up, down = c.layer_matrices
     head = min(c.vocab_size, most_rows), c.hidden_size
     return [(*qkv, False), (*output, False), (*gate_up, True), (*down, False), (*head, False)]
+
+
+def chained(c: ModelConfig) -> list[tuple[MatrixShape, MatrixShape]]:
+    """Those that a residual sum and a norm stand between."""
+    qkv, output, gate_up, down, _ = matrices(c)
+    return [(output, gate_up), (down, qkv)]
 
 
 def _linear(x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, gated: bool) -> torch.Tensor:

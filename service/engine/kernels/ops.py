@@ -80,6 +80,13 @@ class Linear(Protocol):
     ) -> torch.Tensor: ...
 
 
+class Affine(NamedTuple):
+    """What a `Linear` multiplies with and adds."""
+
+    weight: Matrix
+    bias: torch.Tensor | None = None
+
+
 class Product(NamedTuple):
     """A kind of `Linear`: the most rows that a kernel is judged for at once, and the weight's shape."""
 
@@ -100,6 +107,21 @@ class NormLinear(Protocol):
         eps: float,
         weight: Matrix,
         bias: torch.Tensor | None,
+        gated: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class Chain(Protocol):
+    """Linear, then AddRmsNorm on its result, then Linear on that: returns the last product and residual'."""
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        first: Affine,
+        residual: torch.Tensor,
+        norm_weight: torch.Tensor,
+        eps: float,
+        second: Affine,
         gated: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
@@ -130,10 +152,13 @@ class Ops:
     few_rows_linear: Linear | None = None
     many_rows_linear: Linear | None = None
     one_row_norm_linear: NormLinear | None = None
+    few_rows_chain: Chain | None = None
+    many_rows_chain: Chain | None = None
     chunk_attention: PrefillFactory | None = None
     few_rows: tuple[int, ...] = (16, 32, 64)  # the rows that few_rows_linear is judged at, ascending
     many_rows: tuple[int, ...] = (128, 192, 256)  # and many_rows_linear
     outrun: frozenset[Product] = frozenset()  # what torch computes faster than the kernel
+    parted: frozenset[Product] = frozenset()  # second products of chains that are faster link by link
 
     @property
     def judged_rows(self) -> tuple[int, ...]:
@@ -166,8 +191,35 @@ class Ops:
         normed, residual = self.add_rms_norm(x, residual, norm_weight, eps)
         return self.linear(normed, weight, bias, gated), residual
 
+    def chain(
+        self,
+        x: torch.Tensor,
+        first: Affine,
+        residual: torch.Tensor,
+        norm_weight: torch.Tensor,
+        eps: float,
+        second: Affine,
+        gated: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`Chain`: two kernels, where ours compute both products, else link by link."""
+        kernel = self._chain_kernel(x.shape[0], first.weight, second.weight, gated)
+        if kernel is not None:
+            return kernel(x, first, residual, norm_weight, eps, second, gated)
+        return self.norm_linear(self.linear(x, *first), residual, norm_weight, eps, *second, gated)
+
+    def _chain_kernel(self, rows: int, first: Matrix, second: Matrix, gated: bool) -> Chain | None:
+        most, (width, depth) = self._judged_at(rows), second.shape
+        serves = self._serves(most, rows, first, False) and self._serves(most, rows, second, gated)
+        if most == 1 or not serves or Product(most, width, depth, gated) in self.parted:
+            return None
+        return self.few_rows_chain if most in self.few_rows else self.many_rows_chain
+
+    def _judged_at(self, rows: int) -> int:
+        """The least number that so many are judged by; 0 where none is."""
+        return next((most for most in self.judged_rows if most >= rows), 0)
+
     def _linear_kernel(self, rows: int, weight: Matrix, gated: bool) -> Linear | None:
-        most = next((most for most in self.judged_rows if most >= rows), 0)
+        most = self._judged_at(rows)
         if not self._serves(most, rows, weight, gated):
             return None
         if most == 1:

@@ -1,8 +1,9 @@
-"""Which products torch computes faster than our kernels, on this very GPU.
+"""Which products torch computes faster than our kernels, on this very GPU; and which chains of two are faster link by
+link.
 
 No search: a kernel has one launch choice per tile of rows, from the table in `tuning`, and runs once against the
-library for each matrix of the model. That takes a fraction of a second, some more on a slow GPU with quantized weights,
-and keeps a choice that was made for another card, or without one, from costing time.
+library for each matrix of the model. That takes a second, some more on a slow GPU with quantized weights, and keeps a
+choice that was made for another card, or without one, from costing time.
 """
 
 import logging
@@ -14,20 +15,21 @@ import torch
 
 from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.checks import EPS
-from service.engine.kernels.linear_check import matrices
-from service.engine.kernels.ops import Ops, Product
+from service.engine.kernels.linear_check import chained, matrices
+from service.engine.kernels.ops import Affine, Ops, Product
 from service.engine.kernels.stopwatch import Stopwatch, Work, seconds, sets_needed
 from service.engine.quantization import Matrix
 
 logger = logging.getLogger(__name__)
 
 LEAD = 1.02
-"""A kernel keeps its place unless torch is ahead by this much: less is noise."""
+"""What is ours keeps its place unless the other is ahead by this much: less is noise."""
 
 
 @torch.inference_mode()
 def race(ops: Ops, shapes: ServedShapes, stopwatch: Stopwatch = seconds) -> Ops:
-    """`ops` with the products that torch wins in `outrun`. Takes 3 GB of device memory for an 8B model."""
+    """`ops` with the products that torch wins in `outrun`, and the chains that lose to their links in `parted`. Takes 3
+    GB of device memory for an 8B model."""
     torchs = replace(ops, one_row_linear=None, few_rows_linear=None, many_rows_linear=None, one_row_norm_linear=None)
     judged_at, lost = list(_rows(ops)), set()
     for width, depth, gated in matrices(shapes.config, shapes.config.vocab_size) if judged_at else []:
@@ -35,12 +37,34 @@ def race(ops: Ops, shapes: ServedShapes, stopwatch: Stopwatch = seconds) -> Ops:
         for rows in judged_at:
             product = Product(rows, width, depth, gated)
             works = [_works(each, product, weights, shapes) for each in (ops, torchs)]
-            # Twice: who ran first may have run on a GPU that was still waking up.
-            if all(_torch_wins(works, shapes.device, stopwatch) for _ in range(2)):
+            if _is_beaten(works, shapes.device, stopwatch):
                 lost.add(product)
     for product in sorted(lost):
         logger.info("torch computes a %s faster than our kernel", product)
-    return replace(ops, outrun=frozenset(lost))
+    ops = replace(ops, outrun=frozenset(lost))
+    return replace(ops, parted=frozenset(_parted(ops, shapes, stopwatch)))
+
+
+def _parted(ops: Ops, shapes: ServedShapes, stopwatch: Stopwatch) -> Iterator[Product]:
+    """The second products of chains that take longer than their links one by one."""
+    links = replace(ops, few_rows_chain=None, many_rows_chain=None)
+    judged_at = [*(ops.few_rows if ops.few_rows_chain else ()), *(ops.many_rows if ops.many_rows_chain else ())]
+    for first, second in chained(shapes.config) if judged_at else []:
+        pairs = [*zip(_weights(shapes, *first[:2]), _weights(shapes, *second[:2]), strict=False)]
+        for rows in judged_at:
+            works = [_chain_works(each, rows, pairs, second[2], shapes) for each in (ops, links)]
+            if _is_beaten(works, shapes.device, stopwatch):
+                product = Product(rows, *second)
+                logger.info("a chain to a %s is slower than its links", product)
+                yield product
+
+
+def _chain_works(
+    ops: Ops, rows: int, pairs: list[tuple[Matrix, Matrix]], gated: bool, shapes: ServedShapes
+) -> list[Work]:
+    x, residual = shapes.random(rows, pairs[0][0].shape[1]), shapes.random(rows, shapes.config.hidden_size)
+    gain = shapes.random(shapes.config.hidden_size)
+    return [partial(ops.chain, x, Affine(a), residual, gain, EPS, Affine(b), gated) for a, b in pairs]
 
 
 def _rows(ops: Ops) -> Iterator[int]:
@@ -69,6 +93,12 @@ def _works(ops: Ops, product: Product, weights: list[Matrix], shapes: ServedShap
     return [partial(ops.linear, x, weight, None, gated) for weight in weights]
 
 
-def _torch_wins(works: list[list[Work]], device: torch.device, stopwatch: Stopwatch) -> bool:
-    ours, theirs = (stopwatch(each, device) for each in works)
-    return theirs * LEAD < ours
+def _is_beaten(works: list[list[Work]], device: torch.device, stopwatch: Stopwatch) -> bool:
+    """Whether the second one is faster. Twice: who ran first may have run on a GPU that was still waking up."""
+    return all(
+        theirs * LEAD < ours for ours, theirs in (map(partial(_timed, device, stopwatch), works) for _ in range(2))
+    )
+
+
+def _timed(device: torch.device, stopwatch: Stopwatch, works: list[Work]) -> float:
+    return stopwatch(works, device)

@@ -53,8 +53,7 @@ def prove(shapes: ServedShapes, *, alone: bool = False) -> Proof:
         return Proof(Ops(), [_degraded("triton", error)], 0.0)
     use_shipped_kernels()
     tuning = tuning_for(torch.cuda.get_device_capability(shapes.device))
-    tuning = replace(tuning, overlaps=tuning.overlaps and not alone)
-    tuning = tuning.for_fp32() if shapes.dtype == torch.float32 else tuning
+    tuning = replace(tuning, overlaps=tuning.overlaps and not alone).for_dtype(shapes.dtype)
     multiprocessors = torch.cuda.get_device_properties(shapes.device).multi_processor_count
     wanted = [c for c in candidates(tuning, multiprocessors, shapes.quantization) if c.name not in tuning.skip]
     plain = with_judged_rows(Ops(), tuning.tiles(shapes.quantization), shapes.quantization)

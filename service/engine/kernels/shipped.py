@@ -1,6 +1,6 @@
 """Kernels compiled before the start: `service.engine.cuda.compile_ahead` fills a folder, which the image brings along.
 
-Compiling takes a new pod some ten seconds, in which nothing is served where a rollout replaces the only pod. Triton
+Compiling takes a new pod half a minute, in which nothing is served where a rollout replaces the only pod. Triton
 names what it compiled by a hash of everything that it depends on, its own version and the card included: another
 card's, another version's or another model's kernel is not found here, and compiled as ever.
 """

@@ -7,6 +7,8 @@ A choice changes speed only, never a result beyond rounding; no search runs at s
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from service.engine.defaults import Quantization
 
 
@@ -62,6 +64,9 @@ INT8_ROWS = {
 """Of quantized matrices."""
 
 
+CHAINS = frozenset({"few_rows_chain", "many_rows_chain"})
+
+
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """All choices for one GPU generation and where they come from."""
@@ -80,9 +85,12 @@ class Tuning:
         """Those of products with matrices that are kept this way."""
         return self.int8_rows if quantization == "int8" else self.rows
 
-    def for_fp32(self) -> "Tuning":
-        """Without the tiles whose rows of activations, twice as wide, would not fit."""
-        return replace(self, rows=few_and_many(self.rows)[0], int8_rows=few_and_many(self.int8_rows)[0])
+    def for_dtype(self, dtype: torch.dtype) -> "Tuning":
+        """fp32 goes without the tiles whose rows of activations, twice as wide, would not fit; fp16 without chains: a
+        sum times a norm's gain may be beyond it before the norm is done."""
+        if dtype == torch.float32:
+            return replace(self, rows=few_and_many(self.rows)[0], int8_rows=few_and_many(self.int8_rows)[0])
+        return replace(self, skip=self.skip | CHAINS) if dtype == torch.float16 else self
 
 
 DEFAULT = Tuning(source="default; not measured on this card")

@@ -19,7 +19,8 @@ from tests.support.recorder import ReplayingRecorder
 
 ALWAYS = ("add_rms_norm", "rotate_and_cache", "locate", "plan_decode", "decode_attention", "silu_mul", "sample")
 MOST = batches(Ops())[0]
-LINEAR = ("one_row_linear", "few_rows_linear", "many_rows_linear", "one_row_norm_linear")
+CHAINS = ("few_rows_chain", "many_rows_chain")
+LINEAR = ("one_row_linear", "few_rows_linear", "many_rows_linear", "one_row_norm_linear", *CHAINS)
 
 
 class Gpu:
@@ -41,6 +42,7 @@ class Gpu:
         found: dict[str, Callable[..., Any]] = {name: getattr(plain, name) for name in ALWAYS}
         found |= dict.fromkeys(("one_row_linear", "few_rows_linear", "many_rows_linear"), plain.linear)
         found["one_row_norm_linear"] = plain.norm_linear
+        found |= dict.fromkeys(CHAINS, plain.chain)
         return Ops(**{name: self._counted(name, operation) for name, operation in found.items()})
 
     def _counted(self, name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,7 +104,7 @@ def test_a_pause_follows_every_operation_and_nothing_else_changes() -> None:
     assert torch.equal(slow.silu_mul(x), ops.silu_mul(x))
     assert len(pauses) == 1
     assert (slow.few_rows, slow.outrun, slow.one_row_linear) == ((4,), frozenset(), None)
-    operations = {field.name for field in fields(Ops)} - {"few_rows", "many_rows", "outrun"}
+    operations = {field.name for field in fields(Ops)} - {"few_rows", "many_rows", "outrun", "parted"}
     assert all(getattr(slow, name) is not getattr(ops, name) for name in operations if getattr(ops, name) is not None)
 
 

@@ -41,7 +41,7 @@ def unjudged() -> Iterator[None]:
 @torch.inference_mode()
 def proved(capability: int) -> Compiled:
     """What the self-check launches."""
-    tuning = tuning_for(divmod(capability, 10))
+    tuning = tuning_for(divmod(capability, 10)).for_dtype(SHAPES.dtype)
     with unlaunched(capability) as compiled, unjudged():
         for quantization in get_args(Quantization):
             plain = with_judged_rows(Ops(), tuning.tiles(quantization), quantization)

@@ -12,8 +12,9 @@ import pytest
 from tests.engine.kernels.conftest import HAS_GPU
 
 KIB = 1024
-# Most shared memory of one block, from NVIDIA's CUDA C++ Programming Guide, table of technical specifications.
-SHARED_LIMIT = {75: 64 * KIB, 80: 163 * KIB, 89: 99 * KIB, 90: 227 * KIB, 100: 227 * KIB, 120: 99 * KIB}
+# Most shared memory of one block, from NVIDIA's CUDA C++ Programming Guide, table of technical specifications; what 8.0
+# is given must fit 8.6 and 8.9, too, which have less.
+SHARED_LIMIT = {75: 64 * KIB, 80: 99 * KIB, 90: 227 * KIB, 100: 227 * KIB, 120: 99 * KIB}
 STREAMING = {"silu_mul_kernel", "add_rms_norm_kernel", "attend_kernel", "one_row_kernel", "few_rows_kernel"}
 
 
@@ -28,7 +29,7 @@ def run(module: str, *arguments: object) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(HAS_GPU, reason="a GPU host compiles for its own GPU in the tests marked gpu")
-@pytest.mark.parametrize(("capability", "kernels"), [(75, 28), (80, 55), (89, 55), (90, 63), (100, 55), (120, 55)])
+@pytest.mark.parametrize(("capability", "kernels"), [(75, 26), (80, 102), (90, 103), (100, 102), (120, 102)])
 def test_kernels_fit_the_gpu_without_a_gpu(
     capability: int, kernels: int, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,10 +78,10 @@ def test_decodes_of_every_batch_size_bind_and_share_what_takes_long_to_compile(
         "scan_kernel",
         "draw_kernel",
     }
-    # For decodes and for chunks of prompts; five tiles, each plain and gated, and in
-    # parts but for the first; by what is fused, by shape.
+    # For decodes and for chunks of prompts; five tiles, each plain, into the residual
+    # stream, gated out of it, and, but for the first, in parts; by what is fused, by shape.
     twice = dict.fromkeys(("plan_kernel", "attend_kernel", "merge_kernel", "add_rms_norm_kernel"), 2)
-    assert compiled == dict.fromkeys(compiled, 1) | twice | {"few_rows_kernel": 5 * 2 + 4, "one_row_kernel": 5}
+    assert compiled == dict.fromkeys(compiled, 1) | twice | {"few_rows_kernel": 5 * 3 + 4, "one_row_kernel": 5}
 
 
 @pytest.mark.slow
@@ -90,11 +91,11 @@ def test_what_was_compiled_ahead_is_all_that_is_proved_and_served(
 ) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "own"))
-    others, said = run("service.engine.cuda.compile_ahead", tmp_path / "shipped", 80, 90)
-    assert others == {"capability": 80, "kernels": 55}
+    others, said = run("service.engine.cuda.compile_ahead", tmp_path / "shipped", 75, 90)
+    assert others == {"capability": 75, "kernels": 26}
     (found,) = run("tests.engine.kernels.prove_for", 90, tmp_path / "shipped")
     assert found["compiled"] == []
     assert said == {"capability": 90, "kernels": len(found["served"])}
     assert set(found["proved"]) <= set(found["served"])
     # Products that only a GPU of another size divides so, or does not divide.
-    assert len(set(found["served"]) - set(found["proved"])) <= 9
+    assert len(set(found["served"]) - set(found["proved"])) <= 20

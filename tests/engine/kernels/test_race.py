@@ -10,7 +10,7 @@ import torch
 
 from service.engine.kernels import stopwatch
 from service.engine.kernels.linear_check import MOST_WEIGHT_ROWS
-from service.engine.kernels.ops import Ops, Product
+from service.engine.kernels.ops import Affine, Ops, Product
 from service.engine.kernels.race import race
 from service.engine.kernels.stopwatch import Work, seconds, sets_needed
 from service.engine.quantization import Int8Matrix
@@ -24,10 +24,14 @@ HEAD = (CONFIG.vocab_size, CONFIG.hidden_size, False)
 
 
 class Course:
-    """Times by what runs: torch takes a second for anything, the kernels as long as is said of a product."""
+    """Times by what runs: torch takes a second for anything, the kernels as long as is said of a product, and chains as
+    long as is said of their second one."""
 
-    def __init__(self, kernels: dict[Product, float]) -> None:
+    def __init__(self, kernels: dict[Product, float], chains: dict[Product, float] | None = None) -> None:
         self._kernels = kernels
+        self._chains = chains or {}
+        self.chained: list[Product] = []
+        self.is_chain = False
         self._last: Product | None = None
         self.timed: list[Product] = []
 
@@ -43,12 +47,23 @@ class Course:
         self._last = Product(x.shape[0], *weight.shape, gated)
         return Ops().linear(x, weight, bias, gated)
 
+    def chain(
+        self, x: torch.Tensor, first: Affine, residual: torch.Tensor, gain: torch.Tensor, eps: float, *rest: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        second, gated = rest
+        result = Ops().chain(x, first, residual, gain, eps, second, gated)
+        self._last, self.is_chain = Product(x.shape[0], *second.weight.shape, gated), True
+        return result
+
     def stopwatch(self, works: Sequence[Work], device: torch.device) -> float:
-        self._last = None
+        self._last, self.is_chain = None, False
         for work in works:
             work()
         if self._last is None:
             return 1.0
+        if self.is_chain:
+            self.chained.append(self._last)
+            return self._chains.get(self._last, 0.4)
         self.timed.append(self._last)
         return self._kernels.get(self._last, 0.5)
 
@@ -97,6 +112,25 @@ def test_one_row_runs_with_the_norm_that_goes_before_it() -> None:
     ops = replace(course.ops, one_row_norm_linear=norm_linear)
     race(ops, SERVED, course.stopwatch)
     assert set(normed) == {QKV[:2], GATE_UP[:2]}
+
+
+def test_a_chain_that_its_links_beat_is_parted() -> None:
+    slow = {Product(4, *QKV): 0.6, Product(16, *GATE_UP): 0.52, Product(8, *GATE_UP): 0.505}
+    course = Course({}, slow)
+    ops = replace(course.ops, few_rows_chain=course.chain, many_rows_chain=course.chain)
+    raced = race(ops, SERVED, course.stopwatch)
+    assert raced.parted == {Product(4, *QKV), Product(16, *GATE_UP)}
+    assert replace(raced, parted=frozenset()) == ops
+    assert set(course.chained) == {Product(rows, *second) for rows in (4, 8, 16) for second in (QKV, GATE_UP)}
+
+
+def test_a_chain_of_which_torch_won_a_product_has_nothing_to_beat() -> None:
+    """It does not serve: what is timed is twice the same."""
+    course = Course({Product(4, *QKV): 1.5}, {Product(4, *QKV): 9.0})
+    raced = race(replace(course.ops, few_rows_chain=course.chain), SERVED, course.stopwatch)
+    assert (raced.outrun, raced.parted) == ({Product(4, *QKV)}, frozenset())
+    assert Product(4, *QKV) not in course.chained
+    assert not any(product.rows == 16 for product in course.chained), "of which there is no chain"
 
 
 def test_a_kernel_that_does_not_serve_does_not_run() -> None:

@@ -15,9 +15,9 @@ from service.engine.defaults import Quantization
 from service.engine.kernels import checks, decode_check, linear_check, sample_check, torch_ops
 from service.engine.kernels.batch import DecodeBatch, DecodeInputs
 from service.engine.kernels.candidate import Candidate, Disagreement, ServedShapes, require_close
-from service.engine.kernels.ops import Ops
+from service.engine.kernels.ops import Affine, Ops
 from service.engine.kernels.selfcheck import REASON_LENGTH, prove, prove_candidates
-from service.engine.kernels.tuning import Tuning
+from service.engine.kernels.tuning import CHAINS, Tuning
 from service.engine.steps.slots import Slots
 from service.errors import EngineFailed
 from tests.engine.kernels.conftest import HAS_GPU, INTERPRETED, INTERPRETS, Subject
@@ -277,6 +277,69 @@ def norm_linear_that_keeps_the_old_residual(x: torch.Tensor, *arguments: Any) ->
     return Ops().norm_linear(x, *arguments)[0], x
 
 
+def linked(
+    change: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """A chain that is told everything by name, so that a change can be of one thing."""
+
+    def chain(
+        x: torch.Tensor,
+        first: Affine,
+        residual: torch.Tensor,
+        norm_weight: torch.Tensor,
+        eps: float,
+        second: Affine,
+        gated: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        told = {"x": x, "first": first, "residual": residual, "norm_weight": norm_weight, "eps": eps}
+        return change(**told, second=second, gated=gated)
+
+    chain.__name__ = change.__name__
+    return chain
+
+
+@linked
+def chain_without_the_residual(**told: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    told["residual"] = torch.zeros_like(told["residual"])
+    return Ops().chain(**told)
+
+
+@linked
+def chain_that_keeps_the_old_residual(**told: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return Ops().chain(**told)[0], told["residual"]
+
+
+@linked
+def chain_without_eps(**told: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return Ops().chain(**told | {"eps": 0.0})
+
+
+@linked
+def chain_without_the_norms_weight(**told: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return Ops().chain(**told | {"norm_weight": torch.ones_like(told["norm_weight"])})
+
+
+@linked
+def chain_without_its_first_bias(**told: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return Ops().chain(**told | {"first": Affine(told["first"].weight)})
+
+
+@linked
+def chain_that_gates_never(**told: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    product, total = Ops().chain(**told | {"gated": False})
+    return product[:, : product.shape[1] // 2] if told["gated"] else product, total
+
+
+@linked
+def chain_of_more_than_12_rows(**told: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    product, total = Ops().chain(**told)
+    return product * (1 if len(product) > 12 else 2), total
+
+
+def check_few_rows_chain(ops: Ops, shapes: ServedShapes) -> None:
+    linear_check.check_chain(ops, shapes, (9, 11, 16))
+
+
 def check_one_row(ops: Ops, shapes: ServedShapes) -> None:
     linear_check.check_linear(ops, shapes, (1,))
 
@@ -382,6 +445,13 @@ LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("one_row_norm_linear", norm_linear_without_eps, linear_check.check_norm_linear),
     ("one_row_norm_linear", norm_linear_without_its_weight, linear_check.check_norm_linear),
     ("one_row_norm_linear", norm_linear_that_keeps_the_old_residual, linear_check.check_norm_linear),
+    ("few_rows_chain", chain_without_the_residual, check_few_rows_chain),
+    ("few_rows_chain", chain_that_keeps_the_old_residual, check_few_rows_chain),
+    ("few_rows_chain", chain_without_eps, check_few_rows_chain),
+    ("few_rows_chain", chain_without_the_norms_weight, check_few_rows_chain),
+    ("few_rows_chain", chain_without_its_first_bias, check_few_rows_chain),
+    ("few_rows_chain", chain_that_gates_never, check_few_rows_chain),
+    ("few_rows_chain", chain_of_more_than_12_rows, check_few_rows_chain),
     ("sample", draws_the_best, sample_check.check_sample),
     ("sample", ignores_top_p, sample_check.check_sample),
     ("sample", ignores_top_k, sample_check.check_sample),
@@ -443,7 +513,8 @@ def test_every_kernel_of_ours_proves_itself(dtype: torch.dtype, monkeypatch: pyt
     one_tile = replace(INTERPRETED, rows={16: INTERPRETED.rows[16]})  # the others have tests of their own
     proof = prove_candidates(candidates(one_tile, 4), replace(CPU, dtype=dtype), Ops(few_rows=(16,)))
     assert proof.degraded == []
-    served = (proof.ops.one_row_norm_linear, proof.ops.few_rows_linear, proof.ops.chunk_attention)
+    ops = proof.ops
+    served = (ops.one_row_norm_linear, ops.few_rows_linear, ops.few_rows_chain, ops.chunk_attention)
     assert None not in served
 
 
@@ -480,20 +551,22 @@ def test_a_cpu_serves_with_torch_and_calls_that_no_degradation() -> None:
 
 FEW_ROWS = (16, 32, 64), ()
 ALL_ROWS = (16, 32, 64), (128, 192, 256)
-HALF, WIDE = torch.float16, torch.float32
+SERVED, HALF, WIDE = torch.bfloat16, torch.float16, torch.float32
+MANY = {"many_rows_linear", "many_rows_chain"}
 
 
 @pytest.mark.parametrize(
     ("capability", "dtype", "quantization", "alone", "overlaps", "rows", "left_out"),
     [
-        ((9, 0), HALF, "none", False, True, ALL_ROWS, set()),
-        ((9, 0), HALF, "int8", False, True, ((16, 32, 64), (128, 192, 256, 384, 512, 1024)), set()),
-        ((9, 0), WIDE, "none", False, True, FEW_ROWS, {"many_rows_linear"}),
-        ((8, 6), WIDE, "int8", False, False, ((16, 32, 64, 96, 128, 256), ()), {"many_rows_linear"}),
-        ((9, 0), HALF, "none", True, False, ALL_ROWS, set()),
-        ((8, 9), HALF, "none", False, False, ALL_ROWS, set()),
-        ((7, 5), HALF, "none", False, False, ((16,), ()), {"chunk_attention", "many_rows_linear"}),
-        ((7, 5), HALF, "int8", False, False, ((16, 24, 32, 64), ()), {"chunk_attention", "many_rows_linear"}),
+        ((9, 0), SERVED, "none", False, True, ALL_ROWS, set()),
+        ((9, 0), SERVED, "int8", False, True, ((16, 32, 64), (128, 192, 256, 384, 512, 1024)), set()),
+        ((9, 0), WIDE, "none", False, True, FEW_ROWS, MANY),
+        ((8, 6), WIDE, "int8", False, False, ((16, 32, 64, 96, 128, 256), ()), MANY),
+        ((9, 0), SERVED, "none", True, False, ALL_ROWS, set()),
+        ((8, 9), SERVED, "none", False, False, ALL_ROWS, set()),
+        ((9, 0), HALF, "none", False, True, ALL_ROWS, CHAINS),
+        ((7, 5), HALF, "none", False, False, ((16,), ()), {"chunk_attention", *MANY, *CHAINS}),
+        ((7, 5), HALF, "int8", False, False, ((16, 24, 32, 64), ()), {"chunk_attention", *MANY, *CHAINS}),
     ],
 )
 def test_a_gpu_is_offered_what_its_generation_can(
