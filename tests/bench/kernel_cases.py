@@ -7,8 +7,8 @@ import torch
 
 from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.decode_check import decode_problem
-from service.engine.kernels.linear_check import matrices
-from service.engine.kernels.ops import Ops
+from service.engine.kernels.linear_check import MatrixShape, chained, matrices
+from service.engine.kernels.ops import Affine, Ops
 from service.engine.kernels.sample_check import SAMPLED, sampling_slots
 from service.engine.kernels.stopwatch import Work, sets_needed
 
@@ -37,6 +37,9 @@ def cases(shapes: ServedShapes, *, tiny: bool) -> Iterator[Case]:
         for rows in (1, 3) if tiny else (1, 4, 16, 32, 64, 128, 192, 256):
             yield linear_case(shapes, rows, width, depth, gated)
     yield norm_linear_case(shapes)
+    for first, second in chained(c):
+        for rows in (3,) if tiny else (4, 16, 32, 64, 128, 256):
+            yield chain_case(shapes, rows, first, second)
     batches = [[5, 40]] if tiny else [[512], [8192], [512] * 64, [4096] * 64, [512] * 256, [512] * 31 + [30_000]]
     for lengths in batches:
         yield attention_case(shapes, lengths)
@@ -114,6 +117,23 @@ def norm_linear_case(shapes: ServedShapes) -> Case:
         {"rows": 1, "width": width, "depth": depth, "gated": True},
         size,
         lambda ops: [lambda w=w: ops.norm_linear(x, x, gain, EPS, w, None, True) for w in weights],
+    )
+
+
+def chain_case(shapes: ServedShapes, rows: int, first: MatrixShape, second: MatrixShape) -> Case:
+    hidden, depth, _ = first
+    width, _, gated = second
+    size = hidden * (depth + width) * shapes.matrix_itemsize
+    x, residual, gain = shapes.random(rows, depth), shapes.random(rows, hidden), shapes.random(hidden)
+    pairs = [
+        (Affine(shapes.matrix(hidden, depth)), Affine(shapes.matrix(width, hidden)))
+        for _ in range(sets_needed(size, shapes.device))
+    ]
+    return Case(
+        "chain",
+        {"rows": rows, "depth": depth, "width": width, "gated": gated},
+        size,
+        lambda ops: [lambda a=a, b=b: ops.chain(x, a, residual, gain, EPS, b, gated) for a, b in pairs],
     )
 
 

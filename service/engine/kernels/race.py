@@ -95,10 +95,9 @@ def _works(ops: Ops, product: Product, weights: list[Matrix], shapes: ServedShap
 
 def _is_beaten(works: list[list[Work]], device: torch.device, stopwatch: Stopwatch) -> bool:
     """Whether the second one is faster. Twice: who ran first may have run on a GPU that was still waking up."""
-    return all(
-        theirs * LEAD < ours for ours, theirs in (map(partial(_timed, device, stopwatch), works) for _ in range(2))
-    )
+    return all(_loses(works, device, stopwatch) for _ in range(2))
 
 
-def _timed(device: torch.device, stopwatch: Stopwatch, works: list[Work]) -> float:
-    return stopwatch(works, device)
+def _loses(works: list[list[Work]], device: torch.device, stopwatch: Stopwatch) -> bool:
+    ours, theirs = (stopwatch(each, device) for each in works)
+    return theirs * LEAD < ours
