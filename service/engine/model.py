@@ -12,7 +12,7 @@ from torch.nn.functional import embedding
 
 from service.engine.attention import Attention, PagedCache
 from service.engine.config import ModelConfig
-from service.engine.kernels.ops import Affine, Ops
+from service.engine.kernels.ops import AddNorm, Affine, Ops
 from service.engine.weights import Weights
 
 
@@ -57,13 +57,13 @@ class Model:
         projection as from `enter`, or after the last layer the final hidden states; and the residual."""
         this, eps = self._weights.layers[layer], self.config.rms_norm_eps
         output, gate_up = Affine(this.o, this.o_bias), Affine(this.gate_up, this.gate_up_bias)
-        gated, residual = self.ops.chain(attended, output, residual, this.post_norm, eps, gate_up, gated=True)
+        gated, residual = self.ops.chain(attended, output, AddNorm(residual, this.post_norm, eps), gate_up, gated=True)
         down = Affine(this.down, this.down_bias)
         if layer + 1 == self.config.num_layers:
             return self.ops.add_rms_norm(self.ops.linear(gated, *down), residual, self._weights.norm, eps)
         following = self._weights.layers[layer + 1]
         into = Affine(following.qkv, following.qkv_bias)
-        qkv, residual = self.ops.chain(gated, down, residual, following.input_norm, eps, into)
+        qkv, residual = self.ops.chain(gated, down, AddNorm(residual, following.input_norm, eps), into)
         return self._rotated(layer + 1, qkv, rows, cache), residual
 
     def heads(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

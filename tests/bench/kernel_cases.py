@@ -8,7 +8,7 @@ import torch
 from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.decode_check import decode_problem
 from service.engine.kernels.linear_check import MatrixShape, chained, matrices
-from service.engine.kernels.ops import Affine, Ops
+from service.engine.kernels.ops import AddNorm, Affine, Ops
 from service.engine.kernels.sample_check import SAMPLED, sampling_slots
 from service.engine.kernels.stopwatch import Work, sets_needed
 
@@ -124,7 +124,7 @@ def chain_case(shapes: ServedShapes, rows: int, first: MatrixShape, second: Matr
     hidden, depth, _ = first
     width, _, gated = second
     size = hidden * (depth + width) * shapes.matrix_itemsize
-    x, residual, gain = shapes.random(rows, depth), shapes.random(rows, hidden), shapes.random(hidden)
+    x, norm = shapes.random(rows, depth), AddNorm(shapes.random(rows, hidden), shapes.random(hidden), EPS)
     pairs = [
         (Affine(shapes.matrix(hidden, depth)), Affine(shapes.matrix(width, hidden)))
         for _ in range(sets_needed(size, shapes.device))
@@ -133,7 +133,7 @@ def chain_case(shapes: ServedShapes, rows: int, first: MatrixShape, second: Matr
         "chain",
         {"rows": rows, "depth": depth, "width": width, "gated": gated},
         size,
-        lambda ops: [lambda a=a, b=b: ops.chain(x, a, residual, gain, EPS, b, gated) for a, b in pairs],
+        lambda ops: [lambda a=a, b=b: ops.chain(x, a, norm, b, gated) for a, b in pairs],
     )
 
 

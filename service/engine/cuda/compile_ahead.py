@@ -30,7 +30,7 @@ from service.engine.kernels.candidates import candidates, with_judged_rows
 from service.engine.kernels.few_rows import FewRowsLinear
 from service.engine.kernels.gemv import OneRowLinear
 from service.engine.kernels.linear_check import chained, matrices
-from service.engine.kernels.ops import Affine, Ops
+from service.engine.kernels.ops import AddNorm, Affine, Ops
 from service.engine.kernels.tuning import CHAINS, Tuning, tuning_for
 from service.engine.model import Model
 from service.engine.quantization import empty_matrix
@@ -156,9 +156,9 @@ def compute_products(model: ModelConfig, tuning: Tuning, dtype: torch.dtype, qua
     for (first, second), rows, kernel in itertools.product(
         chained(model), tiles, few_rows if not tuning.skip & CHAINS else []
     ):
-        x, residual = empty(rows, first[1]), empty(rows, model.hidden_size)
+        norm = AddNorm(empty(rows, model.hidden_size), empty(model.hidden_size), 0.0)
         pair = [Affine(empty_matrix(*each[:2], quantization, META, dtype)) for each in (first, second)]
-        kernel.chain(x, pair[0], residual, residual[0], 0.0, pair[1], second[2])
+        kernel.chain(empty(rows, first[1]), pair[0], norm, pair[1], second[2])
 
 
 def main() -> None:

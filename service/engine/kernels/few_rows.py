@@ -13,7 +13,7 @@ import torch
 import triton
 
 from service.engine.kernels.few_rows_kernel import few_rows_kernel
-from service.engine.kernels.ops import Affine
+from service.engine.kernels.ops import AddNorm, Affine
 from service.engine.kernels.overlap import PREFETCHED_BYTES, launch_options
 from service.engine.kernels.tuning import LinearTuning
 from service.engine.quantization import Matrix, kept
@@ -28,10 +28,8 @@ CROWDING = 1.25
 class _Stream:
     """The residual stream between two products of a chain; see `few_rows_kernel.add_residual`."""
 
-    residual: torch.Tensor  # [T, hidden], before the first product
-    gain: torch.Tensor  # [hidden], of the norm
-    eps: float
-    total: torch.Tensor  # [T, hidden], behind it
+    norm: AddNorm
+    total: torch.Tensor  # [T, hidden]: the sum
     squares: torch.Tensor  # [tiles, rows of a tile]
 
 
@@ -56,23 +54,16 @@ class FewRowsLinear:
         return out
 
     def chain(
-        self,
-        x: torch.Tensor,
-        first: Affine,
-        residual: torch.Tensor,
-        norm_weight: torch.Tensor,
-        eps: float,
-        second: Affine,
-        gated: bool = False,
+        self, x: torch.Tensor, first: Affine, norm: AddNorm, second: Affine, gated: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `ops.Chain`. The norm takes no launch of its own."""
         out = _result(x, second.weight, gated)
-        scaled, total = torch.empty_like(residual), torch.empty_like(residual)
+        scaled, total = torch.empty_like(norm.residual), torch.empty_like(norm.residual)
         for rows in self._turns(x):
             most_rows = self._most_rows(x[rows])
-            tiles = triton.cdiv(residual.shape[1], self._tunings[most_rows].block_n)
+            tiles = triton.cdiv(total.shape[1], self._tunings[most_rows].block_n)
             squares = torch.empty(tiles, most_rows, dtype=torch.float32, device=x.device)
-            stream = _Stream(residual[rows], norm_weight, eps, total[rows], squares)
+            stream = _Stream(norm._replace(residual=norm.residual[rows]), total[rows], squares)
             self._launch(x[rows], first, False, scaled[rows], into=stream)
             self._launch(scaled[rows], second, gated, out[rows], out_of=stream)
         return out, total
@@ -113,8 +104,8 @@ class FewRowsLinear:
             values,
             x if scales is None else scales,
             x if affine.bias is None else affine.bias,
-            stream.residual if stream else x,
-            stream.gain if stream else x,
+            stream.norm.residual if stream else x,
+            stream.norm.weight if stream else x,
             stream.total if stream else out,
             stream.squares if stream else out,
             out,
@@ -126,7 +117,7 @@ class FewRowsLinear:
             whole,
             parts,
             triton.cdiv(steps, parts) * block_k,
-            stream.eps if stream else 0.0,
+            stream.norm.eps if stream else 0.0,
             normed_tiles,
             HAS_SCALES=scales is not None,
             HAS_BIAS=affine.bias is not None,

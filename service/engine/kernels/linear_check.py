@@ -8,7 +8,7 @@ from service.engine.config import ModelConfig
 from service.engine.kernels import torch_ops
 from service.engine.kernels.candidate import ServedShapes, require_close
 from service.engine.kernels.checks import EPS, QUIET
-from service.engine.kernels.ops import Affine, Ops
+from service.engine.kernels.ops import AddNorm, Affine, Ops
 from service.engine.quantization import Matrix
 
 MatrixShape = tuple[int, int, bool]
@@ -47,9 +47,9 @@ def _check_chain(
 ) -> None:
     depth, hidden = first.weight.shape[1], shapes.config.hidden_size
     x, residual = shapes.random(rows, depth, spread=spread), shapes.random(rows, hidden, spread=spread)
-    norm_weight = shapes.random(hidden) + 1
-    result, total = ops.chain(x, first, residual, norm_weight, EPS, second, gated)
-    wide = _linear(x.float(), *first, False), residual.float(), norm_weight.float()
+    norm = AddNorm(residual, shapes.random(hidden) + 1, EPS)
+    result, total = ops.chain(x, first, norm, second, gated)
+    wide = _linear(x.float(), *first, False), residual.float(), norm.weight.float()
     normed, expected_total = torch_ops.add_rms_norm(*wide, EPS)
     name = f"a chain to a {second.weight.shape[0]} x {second.weight.shape[1]} product of {rows} rows"
     require_close(name, result, _linear(normed, *second, gated), shapes.dtype)

@@ -87,6 +87,14 @@ class Affine(NamedTuple):
     bias: torch.Tensor | None = None
 
 
+class AddNorm(NamedTuple):
+    """What an `AddRmsNorm` adds to its x and scales that with."""
+
+    residual: torch.Tensor
+    weight: torch.Tensor
+    eps: float
+
+
 class Product(NamedTuple):
     """A kind of `Linear`: the most rows that a kernel is judged for at once, and the weight's shape."""
 
@@ -115,14 +123,7 @@ class Chain(Protocol):
     """Linear, then AddRmsNorm on its result, then Linear on that: returns the last product and residual'."""
 
     def __call__(
-        self,
-        x: torch.Tensor,
-        first: Affine,
-        residual: torch.Tensor,
-        norm_weight: torch.Tensor,
-        eps: float,
-        second: Affine,
-        gated: bool = False,
+        self, x: torch.Tensor, first: Affine, norm: AddNorm, second: Affine, gated: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
@@ -192,20 +193,13 @@ class Ops:
         return self.linear(normed, weight, bias, gated), residual
 
     def chain(
-        self,
-        x: torch.Tensor,
-        first: Affine,
-        residual: torch.Tensor,
-        norm_weight: torch.Tensor,
-        eps: float,
-        second: Affine,
-        gated: bool = False,
+        self, x: torch.Tensor, first: Affine, norm: AddNorm, second: Affine, gated: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`Chain`: two kernels, where ours compute both products, else link by link."""
         kernel = self._chain_kernel(x.shape[0], first.weight, second.weight, gated)
         if kernel is not None:
-            return kernel(x, first, residual, norm_weight, eps, second, gated)
-        return self.norm_linear(self.linear(x, *first), residual, norm_weight, eps, *second, gated)
+            return kernel(x, first, norm, second, gated)
+        return self.norm_linear(self.linear(x, *first), *norm, *second, gated)
 
     def _chain_kernel(self, rows: int, first: Matrix, second: Matrix, gated: bool) -> Chain | None:
         most, (width, depth) = self._judged_at(rows), second.shape

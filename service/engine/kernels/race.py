@@ -16,7 +16,7 @@ import torch
 from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.checks import EPS
 from service.engine.kernels.linear_check import chained, matrices
-from service.engine.kernels.ops import Affine, Ops, Product
+from service.engine.kernels.ops import AddNorm, Affine, Ops, Product
 from service.engine.kernels.stopwatch import Stopwatch, Work, seconds, sets_needed
 from service.engine.quantization import Matrix
 
@@ -63,8 +63,8 @@ def _chain_works(
     ops: Ops, rows: int, pairs: list[tuple[Matrix, Matrix]], gated: bool, shapes: ServedShapes
 ) -> list[Work]:
     x, residual = shapes.random(rows, pairs[0][0].shape[1]), shapes.random(rows, shapes.config.hidden_size)
-    gain = shapes.random(shapes.config.hidden_size)
-    return [partial(ops.chain, x, Affine(a), residual, gain, EPS, Affine(b), gated) for a, b in pairs]
+    norm = AddNorm(residual, shapes.random(shapes.config.hidden_size), EPS)
+    return [partial(ops.chain, x, Affine(a), norm, Affine(b), gated) for a, b in pairs]
 
 
 def _rows(ops: Ops) -> Iterator[int]:

@@ -10,7 +10,7 @@ import torch
 
 from service.engine.kernels import stopwatch
 from service.engine.kernels.linear_check import MOST_WEIGHT_ROWS
-from service.engine.kernels.ops import Affine, Ops, Product
+from service.engine.kernels.ops import AddNorm, Affine, Ops, Product
 from service.engine.kernels.race import race
 from service.engine.kernels.stopwatch import Work, seconds, sets_needed
 from service.engine.quantization import Int8Matrix
@@ -48,10 +48,9 @@ class Course:
         return Ops().linear(x, weight, bias, gated)
 
     def chain(
-        self, x: torch.Tensor, first: Affine, residual: torch.Tensor, gain: torch.Tensor, eps: float, *rest: Any
+        self, x: torch.Tensor, first: Affine, norm: AddNorm, second: Affine, gated: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        second, gated = rest
-        result = Ops().chain(x, first, residual, gain, eps, second, gated)
+        result = Ops().chain(x, first, norm, second, gated)
         self._last, self.is_chain = Product(x.shape[0], *second.weight.shape, gated), True
         return result
 

@@ -15,7 +15,7 @@ from service.engine.defaults import Quantization
 from service.engine.kernels import checks, decode_check, linear_check, sample_check, torch_ops
 from service.engine.kernels.batch import DecodeBatch, DecodeInputs
 from service.engine.kernels.candidate import Candidate, Disagreement, ServedShapes, require_close
-from service.engine.kernels.ops import Affine, Ops
+from service.engine.kernels.ops import AddNorm, Affine, Ops
 from service.engine.kernels.selfcheck import REASON_LENGTH, prove, prove_candidates
 from service.engine.kernels.tuning import CHAINS, Tuning
 from service.engine.steps.slots import Slots
@@ -283,16 +283,9 @@ def linked(
     """A chain that is told everything by name, so that a change can be of one thing."""
 
     def chain(
-        x: torch.Tensor,
-        first: Affine,
-        residual: torch.Tensor,
-        norm_weight: torch.Tensor,
-        eps: float,
-        second: Affine,
-        gated: bool = False,
+        x: torch.Tensor, first: Affine, norm: AddNorm, second: Affine, gated: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        told = {"x": x, "first": first, "residual": residual, "norm_weight": norm_weight, "eps": eps}
-        return change(**told, second=second, gated=gated)
+        return change(x=x, first=first, norm=norm, second=second, gated=gated)
 
     chain.__name__ = change.__name__
     return chain
@@ -300,23 +293,24 @@ def linked(
 
 @linked
 def chain_without_the_residual(**told: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    told["residual"] = torch.zeros_like(told["residual"])
-    return Ops().chain(**told)
+    norm = told["norm"]
+    return Ops().chain(**told | {"norm": norm._replace(residual=torch.zeros_like(norm.residual))})
 
 
 @linked
 def chain_that_keeps_the_old_residual(**told: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return Ops().chain(**told)[0], told["residual"]
+    return Ops().chain(**told)[0], told["norm"].residual
 
 
 @linked
 def chain_without_eps(**told: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return Ops().chain(**told | {"eps": 0.0})
+    return Ops().chain(**told | {"norm": told["norm"]._replace(eps=0.0)})
 
 
 @linked
 def chain_without_the_norms_weight(**told: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return Ops().chain(**told | {"norm_weight": torch.ones_like(told["norm_weight"])})
+    norm = told["norm"]
+    return Ops().chain(**told | {"norm": norm._replace(weight=torch.ones_like(norm.weight))})
 
 
 @linked
