@@ -60,7 +60,7 @@ def _products(tuning: Tuning, multiprocessors: int, quantization: Quantization) 
     few_rows = FewRowsLinear(few, multiprocessors, overlaps=overlaps)
     rows = [*range(2, max(few) + 1), *([] if many else beyond)]
     yield Candidate("few_rows_linear", {"few_rows_linear": few_rows.linear}, partial(check_linear, rows=rows))
-    edges = [*chain.from_iterable(map(_edges, few)), *([] if many else beyond)]
+    edges = [2, *chain.from_iterable(map(_edges, few)), *([] if many else beyond)]
     yield Candidate("few_rows_chain", {"few_rows_chain": few_rows.chain}, partial(check_chain, rows=edges))
     if many:
         many_rows = FewRowsLinear(many, multiprocessors, overlaps=overlaps)

@@ -30,21 +30,23 @@ def check_linear(ops: Ops, shapes: ServedShapes, rows: Sequence[int]) -> None:
 
 
 def check_chain(ops: Ops, shapes: ServedShapes, rows: Sequence[int]) -> None:
-    """Output with gate and up, and down with QKV; a quiet residual stream, too; with biases as in `check_linear`.
+    """Output with gate and up, and down with QKV; a quiet residual stream, too; biases as in `check_linear`.
 
     The products of these rows are to be the kernel's, else nothing is checked.
     """
     for first, second in chained(shapes.config):
-        into, out_of = _affine(shapes, first), _affine(shapes, second)
-        quiet = into if into.bias is None else Affine(into.weight, into.bias * QUIET)
-        for count in rows:
-            _check_chain(ops, shapes, into, out_of, count, gated=second[2], spread=1.0)
-        _check_chain(ops, shapes, quiet, out_of, max(rows), gated=second[2], spread=QUIET)
+        into, out_of = shapes.matrix(*first[:2]), shapes.matrix(*second[:2])
+        for biases in zip(_biases(shapes, first[0]), _biases(shapes, second[0]), strict=True):
+            affine = Affine(into, biases[0]), Affine(out_of, biases[1])
+            for count in rows:
+                _check_chain(ops, shapes, *affine, count, gated=second[2])
+            _check_chain(ops, shapes, *affine, max(rows), gated=second[2], spread=QUIET)
 
 
 def _check_chain(
-    ops: Ops, shapes: ServedShapes, first: Affine, second: Affine, rows: int, *, gated: bool, spread: float
+    ops: Ops, shapes: ServedShapes, first: Affine, second: Affine, rows: int, *, gated: bool, spread: float = 1.0
 ) -> None:
+    first = Affine(first.weight, None if first.bias is None else first.bias * spread)
     depth, hidden = first.weight.shape[1], shapes.config.hidden_size
     x, residual = shapes.random(rows, depth, spread=spread), shapes.random(rows, hidden, spread=spread)
     norm = AddNorm(residual, shapes.random(hidden) + 1, EPS)
@@ -54,11 +56,6 @@ def _check_chain(
     name = f"a chain to a {second.weight.shape[0]} x {second.weight.shape[1]} product of {rows} rows"
     require_close(name, result, _linear(normed, *second, gated), shapes.dtype)
     require_close(f"{name}: its residual", total, expected_total, shapes.dtype)
-
-
-def _affine(shapes: ServedShapes, matrix: MatrixShape) -> Affine:
-    width, depth, _ = matrix
-    return Affine(shapes.matrix(width, depth), _biases(shapes, width)[-1])
 
 
 def check_norm_linear(ops: Ops, shapes: ServedShapes) -> None:

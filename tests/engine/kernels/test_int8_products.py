@@ -157,6 +157,9 @@ def test_a_start_proves_the_edges_of_every_tile_and_the_most_parts(
     assert (rows["few_rows_linear"][0], rows["few_rows_linear"][-1]) == few
     assert set(range(2, min(64, max(tiles)) + 1)) <= set(rows["few_rows_linear"])
     assert (tuple(rows["many_rows_linear"]) if many else None) == many
+    assert rows["few_rows_chain"][:4] == [2, 9, 11, 16], "a chain at the edges of small tiles, too"
+    assert rows["few_rows_chain"][-1] == few[1]
+    assert rows.get("many_rows_chain") == rows.get("many_rows_linear")
     unquantized = {candidate.name: candidate.check for candidate in candidates(Tuning(""), 4)}["many_rows_linear"]
     assert isinstance(unquantized, partial)
     assert unquantized.keywords["rows"] == [65, 95, 128, 129, 191, 256]

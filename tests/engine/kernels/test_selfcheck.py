@@ -319,6 +319,13 @@ def chain_without_its_first_bias(**told: Any) -> tuple[torch.Tensor, torch.Tenso
 
 
 @linked
+def chain_without_bias_is_doubled(**told: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Wrong only where a product has none: another variant of the kernel."""
+    product, total = Ops().chain(**told)
+    return product * (1 if told["first"].bias is not None else 2), total
+
+
+@linked
 def chain_that_gates_never(**told: Any) -> tuple[torch.Tensor, torch.Tensor]:
     product, total = Ops().chain(**told | {"gated": False})
     return product[:, : product.shape[1] // 2] if told["gated"] else product, total
@@ -444,6 +451,7 @@ LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("few_rows_chain", chain_without_eps, check_few_rows_chain),
     ("few_rows_chain", chain_without_the_norms_weight, check_few_rows_chain),
     ("few_rows_chain", chain_without_its_first_bias, check_few_rows_chain),
+    ("few_rows_chain", chain_without_bias_is_doubled, check_few_rows_chain),
     ("few_rows_chain", chain_that_gates_never, check_few_rows_chain),
     ("few_rows_chain", chain_of_more_than_12_rows, check_few_rows_chain),
     ("sample", draws_the_best, sample_check.check_sample),
