@@ -143,6 +143,21 @@ def test_a_token_that_was_not_allowed_is_the_engines_error_and_not_the_clients()
     assert finishes(drain(core)) == {KEPT[0].id: FinishReason.ERROR}
 
 
+@pytest.mark.parametrize("where", ["fail_sample", "fail_restrict"])
+def test_a_begun_step_that_finds_no_memory_to_sample_in_twice_ends_the_newest_answer_and_says_so(where: str) -> None:
+    runner = ContentRunner(num_blocks=64)
+    core = core_of(runner, 1, step_tokens=64)
+    core.add(request("old", range(5), new=5, stops=False), Rule())
+    core.add(request("new", range(5), new=5, stops=False), Rule())
+    events = core.step()
+    for _ in range(2):
+        setattr(runner, where, OutOfMemory("it does not fit"))
+        events += core.step()
+        setattr(runner, where, None)
+    events += drain(core)
+    assert finishes(events) == {"old": FinishReason.LENGTH, "new": FinishReason.ERROR}
+
+
 @DEPTHS
 @pytest.mark.parametrize("where", ["fail_tokens", "fail_begin", "fail_sample", "fail_restrict", "fail_admit"])
 @pytest.mark.parametrize("at", range(1, 9))

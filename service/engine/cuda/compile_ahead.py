@@ -44,8 +44,8 @@ META = torch.device("meta")
 LAYERS = 2
 """The first one has no residual to add, all others are alike."""
 MULTIPROCESSORS = range(56, 193, 2)
-"""Of whole GPUs. How a product is divided among them decides which variants of its kernel serve; a slice of a GPU
-compiles some more at its first start."""
+"""Of most whole GPUs. How a product is divided among them decides which variants of its kernel serve; a smaller one, or
+a slice of one, compiles some more at its first start."""
 
 
 class AbsentGpu:

@@ -56,11 +56,14 @@ def batches(ops: Ops) -> list[int]:
 
 
 def paused(ops: Ops, pause: Callable[[], None]) -> Ops:
-    """`ops` with a `pause` after each operation."""
+    """`ops` with a `pause` after each operation, and between the two halves of a chain."""
+    chains = ops.few_rows_chain, ops.many_rows_chain
 
     def slow(operation: Any) -> Any:
+        within = {"between": pause} if operation in chains else {}
+
         def run(*arguments: Any) -> Any:
-            result = operation(*arguments)
+            result = operation(*arguments, **within)
             pause()
             return result
 

@@ -6,14 +6,14 @@ Tall tiles are few: then several programs share one, each a part of its columns,
 So they do with tiles that are left over when all of the GPU has had one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 import triton
 
 from service.engine.kernels.few_rows_kernel import few_rows_kernel
-from service.engine.kernels.ops import AddNorm, Affine
+from service.engine.kernels.ops import AddNorm, Affine, nothing
 from service.engine.kernels.overlap import PREFETCHED_BYTES, launch_options
 from service.engine.kernels.tuning import LinearTuning
 from service.engine.quantization import Matrix, kept
@@ -54,7 +54,13 @@ class FewRowsLinear:
         return out
 
     def chain(
-        self, x: torch.Tensor, first: Affine, norm: AddNorm, second: Affine, gated: bool = False
+        self,
+        x: torch.Tensor,
+        first: Affine,
+        norm: AddNorm,
+        second: Affine,
+        gated: bool = False,
+        between: Callable[[], object] = nothing,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `ops.Chain`. The norm takes no launch of its own."""
         out = _result(x, second.weight, gated)
@@ -65,6 +71,7 @@ class FewRowsLinear:
             squares = torch.empty(tiles, most_rows, dtype=torch.float32, device=x.device)
             stream = _Stream(norm._replace(residual=norm.residual[rows]), total[rows], squares)
             self._launch(x[rows], first, False, scaled[rows], into=stream)
+            between()
             self._launch(scaled[rows], second, gated, out[rows], out_of=stream)
         return out, total
 
@@ -155,7 +162,7 @@ def split(tiles: int, steps: int, multiprocessors: int, alone: bool = False) -> 
     if alone:
         whole = multiprocessors if multiprocessors < tiles < 2 * multiprocessors else 0
         most = max(1, min(multiprocessors // (tiles - whole), steps // LEAST_DEPTH))
-        parts = -(-steps // -(-steps // most))  # none without a step
+        parts = -(-steps // -(-steps // most))  # no part is without a step
         return (whole if parts > 1 else tiles), parts
     parts = 1
     while 2 * parts * tiles <= CROWDING * multiprocessors and steps >= 2 * parts * LEAST_DEPTH:

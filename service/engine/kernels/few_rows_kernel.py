@@ -145,9 +145,9 @@ def few_rows_kernel(
     columns of each row are prefetched, none for 0. `arrivals` counts the parts that are done with each tile; it is zero
     before the launch, and again after it.
 
-    ADDS: the product goes into the residual stream, and what is stored for the next one are its numbers before a norm
-    that is half done: `add_residual` says how. NORMED_TILES, a power of two: x is such, of `normed_tiles` tiles; 0: it
-    is not.
+    ADDS: the product goes into the residual stream, and `out` is what a norm makes of that but for each row's factor
+    (see `add_residual`). NORMED_TILES: x is such an `out`, of `normed_tiles` tiles, rounded up to a power of two; 0
+    for any other x.
     """
     program = tl.program_id(0)
     tile, part, first, last = program, 0, 0, K

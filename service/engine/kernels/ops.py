@@ -4,6 +4,7 @@ Shapes: T rows (tokens) of width `hidden`; a KV cache of one layer is two tensor
 [num_blocks, block_size, kv_heads, head_dim]; block 0 belongs to nobody and takes the writes of padding rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -80,6 +81,10 @@ class Linear(Protocol):
     ) -> torch.Tensor: ...
 
 
+def nothing() -> None:
+    """What happens between two launches."""
+
+
 class Affine(NamedTuple):
     """What a `Linear` multiplies with and adds."""
 
@@ -120,10 +125,19 @@ class NormLinear(Protocol):
 
 
 class Chain(Protocol):
-    """Linear, then AddRmsNorm on its result, then Linear on that: returns the last product and residual'."""
+    """Linear, then AddRmsNorm on its result, then Linear on that: returns the last product and residual'.
+
+    `between` is called between the two launches, by who must know that nothing hangs on their overlap.
+    """
 
     def __call__(
-        self, x: torch.Tensor, first: Affine, norm: AddNorm, second: Affine, gated: bool = False
+        self,
+        x: torch.Tensor,
+        first: Affine,
+        norm: AddNorm,
+        second: Affine,
+        gated: bool = False,
+        between: Callable[[], object] = nothing,
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
@@ -195,7 +209,7 @@ class Ops:
     def chain(
         self, x: torch.Tensor, first: Affine, norm: AddNorm, second: Affine, gated: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`Chain`: two kernels, where ours compute both products, else link by link."""
+        """`Chain`: two launches, unless torch computes one of the products faster, or the chain lost to its links."""
         kernel = self._chain_kernel(x.shape[0], first.weight, second.weight, gated)
         if kernel is not None:
             return kernel(x, first, norm, second, gated)

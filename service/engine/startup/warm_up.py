@@ -17,7 +17,7 @@ USUAL = SamplingParams()
 BLOCK = 1
 """The block that all sequences of a warm-up share: what they compute is of no interest."""
 GRAPH_BYTES = 512 << 20
-"""What the driver keeps for the recordings, a dozen whole decodes and a thousand segments of some seven launches,
+"""What the driver keeps for the recordings, a dozen decodes in two parts and a thousand segments of seven launches,
 beside their activations: an estimate, half a MiB a recording."""
 DECODES_TIMED = 5
 """The fastest of so many counts: the first ones may still be slow."""

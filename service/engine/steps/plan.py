@@ -105,7 +105,7 @@ class Pending(Protocol):
     def sample(self) -> None:
         """Have its tokens drawn, once, as soon as the rest of it is computed. No other step begins before that.
 
-        Raises OutOfMemory when none were drawn: the step is lost.
+        Raises OutOfMemory when none were drawn and no slot has changed: the step may be planned anew.
         """
         ...
 

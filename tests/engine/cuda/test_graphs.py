@@ -1,7 +1,7 @@
 """Recorded decodes without a GPU: which batch size is recorded, which serves, and that padding changes no token."""
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 
@@ -187,6 +187,24 @@ def test_a_failed_recording_is_named_and_a_larger_one_serves(
     assert f"without a recording of {sizes[-1]}" in caplog.text
     assert answers(runner) == answers(runner_of(model))
     assert recorder.checked == len(sizes), "a failed recording may have poisoned the device"
+
+
+def test_both_parts_of_a_decode_are_rehearsed_before_they_are_captured(model: Model) -> None:
+    """What compiles, or takes a workspace, must not do so in a capture."""
+    said: list[str] = []
+
+    class Noting(ReplayingRecorder):
+        def rehearse(self, body: Callable[[], None]) -> None:
+            said.append(f"rehearse {body.__name__}")
+            super().rehearse(body)
+
+        def capture(self, body: Callable[[], None]) -> Callable[[], None]:
+            said.append(f"capture {body.__name__}")
+            return super().capture(body)
+
+    recorded(model, Noting())
+    each = ["rehearse first", "rehearse second", "capture first", "capture second"]
+    assert said == each * len(BUCKET_SIZES)
 
 
 def test_what_is_sampled_may_be_settled_after_a_decode_was_begun(model: Model) -> None:

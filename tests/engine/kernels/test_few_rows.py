@@ -162,6 +162,26 @@ def test_programs_that_are_alone_add_up(width: int, steps: float, programs: int,
     assert exact.error(result, exact.silu_mul(expected) if gated else expected) < exact.TOLERANCE[torch.float32]
 
 
+def test_each_tile_has_a_count_of_its_parts() -> None:
+    """Side by side they come in any order: here the last part of the last tile does not come at all."""
+    kernels("interpreter")
+    from service.engine.kernels import few_rows
+
+    kernel = few_rows.few_rows_kernel
+
+    class WithoutTheLast:
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            return kernel[(grid[0] - 1,)]
+
+    tile = LinearTuning(block_n=16, block_k=16, warps=1, stages=1, alone=True)
+    product = few_rows.FewRowsLinear({16: tile}, 6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(few_rows, "few_rows_kernel", WithoutTheLast())
+        product.linear(torch.randn(5, 256), torch.randn(32, 256), None)
+    (counts,) = product._arrivals.values()
+    assert counts.tolist() == [0, 2, *[0] * (len(counts) - 2)], "three parts of two tiles"
+
+
 @pytest.mark.parametrize("quantization", get_args(Quantization))
 def test_a_tile_that_fills_an_h100s_multiprocessor_is_alone_on_it(quantization: Quantization) -> None:
     for rows, tile in tuning_for((9, 0)).tiles(quantization).items():

@@ -180,17 +180,25 @@ def test_quantized_weights_are_raced_as_they_are_kept(monkeypatch: pytest.Monkey
     assert QKV[0] * QKV[1] in sizes, "a byte a number"
 
 
+def weights_of(work: Any) -> tuple[int, ...]:
+    """Where they lie."""
+    pair = [each.weight for each in work.args if isinstance(each, Affine)]
+    return tuple(weight.data_ptr() for weight in pair or [work.args[-3]])
+
+
 def test_a_large_vocabulary_is_raced_as_it_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it, which the checks are spared; in copies that the cache does not hold."""
     course, counts = Course({}), set()
     monkeypatch.setattr("service.engine.kernels.race.sets_needed", lambda size, device: 3)
 
     def stopwatch(works: Sequence[Work], device: torch.device) -> float:
-        counts.add((len(works), len({work.args[-3].data_ptr() for work in works})))  # type: ignore[attr-defined]
+        counts.add((len(works), len({weights_of(work) for work in works})))
         return course.stopwatch(works, device)
 
     config = replace(SERVED.config, vocab_size=MOST_WEIGHT_ROWS + 1, hidden_size=16, intermediate_size=32)
-    race(course.ops, replace(SERVED, config=config), stopwatch)
+    chained = replace(course.ops, few_rows_chain=course.chain)
+    race(chained, replace(SERVED, config=config), stopwatch)
+    assert course.chained
     assert Product(8, MOST_WEIGHT_ROWS + 1, 16, False) in course.timed
     assert counts == {(3, 3)}
 

@@ -326,6 +326,12 @@ def chain_without_bias_is_doubled(**told: Any) -> tuple[torch.Tensor, torch.Tens
 
 
 @linked
+def chain_of_output_and_gate_alone(**told: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    product, total = Ops().chain(**told)
+    return product * (1 if told["gated"] else 2), total
+
+
+@linked
 def chain_that_gates_never(**told: Any) -> tuple[torch.Tensor, torch.Tensor]:
     product, total = Ops().chain(**told | {"gated": False})
     return product[:, : product.shape[1] // 2] if told["gated"] else product, total
@@ -452,6 +458,7 @@ LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("few_rows_chain", chain_without_the_norms_weight, check_few_rows_chain),
     ("few_rows_chain", chain_without_its_first_bias, check_few_rows_chain),
     ("few_rows_chain", chain_without_bias_is_doubled, check_few_rows_chain),
+    ("few_rows_chain", chain_of_output_and_gate_alone, check_few_rows_chain),
     ("few_rows_chain", chain_that_gates_never, check_few_rows_chain),
     ("few_rows_chain", chain_of_more_than_12_rows, check_few_rows_chain),
     ("sample", draws_the_best, sample_check.check_sample),
