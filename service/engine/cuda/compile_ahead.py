@@ -144,21 +144,26 @@ def compute_products(model: ModelConfig, tuning: Tuning, dtype: torch.dtype, qua
     one_row = OneRowLinear(tuning.one_row, overlaps=tuning.overlaps)
     tiles = tuning.tiles(quantization)
     few_rows = [FewRowsLinear(tiles, count, overlaps=tuning.overlaps) for count in MULTIPROCESSORS]
-
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(*shape, dtype=dtype, device=META)
-
     for width, depth, gated in matrices(model, model.vocab_size):
-        weight, x = empty_matrix(width, depth, quantization, META, dtype), empty(max(tiles), depth)
+        weight = empty_matrix(width, depth, quantization, META, dtype)
+        x = torch.empty(max(tiles), depth, dtype=dtype, device=META)
         one_row.linear(x[:1], weight, None, gated)
         for rows, kernel in itertools.product(tiles, few_rows):
             kernel.linear(x[:rows], weight, None, gated)
-    for (first, second), rows, kernel in itertools.product(
-        chained(model), tiles, few_rows if not tuning.skip & CHAINS else []
-    ):
-        norm = AddNorm(empty(rows, model.hidden_size), empty(model.hidden_size), 0.0)
-        pair = [Affine(empty_matrix(*each[:2], quantization, META, dtype)) for each in (first, second)]
-        kernel.chain(empty(rows, first[1]), pair[0], norm, pair[1], second[2])
+    if not tuning.skip & CHAINS:
+        for rows, kernel in itertools.product(tiles, few_rows):
+            compute_chains(model, kernel, rows, dtype, quantization)
+
+
+def compute_chains(
+    model: ModelConfig, kernel: FewRowsLinear, rows: int, dtype: torch.dtype, quantization: Quantization
+) -> None:
+    """Both chains of a layer."""
+    residual = torch.empty(rows, model.hidden_size, dtype=dtype, device=META)
+    for first, second in chained(model):
+        into, out_of = (Affine(empty_matrix(*each[:2], quantization, META, dtype)) for each in (first, second))
+        x = torch.empty(rows, first[1], dtype=dtype, device=META)
+        kernel.chain(x, into, AddNorm(residual, residual[0], 0.0), out_of, second[2])
 
 
 def main() -> None:

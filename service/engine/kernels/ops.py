@@ -210,12 +210,13 @@ class Ops:
         self, x: torch.Tensor, first: Affine, norm: AddNorm, second: Affine, gated: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`Chain`: two launches, unless torch computes one of the products faster, or the chain lost to its links."""
-        kernel = self._chain_kernel(x.shape[0], first.weight, second.weight, gated)
+        kernel = self.chain_kernel(x.shape[0], first.weight, second.weight, gated)
         if kernel is not None:
             return kernel(x, first, norm, second, gated)
         return self.norm_linear(self.linear(x, *first), *norm, *second, gated)
 
-    def _chain_kernel(self, rows: int, first: Matrix, second: Matrix, gated: bool) -> Chain | None:
+    def chain_kernel(self, rows: int, first: Matrix, second: Matrix, gated: bool) -> Chain | None:
+        """What computes a chain to these two weights in two launches; None: it goes link by link."""
         most, (width, depth) = self._judged_at(rows), second.shape
         serves = self._serves(most, rows, first, False) and self._serves(most, rows, second, gated)
         if most == 1 or not serves or Product(most, width, depth, gated) in self.parted:

@@ -48,10 +48,11 @@ def race(ops: Ops, shapes: ServedShapes, stopwatch: Stopwatch = seconds) -> Ops:
 def _parted(ops: Ops, shapes: ServedShapes, stopwatch: Stopwatch) -> Iterator[Product]:
     """The second products of chains that take longer than their links one by one."""
     links = replace(ops, few_rows_chain=None, many_rows_chain=None)
-    judged_at = [*(ops.few_rows if ops.few_rows_chain else ()), *(ops.many_rows if ops.many_rows_chain else ())]
-    for first, second in chained(shapes.config) if judged_at else []:
+    has_chains = ops.few_rows_chain is not None or ops.many_rows_chain is not None
+    for first, second in chained(shapes.config) if has_chains else []:
         pairs = [*zip(_weights(shapes, *first[:2]), _weights(shapes, *second[:2]), strict=False)]
-        for rows in judged_at:
+        served = (rows for rows in ops.judged_rows if ops.chain_kernel(rows, *pairs[0], second[2]))
+        for rows in served:
             works = [_chain_works(each, rows, pairs, second[2], shapes) for each in (ops, links)]
             if _is_beaten(works, shapes.device, stopwatch):
                 product = Product(rows, *second)

@@ -65,6 +65,7 @@ INT8_ROWS = {
 
 
 CHAINS = frozenset({"few_rows_chain", "many_rows_chain"})
+"""The kernels that are `ops.Chain`s."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Kernels that do not wait for each other are found out; a stand-in reads too early where no pause came before it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
@@ -23,13 +23,7 @@ CHAINS = ("few_rows_chain", "many_rows_chain")
 LINEAR = ("one_row_linear", "few_rows_linear", "many_rows_linear", "one_row_norm_linear", *CHAINS)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bits are compared: how threads share a product is not settled on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # bits are compared
 
 
 class Gpu:

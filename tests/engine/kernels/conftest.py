@@ -6,7 +6,6 @@ kernels are tested; `TRITON_INTERPRET=1` tests the interpreted ones there.
 
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -48,11 +47,7 @@ class Subject:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def every_test_has_one_thread(one_thread: None) -> None: ...
 
 
 @pytest.fixture(params=["torch", "interpreter", pytest.param("compiled", marks=pytest.mark.gpu)])
