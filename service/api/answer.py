@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Protocol
 
 from fastapi import Request
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from service.api import sse
 from service.api.disconnect import until_disconnect
 from service.chat.generation import Done, TextDelta
+from service.chat.logprobs import TokenReport
 from service.errors import ServiceError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ class Writer(Protocol):
         ...
 
     def whole(self, response: str, done: Done) -> BaseModel:
-        """The answer that is not streamed."""
+        """The answer that is not streamed; `done` has all of its tokens."""
         ...
 
     def error(self, problem: ServiceError) -> bytes:
@@ -63,6 +65,7 @@ class Transcript:
         self._writer = writer
         self._prompt = logged_prompt
         self._texts: list[str] = []
+        self._tokens: list[TokenReport] = []
 
     def encode(self, piece: TextDelta | Done) -> bytes:
         """The event, or events, of one piece."""
@@ -75,8 +78,9 @@ class Transcript:
         """The whole answer; it is over, and counted, before it is sent."""
         async with aclosing(pieces):
             async for piece in pieces:
+                self._tokens += piece.tokens
                 if isinstance(piece, Done):
-                    return self._writer.whole(self._finish(), piece)
+                    return self._writer.whole(self._finish(), replace(piece, tokens=self._tokens))
                 self._texts.append(piece.text)
         raise AssertionError("an answer ends in Done or raises")
 

@@ -13,10 +13,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from service.chat.endings import OURS, FieldNames, reason_of, too_late
+from service.chat.logprobs import Reporter, TokenReport
 from service.chat.stops import StopMatcher
 from service.chat.stopwatch import Counts, Stopwatch
 from service.chat.templates import ChatTemplate, Message
-from service.engine.base import Engine, Finish, FinishReason, GenerationRequest, SamplingParams
+from service.engine.base import Engine, Finish, FinishReason, GenerationRequest, SamplingParams, Token
 from service.engine.grammars.schema import problem_of
 from service.errors import ContextTooLong, InvalidRequest
 from service.lifecycle import Lifecycle
@@ -41,7 +42,8 @@ INLINE_CHARACTERS = 4096
 class Chat:
     """What a client wants answered, with at most so many tokens: `or_what_fits`, where the context leaves fewer.
 
-    `grammar`: what the answer must keep to, as `grammars.schema` writes it; empty for nothing.
+    `grammar`: what the answer must keep to, as `grammars.schema` writes it; empty for nothing. `logprobs`: its tokens
+    are reported, each beside so many of the likeliest ones; None: they are not.
     """
 
     messages: list[Message]
@@ -51,23 +53,26 @@ class Chat:
     stop: list[str] = field(default_factory=list)
     ignore_eos: bool = False
     grammar: str = ""
+    logprobs: int | None = None
     fields: FieldNames = OURS
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """New text of the answer; never empty."""
+    """New text of the answer; never empty. `tokens`: those that it came of, if they are reported."""
 
     text: str
     counts: Counts
+    tokens: list[TokenReport]
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The answer is whole. `finish_reason` is "stop" or "length"."""
+    """The answer is whole. `finish_reason` is "stop" or "length". `tokens`: those behind its last text."""
 
     finish_reason: str
     counts: Counts
+    tokens: list[TokenReport]
 
 
 class Generation:
@@ -110,22 +115,22 @@ class Generation:
         with watch:
             request = await self._request(chat, watch)
             watch.submitted(len(request.prompt_ids))
-            answer = _Answer(Detokenizer(self._tokenizer), StopMatcher(chat.stop))
+            answer = _Answer(self._tokenizer, chat.stop, request.stop_ids)
             async with aclosing(self._engine.submit(request)) as events:
                 async for event in events:
                     if isinstance(event, Finish):
                         watch.end(event)
                         break
                     watch.token(event)
-                    if text := answer.push(event.token):
-                        yield TextDelta(text, watch.counts)
+                    if text := answer.push(event):
+                        yield TextDelta(text, watch.counts, answer.reports())
                     if answer.stopped:
                         watch.end(Finish(request.id, FinishReason.STOP))
                         break
             reason = reason_of(watch, self._request_timeout, chat.fields)
             if text := answer.flush():
-                yield TextDelta(text, watch.counts)
-            yield Done(reason, watch.counts)
+                yield TextDelta(text, watch.counts, answer.reports())
+            yield Done(reason, watch.counts, [] if answer.stopped else answer.reports())
 
     async def _request(self, chat: Chat, watch: Stopwatch) -> GenerationRequest:
         deadline = time.monotonic() + self._request_timeout
@@ -143,6 +148,7 @@ class Generation:
             deadline=deadline,
             sampling=chat.sampling,
             grammar=chat.grammar,
+            logprobs=chat.logprobs,
         )
 
     async def _require_keepable(self, chat: Chat) -> None:
@@ -178,20 +184,28 @@ class Generation:
 
 
 class _Answer:
-    """Tokens to text, cut at the first stop string."""
+    """Tokens to text, cut at the first stop string, and their reports."""
 
-    def __init__(self, detokenizer: Detokenizer, stops: StopMatcher) -> None:
-        self._detokenizer = detokenizer
-        self._stops = stops
+    def __init__(self, tokenizer: Tokenizer, stops: list[str], stop_ids: list[int]) -> None:
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = StopMatcher(stops)
+        self._stop_ids = stop_ids
+        self._reporter = Reporter(tokenizer)
 
     @property
     def stopped(self) -> bool:
         return self._stops.stopped is not None
 
-    def push(self, token: int) -> str:
-        return self._stops.push(self._detokenizer.push([token]))
+    def push(self, event: Token) -> str:
+        if event.logprobs and event.token not in self._stop_ids:
+            self._reporter.push(event.token, event.logprobs, first=self._detokenizer.at_start)
+        return self._stops.push(self._detokenizer.push([event.token]))
 
     def flush(self) -> str:
         if self.stopped:
             return ""
         return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+
+    def reports(self) -> list[TokenReport]:
+        """Of the tokens since the last ones. Those that spelled a stop string are none of the answer's."""
+        return self._reporter.take()

@@ -37,7 +37,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt to answer. `deadline` is a reading of `time.monotonic()`, which Linux keeps machine-wide.
 
     `grammar`: what the answer must keep to, as `grammars.schema` writes it; empty for nothing. The answer ends with one
-    of `stop_ids` when it is complete, and not before.
+    of `stop_ids` when it is complete, and not before. `logprobs`: each token comes with its `Logprobs`, and those of so
+    many of the likeliest ones; None: without.
     """
 
     id: str
@@ -47,6 +48,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     deadline: float
     sampling: SamplingParams = msgspec.field(default_factory=SamplingParams)
     grammar: str = ""
+    logprobs: int | None = None
 
 
 class FinishReason(StrEnum):
@@ -60,6 +62,15 @@ class FinishReason(StrEnum):
     ERROR = "error"  # the engine failed
 
 
+class Logprobs(msgspec.Struct, frozen=True):
+    """The natural logarithm of a token's probability, and the likeliest tokens in its place, in order, with theirs: as
+    the model gives them, before penalties, temperature, filters and grammar."""
+
+    own: float
+    tokens: list[int] = []
+    values: list[float] = []
+
+
 class Token(msgspec.Struct, frozen=True, tag=True):
     """One new token. `queue_time` (seconds) and `cached_tokens` are true of the request and sent with the first token.
 
@@ -70,6 +81,7 @@ class Token(msgspec.Struct, frozen=True, tag=True):
     token: int
     queue_time: float = 0.0
     cached_tokens: int = 0
+    logprobs: Logprobs | None = None
 
 
 class Finish(msgspec.Struct, frozen=True, tag=True):

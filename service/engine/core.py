@@ -192,7 +192,7 @@ class NativeCore:
         # Steps run one after the other: this one began when it was queued, or when the one before was done.
         self._scheduler.measured(step.plan, now - max(step.begun, self._finished))
         self._finished = now
-        return self._scheduler.commit(step.plan, tokens, now)
+        return self._scheduler.commit(step.plan, tokens, step.pending.logprobs(), now)
 
     def _recover(self, step: _InFlight, error: OutOfMemory) -> list[Event]:
         """A step that had been launched lacked memory: it and all behind it are lost and computed again; without the

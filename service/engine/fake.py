@@ -60,6 +60,13 @@ def echo(request: GenerationRequest) -> list[int]:
     return [token for token in request.prompt_ids if token not in request.stop_ids] + request.stop_ids[:1]
 
 
+def _no_echo(request: GenerationRequest) -> str | None:
+    """What is asked for that an echo has not."""
+    if request.grammar:
+        return "the fake engine only echoes: no answer of it keeps to a grammar"
+    return None if request.logprobs is None else "the fake engine only echoes: its tokens have no probabilities"
+
+
 class FakeCore:
     """A Core that echoes. One token per running request and step; first come, first served."""
 
@@ -102,8 +109,7 @@ class FakeCore:
     def add(self, request: GenerationRequest) -> list[Event]:
         """Queue a request; a Finish with reason REJECTED when it can never fit, asks for more than an echo, or the
         queue is full."""
-        no_echo = "the fake engine only echoes: no answer of it keeps to a grammar" if request.grammar else None
-        if problem := refusal(request, self._limits) or no_echo:
+        if problem := refusal(request, self._limits) or _no_echo(request):
             return [Finish(request.id, FinishReason.REJECTED, problem)]
         now, waiting = time.monotonic(), len(self._waiting) + len(self._running) - self._limits.max_running
         if waiting >= self._limits.max_queue:

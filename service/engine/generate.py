@@ -3,7 +3,7 @@
 import queue
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
-from service.engine.base import Allowed, GenerationRequest, Matcher
+from service.engine.base import Allowed, GenerationRequest, Logprobs, Matcher
+from service.engine.logprobs import logprobs_of
 from service.engine.sampling import MOST_COUNTED, frequency_of
 from service.errors import ConfigurationError
 
@@ -83,6 +84,13 @@ class TakesOff(LogitsProcessor):  # type: ignore[misc]  # transformers has no ty
         return scores - (count.clamp(max=MOST_COUNTED) * self._frequency + (count > 0) * self._presence)
 
 
+class Reported(NamedTuple):
+    """A token, and what it is reported with, if that was asked for."""
+
+    token: int
+    logprobs: Logprobs | None
+
+
 class GenerateCall(BaseStreamer, StoppingCriteria):  # type: ignore[misc]  # transformers has no types
     """One `generate()` call on its own thread, read token by token."""
 
@@ -93,13 +101,14 @@ class GenerateCall(BaseStreamer, StoppingCriteria):  # type: ignore[misc]  # tra
         self._processors = LogitsProcessorList([*([TakesOff(request)] if is_taken_off else []), *processors])
         self._stop = threading.Event()
         self._prompt_is_through = False
+        self._logits: torch.Tensor
         # One token ahead: the next is computed while the last is handed on, and a cancelled request costs no more.
-        self._items: queue.Queue[int | BaseException | None] = queue.Queue(maxsize=1)
+        self._items: queue.Queue[Reported | BaseException | None] = queue.Queue(maxsize=1)
         self._has_ended = False
         self._thread = threading.Thread(target=self._run, name="generate", daemon=True)
         self._thread.start()
 
-    def next(self) -> int:
+    def next(self) -> Reported:
         """The next token, once it is there. Raises what `generate()` raised."""
         item = self._take()
         if isinstance(item, BaseException):
@@ -114,16 +123,24 @@ class GenerateCall(BaseStreamer, StoppingCriteria):  # type: ignore[misc]  # tra
             self._take()
         self._thread.join()
 
-    def _take(self) -> int | BaseException | None:
+    def _take(self) -> Reported | BaseException | None:
         item = self._items.get()
-        self._has_ended = not isinstance(item, int)
+        self._has_ended = not isinstance(item, Reported)
         return item
 
     def put(self, value: torch.Tensor) -> None:
         """transformers hands over the prompt first, then each token."""
         if self._prompt_is_through:
-            self._items.put(int(value))
+            self._items.put(self._reported(int(value)))
         self._prompt_is_through = True
+
+    def _reported(self, token: int) -> Reported:
+        count = self._request.logprobs
+        return Reported(token, None if count is None else logprobs_of(self._logits, token, count))
+
+    def _keep_logits(self, _: object, __: object, output: Any) -> None:
+        """Of the model's last pass, before a processor changes them."""
+        self._logits = output.logits[0, -1]
 
     def end(self) -> None:
         """transformers is done; `_run` says so."""
@@ -136,14 +153,15 @@ class GenerateCall(BaseStreamer, StoppingCriteria):  # type: ignore[misc]  # tra
         try:
             torch.manual_seed(self._request.sampling.seed % (1 << 63))
             ids = torch.tensor([self._request.prompt_ids], device=self._model.device)
-            self._model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=generation_config(self._request),
-                streamer=self,
-                logits_processor=self._processors,
-                stopping_criteria=StoppingCriteriaList([self]),
-            )
+            with self._model.register_forward_hook(self._keep_logits):
+                self._model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    generation_config=generation_config(self._request),
+                    streamer=self,
+                    logits_processor=self._processors,
+                    stopping_criteria=StoppingCriteriaList([self]),
+                )
             self._items.put(None)
         except Exception as error:
             self._items.put(error)

@@ -152,11 +152,11 @@ class ReferenceCore:
         self._running = _Running(waiting, self._clock() - waiting.arrival, generation)
 
     def _advance(self, running: _Running) -> list[Event]:
-        request, token = running.request, running.generation.next()
+        request, (token, logprobs) = running.request, running.generation.next()
         self._generation_tokens += 1
         running.tokens += 1
         queue_time = running.queue_time if running.tokens == 1 else 0.0
-        events: list[Event] = [Token(request.id, token, queue_time)]
+        events: list[Event] = [Token(request.id, token, queue_time, logprobs=logprobs)]
         if running.problem:
             events.append(self._end(request.id, FinishReason.REJECTED, running.problem))
         elif token in request.stop_ids:

@@ -1,6 +1,6 @@
 """Computes the steps a scheduler plans: one pass over prompt chunks and decodes together, then sampling."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -8,11 +8,12 @@ import torch
 from numpy.typing import NDArray
 
 from service.engine.attention import Attention, ChunkSpan, MixedAttention, PagedCache
-from service.engine.cuda.graphs import RECORDING_SECONDS, DecodeGraphs, Recorder
+from service.engine.cuda.graphs import RECORDING_SECONDS, Begun, DecodeGraphs, Recorder
 from service.engine.cuda.paths import Paths
 from service.engine.cuda.segments import Segments, shapes_for
 from service.engine.device_errors import in_room
 from service.engine.kernels import torch_ops
+from service.engine.logprobs import Report
 from service.engine.model import Model
 from service.engine.sampling import Method
 from service.engine.steps.pending import PendingTokens
@@ -57,7 +58,8 @@ class TorchRunner:
 
         Raises OutOfMemory when it did not fit, even after the allocator's spare memory was given back.
         """
-        return in_room(lambda: PendingTokens(self._begin(plan)))
+        begun = in_room(lambda: self._begin(plan))
+        return PendingTokens(begun.draw, self._report(plan, begun.hidden))
 
     def launch(self, plan: StepPlan) -> PendingTokens:
         """All of one step. Raises OutOfMemory as `begin` does."""
@@ -99,7 +101,13 @@ class TorchRunner:
         logits = self._model.logits(hidden)
         return self._model.ops.sample(logits, self.slots, slots, methods)
 
-    def _begin(self, plan: StepPlan) -> Callable[[], torch.Tensor]:
+    def _report(self, plan: StepPlan, hidden: torch.Tensor) -> Report | None:
+        """What the step's tokens are reported with, if a request asks."""
+        counts = [sequence.request.logprobs for sequence in plan.sampled]
+        asked = {place: count for place, count in enumerate(counts) if count is not None}
+        return Report(asked, hidden, self._model.logits, self.slots.upload) if asked else None
+
+    def _begin(self, plan: StepPlan) -> Begun:
         """Queue all of a step but what gives its tokens. The slots change then, when nothing large is left to allocate:
         either part can be run again when it was out of memory."""
         self._clear_entered_blocks(plan)
@@ -109,10 +117,10 @@ class TorchRunner:
             return self.graphs.run(numbers)
         rows, hidden = self._forward(plan)
         if not numbers:
-            return lambda: self.slots.tokens[:0]
+            return Begun(hidden[:0], lambda: self.slots.tokens[:0])
         slots = self.slots.upload([*numbers, *self._padding(plan)])
         sampled = hidden[rows]
-        return lambda: self.sample(sampled, slots, methods)[: len(numbers)]
+        return Begun(sampled, lambda: self.sample(sampled, slots, methods)[: len(numbers)])
 
     def _padding(self, plan: StepPlan) -> list[int]:
         """The spare slot, as often as decodes are padded."""

@@ -8,11 +8,11 @@ that a step planned later still writes to.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 
 from service.engine.admission import CompletionRate, Limits, queue_full, refusal
-from service.engine.base import EngineStats, Event, Finish, FinishReason, GenerationRequest, Matcher, Token
+from service.engine.base import EngineStats, Event, Finish, FinishReason, GenerationRequest, Logprobs, Matcher, Token
 from service.engine.kv_cache import BlockPool, Lease
 from service.engine.steps.pace import PrefillPace, PromptBudget, is_long
 from service.engine.steps.plan import Chunk, Decode, Sequence, StepPlan
@@ -167,16 +167,17 @@ class Scheduler:
         self._pool.forget(self._running.values())
         return list(self._running)
 
-    def commit(self, plan: StepPlan, tokens: list[int], now: float) -> list[Event]:
-        """Hand out the tokens of a step, one per entry of `plan.sampled`, and end the requests that are complete."""
+    def commit(self, plan: StepPlan, tokens: list[int], logprobs: Mapping[int, Logprobs], now: float) -> list[Event]:
+        """Hand out the tokens of a step, one per entry of `plan.sampled`, and end the requests that are complete.
+        `logprobs` are those of the tokens at these places."""
         events: list[Event] = []
         block_size = self._pool.block_size
-        for sequence, token in zip(plan.sampled, tokens, strict=True):
+        for place, (sequence, token) in enumerate(zip(plan.sampled, tokens, strict=True)):
             if sequence.ended:
                 continue
             self._generation_tokens += 1
             reason = sequence.put(token)
-            events.append(self._token_event(sequence, token))
+            events.append(_token_event(sequence, token, logprobs.get(place)))
             # The KV of all tokens but the last is written by steps that were launched.
             written = sequence.prompt_length + len(sequence.output) - 1
             if not written % block_size:
@@ -262,12 +263,6 @@ class Scheduler:
         for position in self._pool.unpublished(lease, written):
             self._pool.publish(lease, _tokens(sequence, position * size, (position + 1) * size))
 
-    def _token_event(self, sequence: Sequence, token: int) -> Token:
-        request_id = sequence.request.id
-        if len(sequence.output) > 1:
-            return Token(request_id, token)
-        return Token(request_id, token, sequence.admitted - sequence.arrival, sequence.cached)
-
     def _end(self, sequence: Sequence, reason: FinishReason, now: float, message: str = "") -> Finish:
         """Give back what a request holds; its one Finish."""
         del self._open[sequence.request.id]
@@ -284,6 +279,13 @@ class Scheduler:
         queued = lease is None and reason is FinishReason.DEADLINE
         of_grammar = reason is FinishReason.REJECTED and bool(sequence.problem)
         return Finish(sequence.request.id, reason, message, queued=queued, of_grammar=of_grammar)
+
+
+def _token_event(sequence: Sequence, token: int, logprobs: Logprobs | None) -> Token:
+    request_id = sequence.request.id
+    if len(sequence.output) > 1:
+        return Token(request_id, token, logprobs=logprobs)
+    return Token(request_id, token, sequence.admitted - sequence.arrival, sequence.cached, logprobs)
 
 
 def _schedule(sequence: Sequence, budget: PromptBudget) -> None:

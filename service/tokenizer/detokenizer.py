@@ -45,7 +45,7 @@ class Detokenizer:
     def __init__(self, tokenizer: TokenBytes) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(tokenizer.decode_errors)
-        self._at_start = True
+        self.at_start = True  # no text has come yet
 
     def push(self, ids: Iterable[int]) -> str:
         """Take new ids in; returns the text that is now final. Special ids give none."""
@@ -57,7 +57,7 @@ class Detokenizer:
 
     def _bytes(self, token: int) -> bytes:
         data = self._tokenizer.token_bytes(token)
-        if self._at_start and data:
+        if self.at_start and data:
             data = self._tokenizer.token_bytes(token, first=True)
-            self._at_start = not data and self._tokenizer.trims_start
+            self.at_start = not data and self._tokenizer.trims_start
         return data

@@ -26,6 +26,7 @@ class Tokenizer:
         # The unknown token is special, but any text may need it.
         self._control_ids = self.special_ids - {special.get(settings.named.get("unk_token", ""))}
         self._ids = {token.content: token.id for token in codec.added.values()}
+        self._special_names = {token_id: name for name, token_id in special.items()}
 
     @property
     def vocab_size(self) -> int:
@@ -40,6 +41,10 @@ class Tokenizer:
     def token_id(self, name: str) -> int | None:
         """The id of a special or added token, None if there is no such token."""
         return self._ids.get(name)
+
+    def special_name(self, token: int) -> str:
+        """What a special token is called; empty for any other."""
+        return self._special_names.get(token, "")
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of `text` as one run. The text of a special token in it stays text."""

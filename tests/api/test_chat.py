@@ -111,8 +111,8 @@ async def test_an_answer_is_over_before_it_is_sent() -> None:
 
     async def pieces() -> AsyncGenerator[TextDelta | Done]:
         try:
-            yield TextDelta("hi", Counts(1, 0, 1))
-            yield Done("stop", Counts(1, 0, 1))
+            yield TextDelta("hi", Counts(1, 0, 1), [])
+            yield Done("stop", Counts(1, 0, 1), [])
         finally:
             over.append(True)
 

@@ -409,6 +409,8 @@ def test_a_step_time_is_counted_from_the_end_of_the_step_before() -> None:
             self._pending = pending
             self.sample = pending.sample
 
+            self.logprobs = pending.logprobs
+
         def tokens(self) -> list[int]:
             now[0] += 3.0
             return self._pending.tokens()

@@ -111,11 +111,15 @@ def runner_of(paths: Paths) -> TorchRunner:
     return TorchRunner(model, PagedCache(CONFIG, 40, FLASH_PAGE, META, torch.bfloat16), RUNNING, LONGEST, paths)
 
 
+def blocks_of(slot: int) -> list[int]:
+    return list(range(1 + 5 * slot, 6 + 5 * slot))
+
+
 def steps(sampling: SamplingParams) -> Iterator[StepPlan]:
     """Decodes of one sequence and of three, prompts that begin, go on and end, and both in one step."""
     lengths = (30, 2 * FLASH_PAGE, LONGEST - 1, 300)
     served = [
-        sequence_of([1] * length, slot=slot, blocks=list(range(1 + 5 * slot, 6 + 5 * slot)), sampling=sampling)
+        sequence_of([1] * length, slot=slot, blocks=blocks_of(slot), sampling=sampling, logprobs=(None, 3)[slot % 2])
         for slot, length in enumerate(lengths)
     ]
     decodes = [Decode(sequence, sequence.prompt_length) for sequence in served]

@@ -91,7 +91,7 @@ class Simulation:
         while len(self._in_flight) > self.depth:
             done, took = self._in_flight.pop(0)
             self.scheduler.measured(done, took)
-            self.scheduler.commit(done, [1] * len(done.sampled), 0.0)
+            self.scheduler.commit(done, [1] * len(done.sampled), {}, 0.0)
         return plan
 
     def run_until_decoding(self, streams: int) -> None:

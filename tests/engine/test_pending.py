@@ -1,11 +1,13 @@
 """Tokens on their way to the host, with stand-ins for what only a GPU has."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from service.engine.logprobs import Report, Scores
 from service.engine.steps.pending import PendingTokens
 from service.engine.steps.plan import OutOfMemory
 
@@ -84,6 +86,20 @@ def test_a_step_whose_tokens_find_no_memory_twice_is_lost(cuda: SimpleNamespace)
 def test_tokens_are_copied_to_pinned_memory_before_the_event_that_is_waited_for(cuda: SimpleNamespace) -> None:
     assert sampled(tokens_on_gpu()).tokens() == [3, 5]
     assert cuda.said == ["pinned", "recorded"]
+
+
+def test_what_tokens_are_reported_with_goes_the_same_way(cuda: SimpleNamespace) -> None:
+    class OnGpuReport(Report):
+        def around(self, draw: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Scores]:
+            tokens, scores = super().around(draw)
+            return tokens.as_subclass(OnGpu), Scores(*(each.as_subclass(OnGpu) for each in scores))
+
+    report = OnGpuReport({1: 1}, torch.eye(2), lambda hidden: hidden, torch.tensor)
+    pending = PendingTokens(lambda: torch.tensor([0, 1]), report)
+    pending.sample()
+    assert cuda.said[-6:] == ["pinned"] * 5 + ["recorded"]
+    assert pending.tokens() == [0, 1]
+    assert pending.logprobs()[1].tokens == [1]
 
 
 def test_a_step_on_its_way_is_not_lost_for_want_of_pinned_memory(cuda: SimpleNamespace) -> None:

@@ -65,7 +65,7 @@ def launch(it: Scheduler, now: float = 0.0) -> StepPlan:
 
 
 def commit(it: Scheduler, plan: StepPlan, token: int = 7, now: float = 0.0) -> list[Event]:
-    events = it.commit(plan, [token] * len(plan.sampled), now)
+    events = it.commit(plan, [token] * len(plan.sampled), {}, now)
     it.check_integrity()
     return events
 
@@ -537,7 +537,7 @@ def test_a_step_is_never_too_small_for_a_block_of_a_prompt() -> None:
 def test_decodes_that_do_not_fit_say_nothing_of_prompts() -> None:
     it = added(scheduler(step_tokens=16), request("a", 3))
     plan = launch(it)
-    it.commit(plan, [1], 0.0)
+    it.commit(plan, [1], {}, 0.0)
     decodes = it.plan(0.0)
     it.withdraw(decodes)
     it.shrink(decodes)

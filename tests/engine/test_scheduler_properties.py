@@ -25,7 +25,7 @@ from service.engine.steps import pace
 from service.engine.steps.pace import LONG_PROMPT, PrefillPace
 from service.engine.steps.plan import OutOfMemory
 from tests.support.rules import Rule, allowed, may_follow
-from tests.support.runner import VOCAB, ContentRunner, expected_output
+from tests.support.runner import VOCAB, ContentRunner, expected_output, report_of
 
 COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
 MAX_CONTEXT = 40
@@ -95,8 +95,17 @@ class Serving(RuleBasedStateMachine):
         patience=st.sampled_from([0, 1, 3, 1000]),
         stops=st.booleans(),
         has_grammar=st.booleans(),
+        logprobs=st.sampled_from([None, 0, 3]),
     )
-    def arrive(self, prompt: list[int], new: int, patience: int, stops: bool, has_grammar: bool = False) -> None:
+    def arrive(
+        self,
+        prompt: list[int],
+        new: int,
+        patience: int,
+        stops: bool,
+        has_grammar: bool = False,
+        logprobs: int | None = None,
+    ) -> None:
         request = GenerationRequest(
             id=f"r{len(self.requests)}",
             prompt_ids=prompt,
@@ -104,6 +113,7 @@ class Serving(RuleBasedStateMachine):
             stop_ids=list(range(0, VOCAB, 5)) if stops else [],
             deadline=self.now + patience,
             sampling=SamplingParams(seed=new % 2),
+            logprobs=logprobs,
         )
         self.requests[request.id] = request
         if has_grammar:
@@ -246,6 +256,7 @@ class Serving(RuleBasedStateMachine):
                 self.take_finish(event)
 
     def take_token(self, event: Token) -> None:
+        assert event.logprobs == report_of(self.requests[event.id], event.token)
         output = self.outputs.setdefault(event.id, [])
         if not output:
             self.first_tokens.append(event.id)

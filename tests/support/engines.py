@@ -38,6 +38,7 @@ def a_request(
     id_: str | None = None,
     sampling: SamplingParams = GREEDY,
     grammar: str = "",
+    logprobs: int | None = None,
 ) -> GenerationRequest:
     """A request with a fresh id; `seconds` from now is its deadline."""
     return GenerationRequest(
@@ -48,6 +49,7 @@ def a_request(
         deadline=time.monotonic() + seconds,
         sampling=sampling,
         grammar=grammar,
+        logprobs=logprobs,
     )
 
 

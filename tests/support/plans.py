@@ -44,11 +44,23 @@ def runner_of(
 
 
 def sequence_of(
-    prompt: list[int], *, slot: int, blocks: list[int], new: int = 16, sampling: SamplingParams = GREEDY
+    prompt: list[int],
+    *,
+    slot: int,
+    blocks: list[int],
+    new: int = 16,
+    sampling: SamplingParams = GREEDY,
+    logprobs: int | None = None,
 ) -> Sequence:
     """A sequence as a scheduler would admit it."""
     request = GenerationRequest(
-        id=f"slot-{slot}", prompt_ids=prompt, max_new_tokens=new, stop_ids=[], deadline=0.0, sampling=sampling
+        id=f"slot-{slot}",
+        prompt_ids=prompt,
+        max_new_tokens=new,
+        stop_ids=[],
+        deadline=0.0,
+        sampling=sampling,
+        logprobs=logprobs,
     )
     return Sequence(request, arrival=0.0, slot=slot, blocks=blocks)
 

@@ -16,7 +16,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.base import GenerationRequest
+from service.engine.base import GenerationRequest, Logprobs
 from service.engine.kv_cache import SCRATCH_BLOCK
 from service.engine.steps.plan import Decode, Sequence, StepPlan
 
@@ -45,6 +45,13 @@ def expected_output(request: GenerationRequest, allowed: Callable[[list[int]], l
     return output
 
 
+def report_of(request: GenerationRequest, token: int) -> Logprobs | None:
+    """What a token of the request's answer is reported with."""
+    if request.logprobs is None:
+        return None
+    return Logprobs(-float(token), [token, *range(request.logprobs)], [-float(token), *range(request.logprobs)])
+
+
 @dataclass
 class Slot:
     """A sequence as the device knows it."""
@@ -61,6 +68,7 @@ class ContentPending:
     """A step in the stream; waiting for it runs the stream up to it."""
 
     stream: deque[Callable[[], None]]
+    plan: StepPlan
     error: Exception | None
     draw: Callable[[], list[int]]
     sample_error: Exception | None = None
@@ -80,6 +88,12 @@ class ContentPending:
         while self.result is None:
             self.stream.popleft()()
         return self.result
+
+    def logprobs(self) -> dict[int, Logprobs]:
+        assert self.result is not None, "they come after the tokens"
+        rows = enumerate(zip(self.plan.sampled, self.result, strict=True))
+        reports = {place: report_of(sequence.request, token) for place, (sequence, token) in rows}
+        return {place: report for place, report in reports.items() if report}
 
 
 @dataclass
@@ -136,7 +150,7 @@ class ContentRunner:
         ends = [(c.sequence.slot, c.end) for c in plan.chunks if c.completes]
         ends += [(number, position + 1) for number, position in decodes]
         draw = partial(self._sample_all, ends)
-        pending = ContentPending(self._stream, self.fail_tokens, draw, self.fail_sample)
+        pending = ContentPending(self._stream, plan, self.fail_tokens, draw, self.fail_sample)
         self.fail_tokens = self.fail_sample = None
         return pending
 

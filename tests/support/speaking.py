@@ -48,6 +48,7 @@ class Speaker:
         *,
         new: int = 400,
         sampling: SamplingParams = GREEDY,
+        logprobs: int | None = None,
         id_: str | None = None,
     ) -> GenerationRequest:
         """`prompt` to be answered: by JSON of `schema`, if there is one."""
@@ -57,6 +58,7 @@ class Speaker:
             stop=self.tokenizer.stop_ids,
             sampling=sampling,
             grammar="" if schema is None else json_grammar(schema),
+            logprobs=logprobs,
             id_=id_,
         )
 

@@ -57,7 +57,7 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
         require_model(body.model, identity.model)
         if user := body.user or body.safety_identifier:
             note(user=user)
-        writer = CompletionWriter(identity, body.stream_options)
+        writer = CompletionWriter(identity, body.stream_options, reports=body.logprobs)
         logged = body.messages[-1].content if settings.log_prompts else None
         try:
             pieces = model.stream(to_chat(body, ignores_tools=settings.ignore_tools))
@@ -90,6 +90,7 @@ def to_chat(body: CompletionRequest, *, ignores_tools: bool) -> Chat:
         stop=body.stop,
         ignore_eos=body.ignore_eos,
         grammar=grammar,
+        logprobs=body.reported(),
         fields=FieldNames(messages="messages", max_new_tokens=body.limit_name),
     )
 

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJso
 from service.api.fields import MAX_TURNS, Label, NewTokens, Stops, Strict, Text, bounded
 from service.api.openai import unserved
 from service.api.response_format import Formatted
+from service.engine.defaults import MOST_LOGPROBS
 from service.errors import InvalidRequest
 
 DEFAULT_NEW_TOKENS = 4096
@@ -107,6 +108,10 @@ class CompletionRequest(Formatted):
         [], description="The answer ends before the first of these."
     )
     ignore_eos: bool = Field(False, description="Go on past the answer's end, up to the limit: for benchmarks.")
+    logprobs: bool = Field(False, description="Tell the log-probability of each token of the answer.")
+    top_logprobs: int = Field(
+        0, ge=0, le=MOST_LOGPROBS, description="With logprobs: so many of the likeliest tokens in each place, too."
+    )
     tools: list[dict[str, Any]] = Field(
         [], description="None is called here: refused, unless the server is told to ignore them."
     )
@@ -133,6 +138,13 @@ class CompletionRequest(Formatted):
                 for at, message in enumerate(messages)
             ]
         return value
+
+    def reported(self) -> int | None:
+        """How many of the likeliest tokens each one is reported beside; None: without a report. Raises InvalidRequest
+        for likeliest tokens without logprobs."""
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest("top_logprobs is told with logprobs; set that, or leave it out", field="top_logprobs")
+        return self.top_logprobs if self.logprobs else None
 
     @property
     def limit_name(self) -> str:

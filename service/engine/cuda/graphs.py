@@ -8,7 +8,7 @@ CUDA; a `Recorder` does the recording (`recorder.CudaRecorder` on a GPU).
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -29,6 +29,13 @@ Compute = Callable[[torch.Tensor], torch.Tensor]
 """From slots [B] to the hidden states [B, hidden] of their last tokens."""
 Sample = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From these and the slots to the next tokens [B]; the slots advance."""
+
+
+class Begun(NamedTuple):
+    """A step that is queued but for its sampling."""
+
+    hidden: torch.Tensor  # [B, hidden]: what it samples from
+    draw: Callable[[], torch.Tensor]  # queues the sampling, and gives the tokens [B]
 
 
 class Recorder(Protocol):
@@ -142,9 +149,9 @@ class DecodeGraphs:
         """True when a recording serves the decode of these slots."""
         return methods <= self._methods and any(bucket >= len(numbers) for bucket in self._replays)
 
-    def run(self, numbers: Sequence[int]) -> Callable[[], torch.Tensor]:
-        """Queue the decode of the slots but for the sampling, and give what queues that: it returns their tokens
-        [len(numbers)]. No other may run in between; the tokens are valid until the next one samples."""
+    def run(self, numbers: Sequence[int]) -> Begun:
+        """Queue the decode of the slots but for the sampling. No other may run before that; the tokens are valid until
+        the next one samples."""
         bucket = min(bucket for bucket in self._replays if bucket >= len(numbers))
         padded = [*numbers, *[self._slots.spare] * (bucket - len(numbers))]
         self._numbers[:bucket].copy_(self._slots.upload(padded))
@@ -155,4 +162,4 @@ class DecodeGraphs:
             sample()
             return self._tokens[: len(numbers)]
 
-        return draw
+        return Begun(self._hidden[: len(numbers)], draw)

@@ -1,32 +1,40 @@
 """Tokens on their way from the device to the host: the one place where a step is waited for."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
+from service.engine.base import Logprobs
 from service.engine.device_errors import in_room, is_out_of_memory
+from service.engine.logprobs import Report, Scores
 from service.engine.steps.plan import OutOfMemory
 
 
 class PendingTokens:
-    """`Pending` of a step that is queued on the device but for `draw`, which gives its tokens [B]."""
+    """`Pending` of a step that is queued on the device but for `draw`, which gives its tokens [B]. `report`: what some
+    of them are reported with; None: none is."""
 
-    def __init__(self, draw: Callable[[], torch.Tensor]) -> None:
+    def __init__(self, draw: Callable[[], torch.Tensor], report: Report | None = None) -> None:
         self._draw = draw
+        self._report = report
         self._event: torch.cuda.Event | None = None
         self._tokens: torch.Tensor
+        self._scores: Scores
 
     @torch.inference_mode()
     def sample(self) -> None:
         """Queue the drawing of its tokens and their way to the host. Raises OutOfMemory as `TorchRunner.begin` does."""
-        tokens = in_room(self._draw)
+        if self._report is None:
+            tokens = in_room(self._draw)
+        else:
+            tokens, scores = in_room(partial(self._report.around, self._draw))
+            self._scores = Scores(*map(_on_the_way, scores))
+        self._tokens = _on_the_way(tokens)
         if tokens.is_cuda:
-            self._tokens = _host_memory(tokens).copy_(tokens, non_blocking=True)
             # Blocking: the next step is queued already, so that a core spent on spinning would be gained by nobody.
             self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._event.record()
-        else:
-            self._tokens = tokens.clone()  # what it was given may be overwritten by the next step
 
     def tokens(self) -> list[int]:
         """Wait for the step; one token per entry of the plan's `sampled`.
@@ -44,6 +52,15 @@ class PendingTokens:
             raise OutOfMemory(str(error)) from error
         values: list[int] = self._tokens.tolist()
         return values
+
+    def logprobs(self) -> dict[int, Logprobs]:
+        """After `tokens`: what those are reported with whose requests ask, by their places among them."""
+        return {} if self._report is None else self._report.read(self._scores)
+
+
+def _on_the_way(result: torch.Tensor) -> torch.Tensor:
+    """`result` in the host's memory once the device has come so far; the next step may overwrite what it was."""
+    return _host_memory(result).copy_(result, non_blocking=True) if result.is_cuda else result.clone()
 
 
 def _host_memory(like: torch.Tensor) -> torch.Tensor:

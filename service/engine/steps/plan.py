@@ -7,7 +7,7 @@ names positions, never token values: a decode's input token may still be on the 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from service.engine.base import FinishReason, GenerationRequest, Matcher
+from service.engine.base import FinishReason, GenerationRequest, Logprobs, Matcher
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,6 +115,10 @@ class Pending(Protocol):
         Raises OutOfMemory when the step turns out to have lacked memory: it and the steps behind it are lost, and what
         could be freed is.
         """
+        ...
+
+    def logprobs(self) -> dict[int, Logprobs]:
+        """After `tokens`: what those are reported with whose requests ask, by their places among them."""
         ...
 
 
