@@ -5,6 +5,7 @@ two attentions lies a segment, which depends on its rows alone (see `cuda.segmen
 on torch's operations the arithmetic follows transformers' Llama to the cast, so that fp32 tokens are the same.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import embedding
 
 from service.engine.attention import Attention, PagedCache
 from service.engine.config import ModelConfig
-from service.engine.kernels.ops import AddNorm, Affine, Ops
+from service.engine.kernels.ops import AddNorm, Affine, Heads, Ops
 from service.engine.weights import Weights
 
 
@@ -23,6 +24,10 @@ class StepRows:
     tokens: torch.Tensor
     positions: torch.Tensor
     places: torch.Tensor
+
+
+RotatingAttention = Callable[[int, Heads, tuple[torch.Tensor, torch.Tensor]], torch.Tensor]
+"""From a layer, the heads of its projection and the model's cos and sin to [T, heads, head_dim]."""
 
 
 class Model:
@@ -37,22 +42,24 @@ class Model:
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
         """Final hidden states [T, hidden] of `tokens` [T] at `positions` [T]; writes their KV."""
         rows = StepRows(tokens, positions, attention.places)
-        x, residual = self.enter(rows, attention.cache)
-        for layer in range(self.config.num_layers):
-            attended = attention(layer, *self.heads(x)).flatten(1)
-            x, residual = self.advance(layer, attended, residual, rows, attention.cache)
-        return x
 
-    def enter(self, rows: StepRows, cache: PagedCache) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first segment: the first layer's fused projection, rotated and its KV written, and the residual."""
-        x, first = embedding(rows.tokens, self._weights.embedding), self._weights.layers[0]
-        eps = self.config.rms_norm_eps
-        qkv, residual = self.ops.norm_linear(x, None, first.input_norm, eps, first.qkv, first.qkv_bias)
-        return self._rotated(0, qkv, rows, cache), residual
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            self.rotate(layer, qkv, rows, attention.cache)
+            return attention(layer, *self.heads(qkv))
 
-    def advance(
-        self, layer: int, attended: torch.Tensor, residual: torch.Tensor, rows: StepRows, cache: PagedCache
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._through_layers(tokens, attend)
+
+    def decode(self, tokens: torch.Tensor, attention: RotatingAttention) -> torch.Tensor:
+        """As `forward`, of one token a sequence, whose attention rotates them itself and writes their KV."""
+        angles = self._cos, self._sin
+        return self._through_layers(tokens, lambda layer, qkv: attention(layer, self.heads(qkv), angles))
+
+    def enter(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first segment: the first layer's fused projection, and the residual."""
+        x, first = embedding(tokens, self._weights.embedding), self._weights.layers[0]
+        return self.ops.norm_linear(x, None, first.input_norm, self.config.rms_norm_eps, first.qkv, first.qkv_bias)
+
+    def advance(self, layer: int, attended: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The segment after the attention of `layer`, which gave `attended` [T, heads * head_dim]: the next layer's
         projection as from `enter`, or after the last layer the final hidden states; and the residual."""
         this, eps = self._weights.layers[layer], self.config.rms_norm_eps
@@ -63,25 +70,29 @@ class Model:
             return self.ops.add_rms_norm(self.ops.linear(gated, *down), residual, self._weights.norm, eps)
         following = self._weights.layers[layer + 1]
         into = Affine(following.qkv, following.qkv_bias)
-        qkv, residual = self.ops.chain(gated, down, AddNorm(residual, following.input_norm, eps), into)
-        return self._rotated(layer + 1, qkv, rows, cache), residual
+        return self.ops.chain(gated, down, AddNorm(residual, following.input_norm, eps), into)
 
-    def heads(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q [T, heads, head_dim] and k, v [T, kv_heads, head_dim] of a fused projection, as views."""
-        c = self.config
-        heads = qkv.view(-1, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
-        q, k, v = torch.split(heads, [c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1)
-        return q, k, v
+    def rotate(self, layer: int, qkv: torch.Tensor, rows: StepRows, cache: PagedCache) -> None:
+        """Rotates q and k of a fused projection in place; k and v are in the cache then."""
+        keys, values = cache.keys[layer], cache.values[layer]
+        self.ops.rotate_and_cache(qkv, self._cos, self._sin, rows.positions, rows.places, keys, values)
+
+    def heads(self, qkv: torch.Tensor) -> Heads:
+        """q, k and v of a fused projection."""
+        return Heads.of(qkv, self.config)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [R, vocab] of hidden states [R, hidden], in the weights' dtype."""
         return self.ops.linear(hidden, self._weights.head)
 
-    def _rotated(self, layer: int, qkv: torch.Tensor, rows: StepRows, cache: PagedCache) -> torch.Tensor:
-        """The fused projection with q and k rotated; k and v are in the cache then."""
-        keys, values = cache.keys[layer], cache.values[layer]
-        self.ops.rotate_and_cache(qkv, self._cos, self._sin, rows.positions, rows.places, keys, values)
-        return qkv
+    def _through_layers(
+        self, tokens: torch.Tensor, attend: Callable[[int, torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Final hidden states; `attend`: from a layer and its fused projection to [T, heads, head_dim]."""
+        x, residual = self.enter(tokens)
+        for layer in range(self.config.num_layers):
+            x, residual = self.advance(layer, attend(layer, x).flatten(1), residual)
+        return x
 
 
 def rope_tables(config: ModelConfig, max_positions: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

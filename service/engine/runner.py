@@ -93,6 +93,8 @@ class TorchRunner:
 
     def compute(self, slots: torch.Tensor, width: int = 0) -> torch.Tensor:
         """The hidden states [B, hidden] of the last tokens of `slots` [B]; `width` as for `decode`."""
+        if self._paths.rotates:
+            return self._model.decode(*self._paths.rotating(self._cache, self.slots, slots))
         inputs, attention = self._paths.decode(self._cache, self.slots, slots, width)
         return self._model.forward(inputs.tokens, inputs.positions, attention)
 
@@ -143,9 +145,10 @@ class TorchRunner:
 
     def _forward_by_launches(self, plan: StepPlan, numbers: list[int]) -> torch.Tensor:
         """Hidden states [T, hidden] of decodes of the slots of these `numbers`, then of chunks."""
+        if not plan.chunks:
+            return self.compute(self.slots.upload(numbers), self._width(plan))
         parts = [self._decode_part(plan, numbers)] if numbers else []
-        if plan.chunks:
-            parts.append(self._prompt_part(plan.chunks))
+        parts.append(self._prompt_part(plan.chunks))
         tokens = torch.cat([part[0] for part in parts])
         positions = torch.cat([part[1] for part in parts])
         attentions = [part[2] for part in parts]
@@ -160,9 +163,12 @@ class TorchRunner:
         return tokens, positions, self._paths.prefill(self._cache, places, list(self._spans(chunks)))
 
     def _decode_part(self, plan: StepPlan, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor, Attention]:
-        width = max(d.position for d in plan.decodes) // self.block_size + 1
-        inputs, attention = self._paths.decode(self._cache, self.slots, self.slots.upload(numbers), width)
+        inputs, attention = self._paths.decode(self._cache, self.slots, self.slots.upload(numbers), self._width(plan))
         return inputs.tokens, inputs.positions, attention
+
+    def _width(self, plan: StepPlan) -> int:
+        """Blocks of the longest sequence that is decoded."""
+        return max(d.position for d in plan.decodes) // self.block_size + 1
 
     def _spans(self, chunks: list[Chunk]) -> Iterator[ChunkSpan]:
         first = 0

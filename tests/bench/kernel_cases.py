@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from service.engine.kernels.candidate import ServedShapes
-from service.engine.kernels.decode_check import decode_problem
+from service.engine.kernels.decode_check import RotatedDecode, decode_problem
 from service.engine.kernels.linear_check import MatrixShape, chained, matrices
-from service.engine.kernels.ops import AddNorm, Affine, Ops
+from service.engine.kernels.ops import AddNorm, Affine, Heads, Ops
 from service.engine.kernels.sample_check import SAMPLED, sampling_slots
 from service.engine.kernels.stopwatch import Work, sets_needed
 
@@ -43,6 +44,7 @@ def cases(shapes: ServedShapes, *, tiny: bool) -> Iterator[Case]:
     batches = [[5, 40]] if tiny else [[512], [8192], [512] * 64, [4096] * 64, [512] * 256, [512] * 31 + [30_000]]
     for lengths in batches:
         yield attention_case(shapes, lengths)
+        yield rotating_case(shapes, lengths)
 
 
 def norm_case(shapes: ServedShapes, rows: int) -> Case:
@@ -145,13 +147,30 @@ def attention_case(shapes: ServedShapes, lengths: list[int]) -> Case:
     def works(ops: Ops) -> list[Work]:
         # Planned once a step and used in every layer: not part of the time.
         planned = [
-            (q, k, v, ops.plan_decode(batch.block_tables, batch.slots, batch.lengths, k)) for q, k, v, batch in problems
+            (Heads.of(qkv, c).q, k, v, ops.plan_decode(batch.block_tables, batch.slots, batch.lengths, k))
+            for qkv, k, v, batch in problems
         ]
         return [lambda p=p: ops.decode_attention(*p, c.head_dim**-0.5) for p in planned]
 
+    return Case("decode_attention", batch_of(lengths), size, works)
+
+
+def rotating_case(shapes: ServedShapes, lengths: list[int]) -> Case:
+    """The same from the projection on, in one launch where there is an attention that rotates."""
+    c = shapes.config
+    size = (2 * sum(lengths) * c.kv_size + len(lengths) * (2 * c.query_size + 2 * c.kv_size)) * shapes.dtype.itemsize
+    problems = [RotatedDecode.of(shapes, lengths) for _ in range(min(4, sets_needed(size, shapes.device)))]
     return Case(
-        "decode_attention", {"rows": len(lengths), "longest": max(lengths), "tokens": sum(lengths)}, size, works
+        "rotating_attention",
+        batch_of(lengths),
+        size,
+        lambda ops: [partial(problem.planned(ops).attend, ops) for problem in problems],
     )
+
+
+def batch_of(lengths: list[int]) -> dict[str, object]:
+    """What is told of a batch of sequences."""
+    return {"rows": len(lengths), "longest": max(lengths), "tokens": sum(lengths)}
 
 
 def inputs(shapes: ServedShapes, size: int, shape: tuple[int, ...]) -> list[torch.Tensor]:

@@ -28,7 +28,7 @@ def test_a_tiny_run_times_every_kernel_beside_torch(quantization: str) -> None:
     device, *cases = lines("--quantization", quantization)
     assert float(str(device["gb_per_s"])) > 0
     kernels = {"add_rms_norm", "silu_mul", "rotate_and_cache", "sample", "linear", "norm_linear", "chain"}
-    assert {case["kernel"] for case in cases} == kernels | {"decode_attention"}
+    assert {case["kernel"] for case in cases} == kernels | {"decode_attention", "rotating_attention"}
     for case in cases:
         assert float(str(case["microseconds"])) > 0, case
         assert float(str(case["torch_microseconds"])) > 0, case

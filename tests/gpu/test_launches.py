@@ -55,4 +55,8 @@ def test_the_race_is_over_products_that_serve(served: ServedShapes, proof: Proof
     assert raced.outrun <= {
         Product(rows, *shape) for rows in (1, *proof.ops.few_rows, *proof.ops.many_rows) for shape in shapes
     }
-    assert replace(raced, outrun=Ops().outrun) == proof.ops
+    assert {product.rows for product in raced.parted} <= {*proof.ops.few_rows, *proof.ops.many_rows}
+    rotating = proof.ops.rotating_attention
+    assert raced.rotating_attention in (None, rotating)
+    plain = Ops()
+    assert replace(raced, outrun=plain.outrun, parted=plain.parted, rotating_attention=rotating) == proof.ops

@@ -105,6 +105,7 @@ def assemble(
     degraded, ops = list(proof.degraded), proof.ops
     has_decode = ops.decode_attention is not Ops().decode_attention
     if not has_decode:
+        ops = replace(ops, rotating_attention=None)  # its batches would be planned by another
         paged = replace(shapes, block_size=-(-shapes.block_size // FLASH_PAGE) * FLASH_PAGE)
         ops, reasons = _with_flash_decode(ops, paged, flash)
         has_decode, degraded = not reasons, degraded + reasons

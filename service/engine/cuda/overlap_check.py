@@ -40,13 +40,18 @@ def check_overlap(ops: Ops, shapes: ServedShapes, recorder: Recorder, pause: Cal
     """
     config = replace(shapes.config, num_layers=LAYERS)
     weights, positions = random_weights(replace(shapes, config=config)), min(config.max_positions, 2 * CONTEXT)
-    for batch in batches(ops):
+    for batch, served in [*((batch, ops) for batch in batches(ops)), *_beside_prompts(ops)]:
         traces = []
-        for chosen, recording in ((ops, recorder), (paused(ops, pause), None)):
+        for chosen, recording in ((served, recorder), (paused(served, pause), None)):
             model = Model(config, weights, positions, chosen)
             traces.append(_decode(model, shapes, batch, recording))
         if not all(torch.equal(mine, other) for mine, other in zip(*traces, strict=True)):
             raise Disagreement(f"decodes of {batch} rows differ from those with a pause after each kernel")
+
+
+def _beside_prompts(ops: Ops) -> list[tuple[int, Ops]]:
+    """What rotates decodes whose attention does not: that of steps with prompts in them."""
+    return [(max(SMALL_BATCHES), replace(ops, rotating_attention=None))] if ops.rotating_attention else []
 
 
 def batches(ops: Ops) -> list[int]:

@@ -15,6 +15,7 @@ from service.engine.attention import (
 from service.engine.cuda.planned_decode import PlannedDecodeAttention
 from service.engine.kernels.batch import CHUNK_QUERIES, USUAL_ROWS, DecodeInputs
 from service.engine.kernels.ops import Ops
+from service.engine.model import RotatingAttention
 from service.engine.steps.slots import Slots
 
 FLASH_QUERIES = 128
@@ -72,10 +73,28 @@ class Paths:
         self, cache: PagedCache, slots: Slots, numbers: torch.Tensor, width: int
     ) -> tuple[DecodeInputs, Attention]:
         """Inputs and attention of a decode of the slots of these `numbers`; `width` blocks hold the longest one."""
-        inputs = self.ops.locate(slots, numbers, cache.block_size)
         if self.plans_decode:
-            return inputs, PlannedDecodeAttention(cache, self.ops, slots, numbers, inputs)
+            return self._planned(cache, slots, numbers)
+        inputs = self.ops.locate(slots, numbers, cache.block_size)
         return inputs, DecodeAttention(cache, slots.tables[numbers, :width], inputs.positions)
+
+    @property
+    def rotates(self) -> bool:
+        """Whether the attention of a step of decodes alone rotates them itself."""
+        return self.plans_decode and self.ops.rotating_attention is not None
+
+    def rotating(
+        self, cache: PagedCache, slots: Slots, numbers: torch.Tensor
+    ) -> tuple[torch.Tensor, RotatingAttention]:
+        """The last tokens of the slots of these `numbers`, and their attention, where that `rotates`."""
+        inputs, attention = self._planned(cache, slots, numbers)
+        return inputs.tokens, attention.rotating
+
+    def _planned(
+        self, cache: PagedCache, slots: Slots, numbers: torch.Tensor
+    ) -> tuple[DecodeInputs, PlannedDecodeAttention]:
+        inputs = self.ops.locate(slots, numbers, cache.block_size)
+        return inputs, PlannedDecodeAttention(cache, self.ops, slots, numbers, inputs)
 
     def padded(self, count: int) -> int:
         """The smallest bucket for `count` rows; `count` itself when none is large enough."""

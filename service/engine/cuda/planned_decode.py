@@ -4,7 +4,7 @@ import torch
 
 from service.engine.attention import PagedCache
 from service.engine.kernels.batch import DecodeInputs
-from service.engine.kernels.ops import Ops
+from service.engine.kernels.ops import Heads, Ops
 from service.engine.steps.slots import Slots
 
 
@@ -19,6 +19,12 @@ class PlannedDecodeAttention:
         self.places = inputs.places
         self._ops = ops
         self._batch = ops.plan_decode(slots.tables, numbers, inputs.lengths, cache.keys[0])
+
+    def rotating(self, layer: int, heads: Heads, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """The same of heads as a projection leaves them, before their KV is in the cache: `model.RotatingAttention`."""
+        assert self._ops.rotating_attention is not None
+        caches = self.cache.keys[layer], self.cache.values[layer]
+        return self._ops.rotating_attention(heads, angles, caches, self._batch, heads.q.shape[-1] ** -0.5)
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]

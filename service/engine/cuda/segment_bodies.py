@@ -75,14 +75,12 @@ class SegmentBodies:
         """The first one: where the decodes stand and how their attention is divided; `Model.enter`."""
         if self._decodes:
             self._find_decodes()
-        qkv, self._residuals[0] = self._model.enter(self._rows, self._cache)
+        qkv, self._residuals[0] = self._model.enter(self._rows.tokens)
         self._leave(0, qkv)
 
     def advance(self, layer: int) -> None:
         """The one after the attention of `layer`: `Model.advance`."""
-        x, self._residuals[layer + 1] = self._model.advance(
-            layer, self._attended, self._residuals[layer], self._rows, self._cache
-        )
+        x, self._residuals[layer + 1] = self._model.advance(layer, self._attended, self._residuals[layer])
         if layer + 1 < self._model.config.num_layers:
             self._leave(layer + 1, x)
         else:
@@ -101,7 +99,8 @@ class SegmentBodies:
         self._rows.places[: self._decodes].copy_(found.places)
 
     def _leave(self, layer: int, qkv: torch.Tensor) -> None:
-        """The projection for the prompts' attention, and the decodes' attention itself."""
+        """The projection, rotated, for the prompts' attention, and the decodes' attention itself."""
+        self._model.rotate(layer, qkv, self._rows, self._cache)
         if self._batch is not None:
             q, _, _ = self._model.heads(qkv[: self._decodes])
             keys, values = self._cache.keys[layer], self._cache.values[layer]

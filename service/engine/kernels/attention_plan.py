@@ -33,6 +33,21 @@ def items_of(tiles, per_item, exists):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def item_at(item, item_row, item_start, tiles_per_item, lengths, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Whether there is such an item, its row and that one's length, its tiles start <= i < stop, whether they are the
+    row's last ones, and whether they are all of them."""
+    assigned = tl.load(item_row + item)
+    exists = assigned >= 0
+    row = tl.maximum(assigned, 0).to(tl.int64)
+    length = tl.where(exists, tl.load(lengths + row), 0)
+    per_item = tl.load(tiles_per_item)
+    tiles = tl.cdiv(length, TILE)
+    start = tl.load(item_start + item, mask=exists, other=0)
+    stop = tl.minimum(start + per_item, tiles)
+    return exists, row, length, start, stop, stop == tiles, tiles <= per_item
+
+
+@triton.jit
 def tiles_in_one_round(tiles, per_item, exists, most):  # type: ignore[no-untyped-def]
     """The least tiles per item, from `per_item` to twice as many, that need at most `most` items; `per_item` if none
     does: a second round then costs less than the longest item would."""

@@ -10,7 +10,7 @@ from service.engine.kernels.candidate import Candidate, ServedShapes
 from service.engine.kernels.checks import check_add_rms_norm, check_locate, check_rotate_and_cache, check_silu_mul
 from service.engine.kernels.chunk_attention import PagedChunkAttention
 from service.engine.kernels.decode_attention import PagedDecodeAttention
-from service.engine.kernels.decode_check import check_decode_attention
+from service.engine.kernels.decode_check import check_decode_attention, check_rotating_attention
 from service.engine.kernels.few_rows import FewRowsLinear
 from service.engine.kernels.gemv import OneRowLinear
 from service.engine.kernels.linear_check import check_chain, check_linear, check_norm_linear
@@ -43,6 +43,11 @@ def candidates(tuning: Tuning, multiprocessors: int, quantization: Quantization 
             "decode_attention",
             {"plan_decode": attention.plan, "decode_attention": attention.attend},
             check_decode_attention,
+        ),
+        Candidate(
+            "rotating_attention",
+            {"plan_decode": attention.plan, "rotating_attention": attention.rotate_and_attend},
+            check_rotating_attention,
         ),
         Candidate("chunk_attention", {"chunk_attention": chunks}, _check_chunks),
         Candidate("silu_mul", {"silu_mul": partial(silu_mul, overlaps=overlaps)}, check_silu_mul),

@@ -53,8 +53,7 @@ def _check_rotation(ops: Ops, shapes: ServedShapes, rows: int) -> None:
     blocks = 2 + -(-rows // shapes.block_size)
     places = torch.randperm((blocks - 1) * shapes.block_size, generator=torch.Generator().manual_seed(rows))[:rows]
     positions, places = (torch.cat((t, t.new_zeros(2))).to(device) for t in (positions, places + shapes.block_size))
-    angles = torch.outer(torch.arange(last + 1.0), 1.0 / 10_000 ** torch.linspace(0, 1, c.head_dim // 2)).to(device)
-    cos, sin = (torch.cat((t, t), dim=-1).to(shapes.dtype) for t in (angles.cos(), angles.sin()))
+    cos, sin = angles_of(shapes, last + 1)
     qkv = shapes.random(rows, c.query_size + 2 * c.kv_size)
     qkv = torch.cat((qkv, qkv[:1], qkv[:1]))  # the padding: the same values to the same place
     cache = torch.full((2, blocks, shapes.block_size, c.num_kv_heads, c.head_dim), 3.0, device=device)
@@ -64,6 +63,14 @@ def _check_rotation(ops: Ops, shapes: ServedShapes, rows: int) -> None:
     ops.rotate_and_cache(qkv, cos, sin, positions, places, *cache)
     require_close("rotate_and_cache", qkv, expected, shapes.dtype)
     require_close("rotate_and_cache's cache", cache.flatten(0, 2), expected_cache.flatten(0, 2), shapes.dtype)
+
+
+def angles_of(shapes: ServedShapes, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of so many positions, as a model has them."""
+    frequencies = 1.0 / 10_000 ** torch.linspace(0, 1, shapes.config.head_dim // 2)
+    angles = torch.outer(torch.arange(float(positions)), frequencies).to(shapes.device)
+    cos, sin = (torch.cat((t, t), dim=-1).to(shapes.dtype) for t in (angles.cos(), angles.sin()))
+    return cos, sin
 
 
 def check_locate(ops: Ops, shapes: ServedShapes) -> None:

@@ -16,7 +16,8 @@ from service.engine.attention import Attention, ChunkSpan, PagedCache
 from service.engine.device import upload
 from service.engine.kernels.attention_plan import WorkPlan, plan_work
 from service.engine.kernels.batch import CHUNK_QUERIES
-from service.engine.kernels.paged_attention import PagedRows, attend
+from service.engine.kernels.paged_attention import attend
+from service.engine.kernels.paged_rows import PagedRows
 from service.engine.kernels.tuning import AttentionTuning
 
 

@@ -1,10 +1,13 @@
-"""`plan_decode` and `decode_attention` of `Ops`: one query a sequence, over its own blocks."""
+"""`plan_decode`, `decode_attention` and `rotating_attention` of `Ops`: one query a sequence, over its own blocks."""
 
 import torch
 
 from service.engine.kernels.attention_plan import WorkPlan, plan_work
 from service.engine.kernels.batch import DecodeBatch
-from service.engine.kernels.paged_attention import PagedRows, attend
+from service.engine.kernels.ops import Heads
+from service.engine.kernels.paged_attention import attend
+from service.engine.kernels.paged_rows import PagedRows
+from service.engine.kernels.rotating_attention import attend_rotating
 from service.engine.kernels.tuning import AttentionTuning
 
 
@@ -27,6 +30,22 @@ class PagedDecodeAttention:
         self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: DecodeBatch, scale: float
     ) -> torch.Tensor:
         """See `ops.DecodeAttention`; q may be a view of the fused projection, the caches are contiguous."""
-        assert batch.work is not None
-        rows = PagedRows(batch.block_tables, batch.slots, batch.lengths)
-        return attend(q, k_cache, v_cache, rows, WorkPlan(*batch.work), scale, self._tuning, overlaps=self._overlaps)
+        rows, work = _planned(batch)
+        return attend(q, k_cache, v_cache, rows, work, scale, self._tuning, overlaps=self._overlaps)
+
+    def rotate_and_attend(
+        self,
+        heads: Heads,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        caches: tuple[torch.Tensor, torch.Tensor],
+        batch: DecodeBatch,
+        scale: float,
+    ) -> torch.Tensor:
+        """See `ops.RotatingAttention`; heads are views of one projection, the caches are contiguous."""
+        rows, work = _planned(batch)
+        return attend_rotating(heads, angles, caches, rows, work, scale, self._tuning, overlaps=self._overlaps)
+
+
+def _planned(batch: DecodeBatch) -> tuple[PagedRows, WorkPlan]:
+    assert batch.work is not None
+    return PagedRows(batch.block_tables, batch.slots, batch.lengths), WorkPlan(*batch.work)

@@ -12,6 +12,7 @@ import torch
 
 from service.engine import sampling
 from service.engine.attention import PrefillFactory
+from service.engine.config import ModelConfig
 from service.engine.kernels import torch_ops
 from service.engine.kernels.batch import DecodeBatch, DecodeInputs
 from service.engine.quantization import Matrix, linear
@@ -64,6 +65,37 @@ class DecodeAttention(Protocol):
 
     def __call__(
         self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: DecodeBatch, scale: float
+    ) -> torch.Tensor: ...
+
+
+class Heads(NamedTuple):
+    """What a fused projection gives of each token, as views of one tensor."""
+
+    q: torch.Tensor  # [T, heads, head_dim]
+    k: torch.Tensor  # [T, kv_heads, head_dim]
+    v: torch.Tensor  # [T, kv_heads, head_dim]
+
+    @classmethod
+    def of(cls, qkv: torch.Tensor, c: ModelConfig) -> "Heads":
+        """Those of a projection [T, (heads + 2 * kv_heads) * head_dim]."""
+        heads = qkv.view(-1, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
+        return cls(*torch.split(heads, [c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1))
+
+
+class RotatingAttention(Protocol):
+    """RotateAndCache, then DecodeAttention, for heads as the projection leaves them, which stay as they are.
+
+    A row stands at the last position of its length, and its place in the `caches`, of keys and of values, follows from
+    its blocks; `angles` are RotateAndCache's cos and sin. The batch is planned by the `plan_decode` beside it.
+    """
+
+    def __call__(
+        self,
+        heads: Heads,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        caches: tuple[torch.Tensor, torch.Tensor],
+        batch: DecodeBatch,
+        scale: float,
     ) -> torch.Tensor: ...
 
 
@@ -163,6 +195,7 @@ class Ops:
     decode_attention: DecodeAttention = torch_ops.decode_attention
     silu_mul: SiluMul = torch_ops.silu_mul
     sample: Sample = torch_ops.sample
+    rotating_attention: RotatingAttention | None = None
     one_row_linear: Linear | None = None
     few_rows_linear: Linear | None = None
     many_rows_linear: Linear | None = None

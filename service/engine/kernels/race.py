@@ -1,5 +1,5 @@
-"""Which products torch computes faster than our kernels, on this very GPU; and which chains of two are faster link by
-link.
+"""Which products torch computes faster than our kernels, on this very GPU; and what is fused, but faster link by link:
+chains of two products, and an attention that rotates.
 
 No search: a kernel has one launch choice per tile of rows, from the table in `tuning`, and runs once against the
 library for each matrix of the model. That takes a second, some more on a slow GPU with quantized weights, and keeps a
@@ -15,6 +15,7 @@ import torch
 
 from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.checks import EPS
+from service.engine.kernels.decode_check import RotatedDecode
 from service.engine.kernels.linear_check import chained, matrices
 from service.engine.kernels.ops import AddNorm, Affine, Ops, Product
 from service.engine.kernels.stopwatch import Stopwatch, Work, seconds, sets_needed
@@ -22,14 +23,16 @@ from service.engine.quantization import Matrix
 
 logger = logging.getLogger(__name__)
 
+BATCH, CONTEXT = 64, 512
+"""Sequences of a busy decode, and tokens of each."""
 LEAD = 1.02
 """What is ours keeps its place unless the other is ahead by this much: less is noise."""
 
 
 @torch.inference_mode()
 def race(ops: Ops, shapes: ServedShapes, stopwatch: Stopwatch = seconds) -> Ops:
-    """`ops` with the products that torch wins in `outrun`, and the chains that lose to their links in `parted`. Takes 3
-    GB of device memory for an 8B model."""
+    """`ops` with the products that torch wins in `outrun`, the chains that lose to their links in `parted`, and without
+    an attention that rotates where it loses to its own. Takes 3 GB of device memory for an 8B model."""
     torchs = replace(ops, one_row_linear=None, few_rows_linear=None, many_rows_linear=None, one_row_norm_linear=None)
     judged_at, lost = list(_rows(ops)), set()
     for width, depth, gated in matrices(shapes.config, shapes.config.vocab_size) if judged_at else []:
@@ -42,7 +45,20 @@ def race(ops: Ops, shapes: ServedShapes, stopwatch: Stopwatch = seconds) -> Ops:
     for product in sorted(lost):
         logger.info("torch computes a %s faster than our kernel", product)
     ops = replace(ops, outrun=frozenset(lost))
-    return replace(ops, parted=frozenset(_parted(ops, shapes, stopwatch)))
+    ops = replace(ops, parted=frozenset(_parted(ops, shapes, stopwatch)))
+    if ops.rotating_attention is not None and _is_beaten(_attentions(ops, shapes), shapes.device, stopwatch):
+        logger.info("attention that rotates is slower than the two one by one")
+        return replace(ops, rotating_attention=None)
+    return ops
+
+
+def _attentions(ops: Ops, shapes: ServedShapes) -> list[list[Work]]:
+    """Those of a busy decode, that rotate and that do not."""
+    context = min(CONTEXT, shapes.config.max_positions)
+    count = sets_needed(2 * BATCH * context * shapes.config.kv_size * shapes.dtype.itemsize, shapes.device)
+    problems = [RotatedDecode.of(shapes, [context] * BATCH).planned(ops) for _ in range(count)]
+    apart = replace(ops, rotating_attention=None)
+    return [[partial(problem.attend, each) for problem in problems] for each in (ops, apart)]
 
 
 def _parted(ops: Ops, shapes: ServedShapes, stopwatch: Stopwatch) -> Iterator[Product]:

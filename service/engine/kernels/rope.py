@@ -14,6 +14,13 @@ BLOCK_HEADS = 4
 
 
 @triton.jit
+def turn(first, second, cos, sin):  # type: ignore[no-untyped-def]
+    """Both halves of heads by their positions' angles, in fp32 and rounded to the heads' own type."""
+    wide, other = first.to(tl.float32), second.to(tl.float32)
+    return (wide * cos - other * sin).to(first.dtype), (other * cos + wide * sin).to(first.dtype)
+
+
+@triton.jit
 def rotate_and_cache_kernel(
     qkv: tl.tensor,
     cos: tl.tensor,
@@ -42,9 +49,7 @@ def rotate_and_cache_kernel(
     angle = tl.load(positions + token) * table_stride + lane
     c = tl.load(cos + angle).to(tl.float32)
     s = tl.load(sin + angle).to(tl.float32)
-    wide, other = first.to(tl.float32), second.to(tl.float32)
-    new_first = (wide * c - other * s).to(first.dtype)
-    new_second = (other * c + wide * s).to(first.dtype)
+    new_first, new_second = turn(first, second, c, s)
     tl.store(here, new_first, mask=rotated)
     tl.store(here + HALF, new_second, mask=rotated)
 

@@ -28,6 +28,7 @@ from service.errors import EngineFailed
 from tests.engine.kernels.test_selfcheck import CONFIG
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.plans import BLOCK_SIZE, decode, load_native, prefill, runner_of, sequence_of
+from tests.support.rotating import rotate_and_attend
 from tests.support.varlen import plain_varlen
 
 SHAPES = ServedShapes(replace(CONFIG, max_positions=2000), 16, torch.float32, torch.device("cpu"))
@@ -78,6 +79,17 @@ def test_everything_that_proved_right_serves() -> None:
     assert choice.paths.buckets == (1, 2, 4, 5)
     assert choice.paths.ops.decode_attention is our_attention
     assert choice.paths.prefill is not PrefillAttention
+
+
+def test_an_attention_that_rotates_serves_beside_our_own_alone() -> None:
+    """Any other divides its batches otherwise."""
+    rotating = replace(PROVED, ops=replace(PROVED.ops, rotating_attention=rotate_and_attend))
+    assert assemble(rotating, SHAPES, 5, [plain_varlen]).paths.rotates
+    alone = replace(WITHOUT_DECODE, ops=replace(Ops(), rotating_attention=rotate_and_attend))
+    for flash in (plain_varlen, is_not_there):
+        paths = assemble(alone, SHAPES, 5, [flash]).paths
+        assert paths.ops.rotating_attention is None
+        assert not paths.rotates
 
 
 def test_chunks_too_small_for_the_flash_kernel_have_their_own() -> None:

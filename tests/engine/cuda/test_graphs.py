@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from service.engine.steps.slots import Slots
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.plans import BLOCK_SIZE, GREEDY, bits_of, decode, load_native, prefill, runner_of, sequence_of
 from tests.support.recorder import ReplayingRecorder
+from tests.support.rotating import rotate_and_attend
 from tests.support.tape import TapeRecorder
 
 PROMPTS = [[7, 8, 9], list(range(20, 20 + BLOCK_SIZE)), [(i * 37) % 320 for i in range(41)]]
@@ -48,6 +50,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def planned(model: Model) -> TorchRunner:
     """A runner on the paths of a GPU, over torch's operations; its cache is poisoned with NaN but for block 0."""
     return runner_of(model, paths=Paths(plans_decode=True, buckets=BUCKET_SIZES))
+
+
+def rotating(model: Model) -> TorchRunner:
+    """The same, with an attention that rotates by itself."""
+    watched = Model.__new__(Model)
+    watched.__dict__.update(model.__dict__)
+    watched.ops = replace(Ops(), rotating_attention=rotate_and_attend)
+    return runner_of(watched, paths=Paths(watched.ops, plans_decode=True, buckets=BUCKET_SIZES))
 
 
 def recorded(model: Model, recorder: Recorder, methods: set[Method] | None = None) -> TorchRunner:
@@ -103,6 +113,38 @@ def test_recorded_and_planned_decodes_give_the_plain_paths_tokens(model: Model, 
     assert answers(recorded(model, TapeRecorder()), sampling) == expected, (
         "and nothing of the recording's own step stays"
     )
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(seed=3)], ids=["greedy", "candidates"])
+@pytest.mark.parametrize("records", [True, False])
+def test_decodes_that_their_attention_rotates_give_the_plain_paths_tokens(
+    model: Model, records: bool, sampling: SamplingParams
+) -> None:
+    runner, recorder = rotating(model), TapeRecorder()
+    if records:
+        runner.record(recorder)
+    rotations: list[int] = []
+
+    def noting(qkv: torch.Tensor, *rest: Any) -> None:
+        rotations.append(qkv.shape[0])
+        torch_ops.rotate_and_cache(qkv, *rest)
+
+    runner._model.ops = replace(runner._model.ops, rotate_and_cache=noting)
+    assert answers(runner, sampling) == answers(runner_of(model), sampling)
+    assert set(rotations) == {len(prompt) for prompt in PROMPTS}, "prompts are rotated apart, decodes are not"
+    assert recorder.replays == (2 * (COUNT - 1) if records else 0)
+
+
+def test_a_step_with_prompts_rotates_its_decodes_apart(model: Model) -> None:
+    expected = answers(runner_of(model))
+    runner = rotating(model)
+    first, second, _ = sequences()
+    prefill(runner, first)
+    runner.admit(second)
+    mixed = StepPlan([Chunk(second, 0, second.prompt_length)], [Decode(first, first.prompt_length)])
+    assert runner.launch(mixed).tokens() == [expected[1][0], expected[0][1]]
+    both = [Decode(first, first.prompt_length + 1), Decode(second, second.prompt_length)]
+    assert runner.launch(StepPlan([], both)).tokens() == [expected[0][2], expected[1][1]]
 
 
 @pytest.mark.parametrize("sorts", [True, False], ids=["torch's sampler", "one of kernels"])

@@ -12,14 +12,16 @@ from service.engine.cuda import overlap_check
 from service.engine.cuda.overlap_check import STEPS, batches, check_overlap, paused
 from service.engine.kernels import torch_ops
 from service.engine.kernels.candidate import Disagreement
-from service.engine.kernels.ops import AddNorm, Affine, Ops, nothing
+from service.engine.kernels.ops import AddNorm, Affine, Heads, Ops, nothing
 from service.engine.quantization import Int8Matrix
 from tests.engine.kernels.test_selfcheck import CPU
 from tests.support.recorder import ReplayingRecorder
+from tests.support.rotating import rotate_and_attend
 
 ALWAYS = ("add_rms_norm", "rotate_and_cache", "locate", "plan_decode", "decode_attention", "silu_mul", "sample")
 MOST = batches(Ops())[0]
 CHAINS = ("few_rows_chain", "many_rows_chain")
+ROTATING = "rotating_attention"
 LINEAR = ("one_row_linear", "few_rows_linear", "many_rows_linear", "one_row_norm_linear", *CHAINS)
 
 
@@ -30,7 +32,7 @@ class Gpu:
     """Operations that count how often they ran, of which one reads what was there before unless a pause came first."""
 
     def __init__(self, hasty: str = "") -> None:
-        self.ran = dict.fromkeys((*ALWAYS, *LINEAR), 0)
+        self.ran = dict.fromkeys((*ALWAYS, *LINEAR, ROTATING), 0)
         self.pauses = 0
         self._hasty = hasty
         self._is_settled = False
@@ -45,7 +47,7 @@ class Gpu:
         found: dict[str, Callable[..., Any]] = {name: getattr(plain, name) for name in ALWAYS}
         found |= dict.fromkeys(("one_row_linear", "few_rows_linear", "many_rows_linear"), plain.linear)
         found["one_row_norm_linear"] = plain.norm_linear
-        found |= dict.fromkeys(CHAINS, self._chain)
+        found |= dict.fromkeys(CHAINS, self._chain) | {ROTATING: rotate_and_attend}
         return Ops(**{name: self._counted(name, operation) for name, operation in found.items()})
 
     def _chain(
@@ -67,6 +69,8 @@ class Gpu:
         return run
 
     def _stale(self, argument: Any) -> Any:
+        if isinstance(argument, Heads):
+            return argument._replace(v=argument.v * 0.5)
         is_activation = isinstance(argument, torch.Tensor) and argument.dim() == 2 and argument.is_floating_point()
         return argument * 0.5 if is_activation and argument.shape[0] <= MOST else argument
 
@@ -75,12 +79,15 @@ def test_kernels_that_wait_pass_and_each_of_them_was_met() -> None:
     gpu, recorder = Gpu(), ReplayingRecorder()
     check_overlap(gpu.ops, CPU, recorder, gpu.pause)
     assert all(gpu.ran.values()), gpu.ran
-    assert recorder.recorded == 2 * len(batches(gpu.ops))
-    assert recorder.replays == 2 * len(batches(gpu.ops)) * STEPS, "what serves is what is replayed"
+    kinds = len(batches(gpu.ops)) + 1  # and one of the decodes that are rotated beside prompts
+    assert recorder.recorded == 2 * kinds
+    assert recorder.replays == 2 * kinds * STEPS, "what serves is what is replayed"
     assert gpu.pauses > 0
 
 
-@pytest.mark.parametrize("hasty", ["add_rms_norm", "silu_mul", "sample", "within", *LINEAR])
+@pytest.mark.parametrize(
+    "hasty", ["add_rms_norm", "rotate_and_cache", "silu_mul", "sample", "within", ROTATING, *LINEAR]
+)
 def test_a_kernel_that_reads_too_early_is_found_out(hasty: str) -> None:
     gpu = Gpu(hasty)
     with pytest.raises(Disagreement, match="differ from those with a pause after each kernel"):

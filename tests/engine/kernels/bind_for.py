@@ -4,6 +4,7 @@
 wrong argument at any launch, or one that has a kernel compiled anew while serving, shows without a GPU.
 """
 
+import itertools
 import json
 import sys
 from collections import Counter
@@ -66,9 +67,10 @@ def main(capability: int) -> None:
     ops = serving_ops(capability)
     model = Model(CONFIG, allocate(CONFIG, CPU, dtype), 1024, ops)
     cache = PagedCache(CONFIG, 8, 64, CPU, dtype)
-    paths = Paths(ops, plans_decode=True, buckets=BATCHES)
+    # Attention rotates decodes alone, and beside prompts does not.
+    ways = [Paths(each, plans_decode=True, buckets=BATCHES) for each in (ops, replace(ops, rotating_attention=None))]
     with torch.inference_mode(), unlaunched(capability) as compiled:
-        for most in MAX_RUNNING:
+        for most, paths in itertools.product(MAX_RUNNING, ways):
             runner = TorchRunner(model, cache, most, 1024, paths)
             for batch in BATCHES:
                 runner.decode(torch.full((batch,), runner.slots.spare), set(Method))

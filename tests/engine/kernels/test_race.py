@@ -15,6 +15,7 @@ from service.engine.kernels.race import race
 from service.engine.kernels.stopwatch import Work, seconds, sets_needed
 from service.engine.quantization import Int8Matrix
 from tests.engine.kernels.test_selfcheck import CONFIG, CPU
+from tests.support.rotating import rotate_and_attend
 
 SERVED = replace(CPU, config=replace(CONFIG, intermediate_size=128))
 """Every matrix has a shape of its own."""
@@ -130,6 +131,30 @@ def test_a_chain_of_which_torch_won_a_product_has_nothing_to_beat() -> None:
     assert (raced.outrun, raced.parted) == ({Product(4, *QKV)}, frozenset())
     assert Product(4, *QKV) not in course.chained
     assert not any(product.rows == 16 for product in course.chained), "of which there is no chain"
+
+
+@pytest.mark.parametrize(("apart", "serves"), [(0.4, False), (0.495, True), (0.6, True)])
+def test_an_attention_that_rotates_serves_unless_the_two_apart_are_faster(apart: float, serves: bool) -> None:
+    ran: list[str] = []
+
+    def attention(*arguments: Any) -> torch.Tensor:
+        ran.append("rotating")
+        return rotate_and_attend(*arguments)
+
+    def plain(*arguments: Any) -> torch.Tensor:
+        ran.append("apart")
+        return Ops().decode_attention(*arguments)
+
+    def stopwatch(works: Sequence[Work], device: torch.device) -> float:
+        ran.clear()
+        for work in works:
+            work()
+        assert len(set(ran)) == 1
+        return 0.5 if ran[0] == "rotating" else apart
+
+    ops = replace(Ops(), rotating_attention=attention, decode_attention=plain)
+    raced = race(ops, SERVED, stopwatch)
+    assert raced == (ops if serves else replace(ops, rotating_attention=None))
 
 
 def test_a_kernel_that_does_not_serve_does_not_run() -> None:
