@@ -1,10 +1,13 @@
-"""An answer on its way out, whole or piece by piece. Routes differ only in how they put it on the wire: by a Writer."""
+"""Answers on their way out, whole or piece by piece. Routes differ only in how they put them on the wire: by a Writer.
+
+A request has one answer, or several to choose from.
+"""
 
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -12,28 +15,37 @@ from pydantic import BaseModel
 
 from service.api import sse
 from service.api.disconnect import until_disconnect
+from service.chat.choices import Pieces
 from service.chat.generation import Done, TextDelta
-from service.chat.logprobs import TokenReport
 from service.errors import ServiceError
 
 logger = logging.getLogger(__name__)
 
-Pieces = AsyncGenerator[TextDelta | Done]
+
+class Answer(NamedTuple):
+    """One that is whole; `done` has all of its tokens."""
+
+    text: str
+    done: Done
 
 
 class Writer(Protocol):
-    """How one route writes one answer."""
+    """How one route writes the answers to one request."""
 
     def delta(self, piece: TextDelta) -> BaseModel:
         """A piece of a streamed answer."""
         ...
 
-    def last(self, response: str, done: Done) -> Sequence[BaseModel]:
+    def last(self, response: str, done: Done) -> BaseModel:
         """How a streamed answer ends; `response` is all of its text."""
         ...
 
-    def whole(self, response: str, done: Done) -> BaseModel:
-        """The answer that is not streamed; `done` has all of its tokens."""
+    def behind(self, answers: Sequence[Answer]) -> Sequence[BaseModel]:
+        """What a stream has behind all of its answers."""
+        ...
+
+    def whole(self, answers: Sequence[Answer]) -> BaseModel:
+        """The answers that are not streamed."""
         ...
 
     def error(self, problem: ServiceError) -> bytes:
@@ -42,10 +54,11 @@ class Writer(Protocol):
 
 
 async def respond(
-    request: Request, pieces: Pieces, writer: Writer, *, stream: bool, logged_prompt: str | None
+    request: Request, pieces: Pieces, writer: Writer, *, stream: bool, logged_prompt: str | None, choices: int = 1
 ) -> Response:
-    """The answer as an HTTP response. What fails before its first piece is raised, and so has a status of its own."""
-    transcript = Transcript(writer, logged_prompt)
+    """So many answers as an HTTP response. What fails before the first piece is raised, and so has a status of its
+    own."""
+    transcript = Transcript(writer, logged_prompt, choices)
     if stream:
         first = await until_disconnect(request.receive, first_of(pieces))
         return sse.EventStream(first, pieces, transcript.encode, writer.error)
@@ -59,33 +72,47 @@ async def first_of(pieces: Pieces) -> TextDelta | Done:
 
 
 class Transcript:
-    """The answer so far. With a prompt given, both are logged when the answer is whole."""
+    """The answers so far. With a prompt given, it and each answer are logged when that is whole."""
 
-    def __init__(self, writer: Writer, logged_prompt: str | None) -> None:
+    def __init__(self, writer: Writer, logged_prompt: str | None, choices: int) -> None:
         self._writer = writer
         self._prompt = logged_prompt
-        self._texts: list[str] = []
-        self._tokens: list[TokenReport] = []
+        self._pieces: list[list[TextDelta | Done]] = [[] for _ in range(choices)]
+        self._whole: dict[int, Answer] = {}
 
     def encode(self, piece: TextDelta | Done) -> bytes:
         """The event, or events, of one piece."""
+        self._add(piece)
         if isinstance(piece, TextDelta):
-            self._texts.append(piece.text)
             return sse.event(self._writer.delta(piece))
-        return b"".join(map(sse.event, self._writer.last(self._finish(), piece)))
+        last = self._writer.last(self._whole[piece.choice].text, piece)
+        behind = self._writer.behind(self._answers) if self._is_whole else []
+        return b"".join(map(sse.event, [last, *behind]))
 
     async def collect(self, pieces: Pieces) -> BaseModel:
-        """The whole answer; it is over, and counted, before it is sent."""
+        """All answers; they are over, and counted, before they are sent."""
         async with aclosing(pieces):
             async for piece in pieces:
-                self._tokens += piece.tokens
-                if isinstance(piece, Done):
-                    return self._writer.whole(self._finish(), replace(piece, tokens=self._tokens))
-                self._texts.append(piece.text)
+                self._add(piece)
+                if self._is_whole:
+                    return self._writer.whole(self._answers)
         raise AssertionError("an answer ends in Done or raises")
 
-    def _finish(self) -> str:
-        response = "".join(self._texts)
+    @property
+    def _is_whole(self) -> bool:
+        return len(self._whole) == len(self._pieces)
+
+    @property
+    def _answers(self) -> list[Answer]:
+        return [answer for _, answer in sorted(self._whole.items())]
+
+    def _add(self, piece: TextDelta | Done) -> None:
+        so_far = self._pieces[piece.choice]
+        so_far.append(piece)
+        if isinstance(piece, TextDelta):
+            return
+        text = "".join(each.text for each in so_far if isinstance(each, TextDelta))
+        tokens = [token for each in so_far for token in each.tokens]
+        self._whole[piece.choice] = Answer(text, replace(piece, tokens=tokens))
         if self._prompt is not None:
-            logger.info("answered", extra={"fields": {"prompt": self._prompt, "response": response}})
-        return response
+            logger.info("answered", extra={"fields": {"prompt": self._prompt, "response": text}})

@@ -1,13 +1,14 @@
 """POST /v1/chat: the wire's fields become a Chat, the answer becomes one JSON object or a stream of events."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel
 
 from service.api import openapi, sse
-from service.api.answer import respond
+from service.api.answer import Answer, respond
 from service.api.body import json_body
 from service.api.schema import (
     DEFAULT_NEW_TOKENS,
@@ -106,10 +107,14 @@ class ChatWriter:
     def delta(self, piece: TextDelta) -> Delta:
         return Delta(id=self._id, delta=piece.text)
 
-    def last(self, response: str, done: Done) -> list[FinalDelta]:
-        return [FinalDelta(**self.whole(response, done).model_dump())]
+    def last(self, response: str, done: Done) -> FinalDelta:
+        return FinalDelta(**self.whole([Answer(response, done)]).model_dump())
 
-    def whole(self, response: str, done: Done) -> ChatResponse:
+    def behind(self, answers: Sequence[Answer]) -> list[BaseModel]:
+        return []
+
+    def whole(self, answers: Sequence[Answer]) -> ChatResponse:
+        ((response, done),) = answers
         return ChatResponse(
             response=response,
             time=f"{datetime.now():%Y-%m-%d %H:%M:%S}",

@@ -59,20 +59,24 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """New text of the answer; never empty. `tokens`: those that it came of, if they are reported."""
+    """New text of the answer; never empty. `tokens`: those that it came of, if they are reported. `choice`: of several
+    answers, which one it belongs to (see `choices`)."""
 
     text: str
     counts: Counts
     tokens: list[TokenReport]
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The answer is whole. `finish_reason` is "stop" or "length". `tokens`: those behind its last text."""
+    """The answer is whole. `finish_reason` is "stop" or "length". `tokens`: those behind its last text.
+    `choice` as of a TextDelta."""
 
     finish_reason: str
     counts: Counts
     tokens: list[TokenReport]
+    choice: int = 0
 
 
 class Generation:

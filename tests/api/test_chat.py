@@ -117,6 +117,6 @@ async def test_an_answer_is_over_before_it_is_sent() -> None:
             over.append(True)
 
     kept = pieces()  # so that no garbage collection ends it
-    whole = await Transcript(ChatWriter(), None).collect(kept)
+    whole = await Transcript(ChatWriter(), None, 1).collect(kept)
     assert whole.model_dump()["response"] == "hi"
     assert over

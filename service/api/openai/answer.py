@@ -1,11 +1,13 @@
 """What a client of OpenAI's API is answered: one chat completion, or the chunks of one."""
 
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from service.api import sse
+from service.api.answer import Answer
 from service.api.health import Identity
 from service.api.openai import errors
 from service.api.openai.request import StreamOptions
@@ -64,9 +66,9 @@ class ChoiceLogprobs(BaseModel):
 
 
 class Choice(BaseModel):
-    """The one answer there is."""
+    """One of the answers, as many as `n` asked for."""
 
-    index: Literal[0] = 0
+    index: int
     message: AnswerMessage
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason
@@ -107,9 +109,9 @@ class NoDelta(BaseModel):
 
 
 class ChunkChoice(BaseModel):
-    """A piece of the one answer there is; the last one tells how it ended."""
+    """A piece of one answer; the last one tells how that ended."""
 
-    index: Literal[0] = 0
+    index: int
     delta: FirstDelta | TextPiece | NoDelta
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
@@ -123,14 +125,14 @@ class Chunk(Named):
 
 
 class CountedChunk(Chunk):
-    """The same for a client that asked for usage: that of the whole answer comes in an event of its own at the end;
-    before that there is none, or in every event the one so far."""
+    """The same for a client that asked for usage: that of all answers comes in an event of its own at the end; before
+    that there is none, or in every event that of its answer so far."""
 
     usage: CompletionUsage | None = None
 
 
 class CompletionWriter:
-    """Writes one answer; with `reports`, what its tokens are reported with."""
+    """Writes the answers to one request; with `reports`, what their tokens are reported with."""
 
     def __init__(self, identity: Identity, options: StreamOptions, *, reports: bool) -> None:
         self._named = {
@@ -141,33 +143,45 @@ class CompletionWriter:
         }
         self._options = options
         self._reports = reports
-        self._begun = False
+        self._begun: set[int] = set()
 
     def error(self, problem: ServiceError) -> bytes:
         """An event without a name: clients look for `error` in the data of any."""
         return sse.event(errors.body(problem))
 
     def delta(self, piece: TextDelta) -> Chunk:
-        delta = TextPiece(content=piece.text) if self._begun else FirstDelta(content=piece.text)
-        self._begun = True
-        return self._chunk(ChunkChoice(delta=delta, logprobs=self._logprobs(piece.tokens)), piece.counts)
+        delta = TextPiece(content=piece.text) if piece.choice in self._begun else FirstDelta(content=piece.text)
+        self._begun.add(piece.choice)
+        logprobs = self._logprobs(piece.tokens)
+        return self._chunk(ChunkChoice(index=piece.choice, delta=delta, logprobs=logprobs), [piece.counts])
 
-    def last(self, response: str, done: Done) -> list[Chunk]:
-        delta = NoDelta() if self._begun else FirstDelta(content=response)
+    def last(self, response: str, done: Done) -> Chunk:
+        delta = NoDelta() if done.choice in self._begun else FirstDelta(content=response)
         logprobs = self._logprobs(done.tokens) if done.tokens else None
-        end = self._chunk(ChunkChoice(delta=delta, logprobs=logprobs, finish_reason=done.finish_reason), done.counts)
-        counted = CountedChunk(**self._named, choices=[], usage=usage(done.counts))
-        return [end, counted] if self._options.include_usage else [end]
+        choice = ChunkChoice(index=done.choice, delta=delta, logprobs=logprobs, finish_reason=done.finish_reason)
+        return self._chunk(choice, [done.counts])
 
-    def whole(self, response: str, done: Done) -> Completion:
-        message, logprobs = AnswerMessage(content=response), self._logprobs(done.tokens)
-        choice = Choice(message=message, logprobs=logprobs, finish_reason=done.finish_reason)
-        return Completion(**self._named, choices=[choice], usage=usage(done.counts))
+    def behind(self, answers: Sequence[Answer]) -> list[Chunk]:
+        if not self._options.include_usage:
+            return []
+        return [CountedChunk(**self._named, choices=[], usage=usage([done.counts for _, done in answers]))]
+
+    def whole(self, answers: Sequence[Answer]) -> Completion:
+        counts = [done.counts for _, done in answers]
+        return Completion(**self._named, choices=list(map(self._choice, answers)), usage=usage(counts))
+
+    def _choice(self, answer: Answer) -> Choice:
+        return Choice(
+            index=answer.done.choice,
+            message=AnswerMessage(content=answer.text),
+            logprobs=self._logprobs(answer.done.tokens),
+            finish_reason=answer.done.finish_reason,
+        )
 
     def _logprobs(self, tokens: list[TokenReport]) -> ChoiceLogprobs | None:
         return ChoiceLogprobs(content=list(map(_answer_token, tokens))) if self._reports else None
 
-    def _chunk(self, choice: ChunkChoice, counts: Counts) -> Chunk:
+    def _chunk(self, choice: ChunkChoice, counts: list[Counts]) -> Chunk:
         if not self._options.include_usage:
             return Chunk(**self._named, choices=[choice])
         so_far = usage(counts) if self._options.continuous_usage_stats else None
@@ -183,11 +197,12 @@ def _chance(likelihood: Likelihood) -> dict[str, Any]:
     return {"token": likelihood.text, "logprob": likelihood.logprob, "bytes": None if data is None else list(data)}
 
 
-def usage(counts: Counts) -> CompletionUsage:
-    """An answer's counts as OpenAI names them."""
+def usage(counts: Sequence[Counts]) -> CompletionUsage:
+    """The counts of answers to one prompt, as OpenAI names them: that is counted once."""
+    first, completion_tokens = counts[0], sum(each.completion_tokens for each in counts)
     return CompletionUsage(
-        prompt_tokens=counts.prompt_tokens,
-        completion_tokens=counts.completion_tokens,
-        total_tokens=counts.prompt_tokens + counts.completion_tokens,
-        prompt_tokens_details=PromptTokens(cached_tokens=counts.cached_tokens),
+        prompt_tokens=first.prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=first.prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptTokens(cached_tokens=first.cached_tokens),
     )

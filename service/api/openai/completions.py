@@ -13,6 +13,7 @@ from service.api.health import Identity
 from service.api.openai.answer import Completion, CompletionWriter
 from service.api.openai.models import require_model
 from service.api.openai.request import DEFAULT_NEW_TOKENS, ChatMessage, CompletionRequest
+from service.chat.choices import side_by_side, variants
 from service.chat.endings import FieldNames
 from service.chat.generation import Chat, Generation
 from service.chat.templates import Message
@@ -60,8 +61,9 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
         writer = CompletionWriter(identity, body.stream_options, reports=body.logprobs)
         logged = body.messages[-1].content if settings.log_prompts else None
         try:
-            pieces = model.stream(to_chat(body, ignores_tools=settings.ignore_tools))
-            return await respond(request, pieces, writer, stream=body.stream, logged_prompt=logged)
+            chats = variants(to_chat(body, ignores_tools=settings.ignore_tools), body.n)
+            pieces = side_by_side([model.stream(chat) for chat in chats]) if body.n > 1 else model.stream(*chats)
+            return await respond(request, pieces, writer, stream=body.stream, logged_prompt=logged, choices=body.n)
         except MessageRefused as refusal:
             refusal.field = field_of(refusal.index, body)
             raise

@@ -14,6 +14,9 @@ DEFAULT_NEW_TOKENS = 4096
 """Clients of this API seldom set a limit and seldom show that one was reached, so it is high; and not all that the
 context holds, since every token that an answer may have is reserved in the KV cache before it begins."""
 
+MOST_CHOICES = 16
+"""Each takes a place among the requests that run at once."""
+
 TEXT_PART = {
     "type": "object",
     "additionalProperties": False,
@@ -108,6 +111,7 @@ class CompletionRequest(Formatted):
         [], description="The answer ends before the first of these."
     )
     ignore_eos: bool = Field(False, description="Go on past the answer's end, up to the limit: for benchmarks.")
+    n: int = Field(1, ge=1, le=MOST_CHOICES, description="So many answers, each with a seed of its own.")
     logprobs: bool = Field(False, description="Tell the log-probability of each token of the answer.")
     top_logprobs: int = Field(
         0, ge=0, le=MOST_LOGPROBS, description="With logprobs: so many of the likeliest tokens in each place, too."

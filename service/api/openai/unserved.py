@@ -15,7 +15,6 @@ OF_REQUEST: Neutral = {
     "metadata": ({},),
     "modalities": (["text"],),
     "moderation": (),
-    "n": (1,),
     "parallel_tool_calls": (False, True),
     "prediction": (),
     "reasoning_effort": ("none",),

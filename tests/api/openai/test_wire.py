@@ -69,6 +69,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("an unknown stream option", {"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
     ("a number as user", {"user": 5}, "user"),
     ("thinking beside a system prompt", {"thinking": True, "messages": [SYSTEM, USER]}, "thinking"),
+    ("no answers", {"n": 0}, "n"),
+    ("more answers than are given", {"n": 17}, "n"),
     ("likeliest tokens without logprobs", {"top_logprobs": 2}, "top_logprobs"),
     ("more of them than are told", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ("logprobs as a number", {"logprobs": 5}, "logprobs"),

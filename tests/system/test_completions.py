@@ -1,4 +1,5 @@
-"""Log-probabilities of the real small model's answers, through the production server and the official client."""
+"""What the official client asks of the real small model besides text, through the production server: log-probabilities,
+and several answers to choose from."""
 
 import math
 from typing import Any
@@ -56,6 +57,14 @@ def test_a_stream_reports_every_piece_beside_its_text(client: openai.OpenAI) -> 
     for piece in pieces[:-1]:
         assert bytes_of(piece.logprobs.content).decode() == piece.delta.content
     assert pieces[-1].logprobs is None
+
+
+def test_answers_to_choose_from_are_those_of_seeds_one_after_the_other(client: openai.OpenAI) -> None:
+    drawn: dict[str, Any] = {"temperature": 1.5, "top_p": 1, "seed": 5}
+    together = [choice.message.content for choice in ask(client, **drawn, n=3).choices]
+    alone = [ask(client, **(drawn | {"seed": seed})).choices[0].message.content for seed in (5, 6, 7)]
+    assert together == alone
+    assert len(set(together)) == 3
 
 
 def test_who_does_not_ask_is_told_nothing(client: openai.OpenAI) -> None:
