@@ -119,6 +119,29 @@ def test_the_torch_paths_give_the_kernels_tokens_up_to_ties(make: Make, exact: M
         require_best(exact, request, tokens)
 
 
+def test_logprobs_are_the_exact_models_by_recordings_and_beside_prompts(make: Make, exact: Model) -> None:
+    """Each prompt ends beside the decodes of those before it; who does not ask gets the same tokens as ever."""
+    core, sampled = make(step_tokens=300), SamplingParams(temperature=1.3, seed=2)
+    requests = [
+        a_request(prompt, new=24, sampling=sampled, logprobs=(None, 0, 5)[row % 3])
+        for row, prompt in enumerate(prompts())
+    ]
+    events = drain(core, requests)
+    for request in requests:
+        given = [event for event in events if isinstance(event, Token) and event.id == request.id]
+        assert all((event.logprobs is None) == (request.logprobs is None) for event in given)
+        tokens = [event.token for event in given]
+        logits = logits_of(exact, request.prompt_ids + tokens[:-1], torch.float32)[len(request.prompt_ids) - 1 :]
+        for event, row in zip(given, logits, strict=True):
+            if event.logprobs:
+                likelihoods = row.log_softmax(-1)
+                own, *likeliest = likelihoods[[event.token, *event.logprobs.tokens]].tolist()
+                slack = float(TIE * row.std())
+                assert event.logprobs.own == pytest.approx(own, abs=slack)
+                assert event.logprobs.values == pytest.approx(likeliest, abs=slack)
+                assert event.logprobs.values == sorted(event.logprobs.values, reverse=True)
+
+
 def test_a_cancelled_request_frees_its_blocks_and_the_others_keep_their_tokens(make: Make, exact: Model) -> None:
     core = make(prefix_cache=False)
     requests = [a_request(prompt, new=60, sampling=GREEDY) for prompt in prompts()]
