@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel
 
 from service.api import sse
 from service.api.disconnect import until_disconnect
 from service.chat.choices import Pieces
 from service.chat.generation import Done, TextDelta
+from service.chat.logprobs import TokenReport
 from service.errors import ServiceError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ async def respond(
         first = await until_disconnect(request.receive, first_of(pieces))
         return sse.EventStream(first, pieces, transcript.encode, writer.error)
     whole = await until_disconnect(request.receive, transcript.collect(pieces))
-    return JSONResponse(whole.model_dump())
+    return Response(whole.model_dump_json(), media_type="application/json")
 
 
 async def first_of(pieces: Pieces) -> TextDelta | Done:
@@ -77,12 +78,13 @@ class Transcript:
     def __init__(self, writer: Writer, logged_prompt: str | None, choices: int) -> None:
         self._writer = writer
         self._prompt = logged_prompt
-        self._pieces: list[list[TextDelta | Done]] = [[] for _ in range(choices)]
+        self._texts: list[list[str]] = [[] for _ in range(choices)]
+        self._tokens: list[list[TokenReport]] = [[] for _ in range(choices)]  # none of a stream, which has sent them
         self._whole: dict[int, Answer] = {}
 
     def encode(self, piece: TextDelta | Done) -> bytes:
         """The event, or events, of one piece."""
-        self._add(piece)
+        self._add(piece, piece.tokens if isinstance(piece, Done) else [])
         if isinstance(piece, TextDelta):
             return sse.event(self._writer.delta(piece))
         last = self._writer.last(self._whole[piece.choice].text, piece)
@@ -93,26 +95,26 @@ class Transcript:
         """All answers; they are over, and counted, before they are sent."""
         async with aclosing(pieces):
             async for piece in pieces:
-                self._add(piece)
+                self._add(piece, piece.tokens)
                 if self._is_whole:
                     return self._writer.whole(self._answers)
         raise AssertionError("an answer ends in Done or raises")
 
     @property
     def _is_whole(self) -> bool:
-        return len(self._whole) == len(self._pieces)
+        return len(self._whole) == len(self._texts)
 
     @property
     def _answers(self) -> list[Answer]:
         return [answer for _, answer in sorted(self._whole.items())]
 
-    def _add(self, piece: TextDelta | Done) -> None:
-        so_far = self._pieces[piece.choice]
-        so_far.append(piece)
+    def _add(self, piece: TextDelta | Done, tokens: list[TokenReport]) -> None:
+        texts, kept = self._texts[piece.choice], self._tokens[piece.choice]
+        kept += tokens
         if isinstance(piece, TextDelta):
+            texts.append(piece.text)
             return
-        text = "".join(each.text for each in so_far if isinstance(each, TextDelta))
-        tokens = [token for each in so_far for token in each.tokens]
-        self._whole[piece.choice] = Answer(text, replace(piece, tokens=tokens))
+        text = "".join(texts)
+        self._whole[piece.choice] = Answer(text, replace(piece, tokens=kept))
         if self._prompt is not None:
             logger.info("answered", extra={"fields": {"prompt": self._prompt, "response": text}})

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from service.chat.endings import OURS, FieldNames, reason_of, too_late
-from service.chat.logprobs import Reporter, TokenReport
+from service.chat.logprobs import Reporter, Spelling, TokenReport
 from service.chat.stops import StopMatcher
 from service.chat.stopwatch import Counts, Stopwatch
 from service.chat.templates import ChatTemplate, Message
@@ -59,7 +59,7 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """New text of the answer; never empty. `tokens`: those that it came of, if they are reported. `choice`: of several
+    """New text of the answer; never empty. `tokens`: those that begin in it, if they are reported. `choice`: of several
     answers, which one it belongs to (see `choices`)."""
 
     text: str
@@ -93,6 +93,7 @@ class Generation:
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
+        self._spelling = Spelling(tokenizer)
         self._template = template
         self._request_timeout = request_timeout
         self._lifecycle = lifecycle
@@ -119,7 +120,7 @@ class Generation:
         with watch:
             request = await self._request(chat, watch)
             watch.submitted(len(request.prompt_ids))
-            answer = _Answer(self._tokenizer, chat.stop, request.stop_ids)
+            answer = _Answer(self._tokenizer, chat.stop, Reporter(self._spelling), request.stop_ids)
             async with aclosing(self._engine.submit(request)) as events:
                 async for event in events:
                     if isinstance(event, Finish):
@@ -134,7 +135,7 @@ class Generation:
             reason = reason_of(watch, self._request_timeout, chat.fields)
             if text := answer.flush():
                 yield TextDelta(text, watch.counts, answer.reports())
-            yield Done(reason, watch.counts, [] if answer.stopped else answer.reports())
+            yield Done(reason, watch.counts, answer.last_reports())
 
     async def _request(self, chat: Chat, watch: Stopwatch) -> GenerationRequest:
         deadline = time.monotonic() + self._request_timeout
@@ -188,13 +189,14 @@ class Generation:
 
 
 class _Answer:
-    """Tokens to text, cut at the first stop string, and their reports."""
+    """Tokens to text, cut at the first stop string, and their reports, but for the one of `stop_ids` that ends it."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: list[str], stop_ids: list[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: list[str], reporter: Reporter, stop_ids: list[int]) -> None:
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopMatcher(stops)
+        self._reporter = reporter
         self._stop_ids = stop_ids
-        self._reporter = Reporter(tokenizer)
+        self._come = self._handed_on = 0  # characters
 
     @property
     def stopped(self) -> bool:
@@ -202,14 +204,25 @@ class _Answer:
 
     def push(self, event: Token) -> str:
         if event.logprobs and event.token not in self._stop_ids:
-            self._reporter.push(event.token, event.logprobs, first=self._detokenizer.at_start)
-        return self._stops.push(self._detokenizer.push([event.token]))
+            first = self._detokenizer.at_start
+            self._reporter.push(event.token, event.logprobs, first=first, at=self._come)
+        text = self._detokenizer.push([event.token])
+        self._come += len(text)
+        return self._handing_on(self._stops.push(text))
 
     def flush(self) -> str:
         if self.stopped:
             return ""
-        return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+        return self._handing_on(self._stops.push(self._detokenizer.flush()) + self._stops.flush())
 
     def reports(self) -> list[TokenReport]:
-        """Of the tokens since the last ones. Those that spelled a stop string are none of the answer's."""
-        return self._reporter.take()
+        """Of the tokens that begin in the text that was handed on since the last ones."""
+        return self._reporter.take(self._handed_on)
+
+    def last_reports(self) -> list[TokenReport]:
+        """Of those that gave no text behind that. What spelled a stop string is none of the answer's."""
+        return [] if self.stopped else self._reporter.take_all()
+
+    def _handing_on(self, text: str) -> str:
+        self._handed_on += len(text)
+        return text

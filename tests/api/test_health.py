@@ -149,7 +149,7 @@ async def test_liveness_by_engine_state(service: Service, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("ready", [True, False])
 async def test_health_is_readiness_by_the_name_other_servers_have_for_it(start: Start, ready: bool) -> None:
-    service = await start(FakeScript(load_seconds=0 if ready else 3), wait=ready)
+    service = await start(FakeScript(load_seconds=0 if ready else 8), wait=ready)
     for method in ("GET", "HEAD"):
         assert (await service.http.request(method, "/health")).status_code == (200 if ready else 503)
 

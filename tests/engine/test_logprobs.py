@@ -81,6 +81,39 @@ def test_more_of_the_likeliest_than_there_are_tokens_is_all_of_them() -> None:
     require_equal(logprobs_of((hidden @ head.T)[0], 2, MOST_LOGPROBS), given)
 
 
+def test_logits_of_sixteen_bits_are_summed_up_in_fp32(hidden: torch.Tensor, head: torch.Tensor) -> None:
+    """The logarithm of a sum over a vocabulary, rounded to bfloat16, is off by more than the logits are."""
+    short, wide = hidden.bfloat16(), head.bfloat16()
+    made = report({0: 3, 2: 0}, short, wide)
+    given = made.read(made.around(lambda: torch.arange(len(hidden)))[1])
+    for place, count in ((0, 3), (2, 0)):
+        require_equal(given[place], of_logits(short[place] @ wide.T, place, count))
+
+
+def test_of_equally_likely_tokens_the_one_that_was_drawn_is_named_first() -> None:
+    """Which of them are among the likeliest, and in what order, is chance."""
+    head = torch.tensor([[3.0], [1.0], [1.0], [1.0], [0.0]])
+    for drawn in range(5):
+        made = report({0: 2}, torch.ones(1, 1), head)
+        given = made.read(made.around(lambda drawn=drawn: torch.tensor([drawn]))[1])[0]
+        assert given.tokens[0] == 0
+        assert (given.tokens[1] == drawn) == (drawn in (1, 2, 3))
+        assert given.values == sorted(given.values, reverse=True)
+        assert logprobs_of(head[:, 0], drawn, 2).tokens[1] == given.tokens[1] or drawn not in (1, 2, 3)
+
+
+def test_logits_are_those_of_all_rows_that_are_sampled_together(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of fewer rows another kernel may compute them, and round otherwise."""
+    runner, served = runner_for(model, "recorded"), sequences(None, 1, None)
+    for sequence in served:
+        sequence.output.append(prefill(runner, sequence))
+    rows = []
+    logits_of = Model.logits
+    monkeypatch.setattr(Model, "logits", lambda self, hidden: rows.append(len(hidden)) or logits_of(self, hidden))
+    runner.launch(StepPlan([], [Decode(sequence, sequence.prompt_length) for sequence in served]))
+    assert rows == [4], "the bucket's; what is recorded calls nothing"
+
+
 class Noted(TorchDispatchMode):
     """Says which operations ran, and when the tokens were drawn."""
 
@@ -167,7 +200,7 @@ def require_the_models(model: Model, pending: PendingTokens, sampled: list[Seque
 
 
 @pytest.mark.parametrize("kind", ["plain", "planned", "recorded"])
-@pytest.mark.parametrize("counts", [(3, None, 0), (None, None, 2), (None, 1, None)])
+@pytest.mark.parametrize("counts", [(3, None, 0), (None, None, 2), (None, 1, None), (None, None, 0)])
 def test_any_step_reports_what_the_model_says_before_penalties_and_temperature(
     model: Model, kind: str, counts: tuple[int | None, ...]
 ) -> None:

@@ -97,7 +97,7 @@ def test_what_tokens_are_reported_with_goes_the_same_way(cuda: SimpleNamespace) 
     report = OnGpuReport({1: 1}, torch.eye(2), lambda hidden: hidden, torch.tensor)
     pending = PendingTokens(lambda: torch.tensor([0, 1]), report)
     pending.sample()
-    assert cuda.said[-6:] == ["pinned"] * 5 + ["recorded"]
+    assert cuda.said[-7:] == ["pinned"] * 6 + ["recorded"]
     assert pending.tokens() == [0, 1]
     assert pending.logprobs()[1].tokens == [1]
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 
@@ -12,7 +12,7 @@ from service.api.health import Identity
 from service.api.openai import errors
 from service.api.openai.request import StreamOptions
 from service.chat.generation import Done, TextDelta
-from service.chat.logprobs import Likelihood, TokenReport
+from service.chat.logprobs import TokenReport
 from service.chat.stopwatch import Counts
 from service.errors import ServiceError
 from service.log import request_id
@@ -43,25 +43,10 @@ class AnswerMessage(BaseModel):
     refusal: None = None
 
 
-class TokenChance(BaseModel):
-    """A token and the natural logarithm of its probability, as the model gives it: before penalties, temperature and
-    filters. `bytes`: its text's; null for a special token, which has none and goes by its name."""
-
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-
-class AnswerToken(TokenChance):
-    """A token of the answer, and the likeliest ones in its place."""
-
-    top_logprobs: list[TokenChance]
-
-
 class ChoiceLogprobs(BaseModel):
     """For a client that asked for logprobs: the tokens of the answer, or of a piece of it, but the one that ends it."""
 
-    content: list[AnswerToken]
+    content: list[TokenReport]
     refusal: None = None
 
 
@@ -179,22 +164,14 @@ class CompletionWriter:
         )
 
     def _logprobs(self, tokens: list[TokenReport]) -> ChoiceLogprobs | None:
-        return ChoiceLogprobs(content=list(map(_answer_token, tokens))) if self._reports else None
+        # As they are: to look at each of them again would take longer than to make them.
+        return ChoiceLogprobs.model_construct(content=tokens) if self._reports else None
 
     def _chunk(self, choice: ChunkChoice, counts: list[Counts]) -> Chunk:
         if not self._options.include_usage:
             return Chunk(**self._named, choices=[choice])
         so_far = usage(counts) if self._options.continuous_usage_stats else None
         return CountedChunk(**self._named, choices=[choice], usage=so_far)
-
-
-def _answer_token(report: TokenReport) -> AnswerToken:
-    return AnswerToken(**_chance(report.own), top_logprobs=[TokenChance(**_chance(each)) for each in report.likeliest])
-
-
-def _chance(likelihood: Likelihood) -> dict[str, Any]:
-    data = likelihood.data
-    return {"token": likelihood.text, "logprob": likelihood.logprob, "bytes": None if data is None else list(data)}
 
 
 def usage(counts: Sequence[Counts]) -> CompletionUsage:

@@ -12,7 +12,7 @@ from service.api.body import json_body
 from service.api.health import Identity
 from service.api.openai.answer import Completion, CompletionWriter
 from service.api.openai.models import require_model
-from service.api.openai.request import DEFAULT_NEW_TOKENS, ChatMessage, CompletionRequest
+from service.api.openai.request import DEFAULT_NEW_TOKENS, MOST_AT_ONCE, ChatMessage, CompletionRequest
 from service.chat.choices import side_by_side, variants
 from service.chat.endings import FieldNames
 from service.chat.generation import Chat, Generation
@@ -92,7 +92,7 @@ def to_chat(body: CompletionRequest, *, ignores_tools: bool) -> Chat:
         stop=body.stop,
         ignore_eos=body.ignore_eos,
         grammar=grammar,
-        logprobs=body.reported(),
+        logprobs=reported(body, wanted or DEFAULT_NEW_TOKENS),
         fields=FieldNames(messages="messages", max_new_tokens=body.limit_name),
     )
 
@@ -110,6 +110,23 @@ def refuse_tools(body: CompletionRequest, *, ignored: bool) -> None:
             "have the server answer in text all the same (INTERNLM_IGNORE_TOOLS)",
             field="tools",
         )
+
+
+def reported(body: CompletionRequest, new_tokens: int) -> int | None:
+    """How many of the likeliest tokens each one of up to `new_tokens` is reported beside; None: without a report.
+    Raises InvalidRequest for likeliest tokens without logprobs, and for too many in one piece."""
+    if not body.logprobs:
+        if body.top_logprobs:
+            raise InvalidRequest("top_logprobs is told with logprobs; set that, or leave it out", field="top_logprobs")
+        return None
+    count = body.n * new_tokens * (1 + body.top_logprobs)
+    if count > MOST_AT_ONCE and not body.stream:
+        raise InvalidRequest(
+            f"{body.n} x {new_tokens} tokens with {body.top_logprobs} of the likeliest beside each may be {count} "
+            f"log-probabilities, and at most {MOST_AT_ONCE} are sent in one piece: ask for fewer, or for a stream",
+            field="top_logprobs" if body.top_logprobs else "logprobs",
+        )
+    return body.top_logprobs
 
 
 def new_tokens(body: CompletionRequest) -> int | None:

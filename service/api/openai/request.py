@@ -17,6 +17,10 @@ context holds, since every token that an answer may have is reserved in the KV c
 MOST_CHOICES = 16
 """Each takes a place among the requests that run at once."""
 
+MOST_AT_ONCE = 200_000
+"""Log-probabilities in an answer that is not streamed: some 15 MB, and a tenth of a second in which nobody else is
+served."""
+
 TEXT_PART = {
     "type": "object",
     "additionalProperties": False,
@@ -142,13 +146,6 @@ class CompletionRequest(Formatted):
                 for at, message in enumerate(messages)
             ]
         return value
-
-    def reported(self) -> int | None:
-        """How many of the likeliest tokens each one is reported beside; None: without a report. Raises InvalidRequest
-        for likeliest tokens without logprobs."""
-        if self.top_logprobs and not self.logprobs:
-            raise InvalidRequest("top_logprobs is told with logprobs; set that, or leave it out", field="top_logprobs")
-        return self.top_logprobs if self.logprobs else None
 
     @property
     def limit_name(self) -> str:

@@ -34,7 +34,7 @@ Sample = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class Begun(NamedTuple):
     """A step that is queued but for its sampling."""
 
-    hidden: torch.Tensor  # [B, hidden]: what it samples from
+    hidden: torch.Tensor  # [>= B, hidden]: what it samples from, rows of padding included
     draw: Callable[[], torch.Tensor]  # queues the sampling, and gives the tokens [B]
 
 
@@ -162,4 +162,4 @@ class DecodeGraphs:
             sample()
             return self._tokens[: len(numbers)]
 
-        return Begun(self._hidden[: len(numbers)], draw)
+        return Begun(self._hidden[:bucket], draw)

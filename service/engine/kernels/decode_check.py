@@ -35,7 +35,7 @@ def check_rotating_attention(ops: Ops, shapes: ServedShapes) -> None:
     name = "rotating_attention"
     for lengths in _batches(shapes):
         problem = RotatedDecode.of(shapes, lengths)
-        for cache in problem.caches:
+        for cache in problem.caches:  # of thousands of tokens, one that is taken from there would not show otherwise
             cache.flatten(0, 1)[problem.places] = torch.nan
         expected, written = _expected(problem)
         require_close(name, problem.planned(ops).attend(ops), expected, shapes.dtype)

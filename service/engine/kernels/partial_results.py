@@ -71,7 +71,7 @@ def merge_kernel(
     best = tl.full([BLOCK_HEADS], EMPTY, tl.float32)
     total = tl.zeros([BLOCK_HEADS], tl.float32)
     summed = tl.zeros([BLOCK_HEADS, HEAD_DIM], tl.float32)
-    # A row of one item was finished by attend_kernel.
+    # A row of one item was finished by whoever computed that.
     first = tl.where(last - first > 1, first, last)
     for start in range(first, last, BLOCK_ITEMS):
         item = start + tl.arange(0, BLOCK_ITEMS)

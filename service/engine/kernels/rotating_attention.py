@@ -14,7 +14,7 @@ from service.engine.kernels.attention_plan import WorkPlan, item_at, tile_for
 from service.engine.kernels.ops import Heads
 from service.engine.kernels.overlap import launch_options, wait_for_inputs
 from service.engine.kernels.paged_attention import LOG2_E, MIN_DOT, weigh_tile
-from service.engine.kernels.paged_rows import PagedRows
+from service.engine.kernels.paged_rows import PER_ROW, PagedRows
 from service.engine.kernels.partial_results import EMPTY, leave_item, merge_items, room_for_results
 from service.engine.kernels.rope import turn
 from service.engine.kernels.tuning import AttentionTuning
@@ -31,7 +31,7 @@ def add_newest(scores, v, best, total, summed, is_last):  # type: ignore[no-unty
     return largest, total * shrink + weights, summed
 
 
-@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["slots", "lengths"])
+@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=PER_ROW)
 def attend_rotating_kernel(
     q: tl.tensor,
     k: tl.tensor,
@@ -134,7 +134,8 @@ def attend_rotating(
     *,
     overlaps: bool = False,
 ) -> torch.Tensor:
-    """See `ops.RotatingAttention`; the caches are contiguous, sizes as for `paged_attention.attend`."""
+    """See `ops.RotatingAttention`; the caches are contiguous, sizes as for `paged_attention.attend`, but
+    that head_dim is at least 32: its halves are multiplied apart."""
     q, k, v = heads
     assert q.stride(0) == k.stride(0) == v.stride(0), "views of one projection"
     block_size, kv_heads, head_dim = caches[0].shape[1:]

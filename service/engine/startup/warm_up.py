@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 import torch
 
 from service.engine.base import GenerationRequest, SamplingParams
+from service.engine.defaults import MOST_LOGPROBS
 from service.engine.runner import TorchRunner
 from service.engine.steps.pace import DecodeTimes
 from service.engine.steps.plan import Chunk, Decode, Sequence, StepPlan
 
 HEAVIEST = SamplingParams(temperature=1.0, top_k=0, top_p=0.9)
-"""Sampling that sorts the vocabulary, where the sampler sorts at all."""
+"""Sampling that sorts the vocabulary, where the sampler sorts at all; its tokens are reported, too."""
 USUAL = SamplingParams()
 """Sampling of a request that says nothing of it, which recorded decodes hold whatever samples."""
 BLOCK = 1
@@ -93,6 +94,7 @@ def _sequence(slot: int, prompt: int, runner: TorchRunner, sampling: SamplingPar
         stop_ids=[],
         deadline=0.0,
         sampling=sampling,
+        logprobs=MOST_LOGPROBS if sampling is HEAVIEST else None,
     )
     blocks = [BLOCK] * (-(-(prompt + 1) // runner.block_size))
     return Sequence(request, arrival=0.0, slot=slot, blocks=blocks)
