@@ -13,7 +13,15 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.engine.defaults import RUNNING_ON_CPU, RUNNING_ON_GPU, STEP_TOKENS_ON_CPU, STEP_TOKENS_ON_GPU, Quantization
+from service.engine.defaults import (
+    LARGE_GPU_BYTES,
+    RUNNING_ON_CPU,
+    RUNNING_ON_GPU,
+    STEP_TOKENS_ON_CPU,
+    STEP_TOKENS_ON_GPU,
+    STEP_TOKENS_ON_LARGE_GPU,
+    Quantization,
+)
 
 PREFIX = "INTERNLM_"
 SETTINGS = SettingsConfigDict(
@@ -94,7 +102,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         description="Most tokens one engine step computes: the prefill chunk; "
-        f"0: {STEP_TOKENS_ON_GPU} on a GPU, {STEP_TOKENS_ON_CPU} on a CPU.",
+        f"0: {STEP_TOKENS_ON_GPU} on a GPU, {STEP_TOKENS_ON_LARGE_GPU} on one of {LARGE_GPU_BYTES >> 30} GiB or more, "
+        f"{STEP_TOKENS_ON_CPU} on a CPU.",
     )
     kv_cache_tokens: int = Field(0, ge=0, description="Tokens the KV cache holds; 0: what fits the memory.")
     gpu_memory_fraction: float = Field(0.9, gt=0, le=1, description="Share of the GPU's memory the engine may use.")

@@ -101,7 +101,7 @@ def test_the_charts_readme_says_what_fits_with_eight_bits_and_without() -> None:
     for gib, *told in rows:
         total = int(float(gib) * GIB)
         for quantization, said in zip(get_args(Quantization), told, strict=True):
-            asked = Demand.on_gpu(Settings(quantization=quantization), 2)
+            asked = Demand.on_gpu(Settings(quantization=quantization), 2, total)
             fit = internlm3_fit(asked, total, total)
             assert said == (f"{fit.tokens:,}" if fit.is_enough else "does not fit"), (gib, quantization)
     weights = [
@@ -168,7 +168,7 @@ def test_a_cache_that_was_asked_for_is_all_there_will_be_and_the_context_shrinks
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({}, "35 requests of 32,768 tokens at once, or 256 of 4,480"),
+        ({}, "34 requests of 32,768 tokens at once, or 256 of 4,416"),
         ({"max_context": 1000}, "256 requests of 1,000 tokens at once"),
         ({"max_running": 2}, "2 requests of 32,768 tokens at once"),
     ],
@@ -182,7 +182,7 @@ def test_no_more_requests_are_promised_at_once_than_run_at_once(settings: dict[s
 def test_the_engine_allocates_what_was_promised(monkeypatch: pytest.MonkeyPatch, cache: int, context: int) -> None:
     config = EngineConfig(kind="native", model_dir="", max_context=context, kv_cache_tokens=cache)
     total = int(22.6 * GIB)
-    fit = internlm3_fit(Demand.on_gpu(config, 2), total, total)
+    fit = internlm3_fit(Demand.on_gpu(config, 2, total), total, total)
     left = total - fit.weights - fit.working
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (left, total))
     planned = plan_capacity(config, INTERNLM3_8B, torch.device("cuda"), torch.bfloat16)
@@ -214,7 +214,7 @@ def test_working_memory_grows_with_what_a_step_computes(more: dict[str, int]) ->
 def test_the_fit_is_that_of_the_directorys_model(tmp_path: Path) -> None:
     make_repository(tmp_path, (3000, 1000))
     assert count_elements(tmp_path) == 2000
-    fit = fit_of(tmp_path)(Demand.on_gpu(Settings(), 4), 8 * GIB, 8 * GIB)
+    fit = fit_of(tmp_path)(Demand.on_gpu(Settings(), 4, 8 * GIB), 8 * GIB, 8 * GIB)
     assert (fit.weights, fit.context) == (8000, 256)
     assert fit.kv_per_token == 2 * 2 * 2 * 16 * 4
 

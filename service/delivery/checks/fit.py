@@ -12,7 +12,7 @@ from service.delivery.disk.directory import shard_names
 from service.delivery.disk.safetensors_header import BadHeader, read_header
 from service.delivery.failures import Cause, DeliveryFailed
 from service.engine.config import ModelConfig, read_config
-from service.engine.defaults import BLOCK_TOKENS, NUMBERS_AT_ONCE, RUNNING_ON_GPU, STEP_TOKENS_ON_GPU, Quantization
+from service.engine.defaults import BLOCK_TOKENS, NUMBERS_AT_ONCE, RUNNING_ON_GPU, Quantization, step_tokens_on_gpu
 
 CUDA_BYTES = 1 << 30
 """CUDA context, library workspaces and the decode graphs of all batch sizes: an estimate, on the safe side."""
@@ -51,12 +51,12 @@ class Demand:
     can_quantize: bool = True  # not every engine does
 
     @classmethod
-    def on_gpu(cls, asked: Asked, number_bytes: int) -> "Demand":
-        """What these settings mean on a GPU."""
+    def on_gpu(cls, asked: Asked, number_bytes: int, total: int) -> "Demand":
+        """What these settings mean on a GPU of `total` bytes."""
         return cls(
             max_context=asked.max_context,
             running=asked.max_running or RUNNING_ON_GPU,
-            step_tokens=asked.step_tokens or STEP_TOKENS_ON_GPU,
+            step_tokens=asked.step_tokens or step_tokens_on_gpu(total),
             memory_fraction=asked.gpu_memory_fraction,
             number_bytes=number_bytes,
             kv_cache_tokens=asked.kv_cache_tokens,

@@ -79,7 +79,7 @@ def judge_fit(settings: Settings, fit_of_model: FitOf, free: int, total: int) ->
     A context that was asked for must fit; the default is "at most" and may shrink, as may any to the cache that was
     asked for, or to what other processes leave.
     """
-    demand = Demand.on_gpu(settings, NUMBER_BYTES[settings.dtype])
+    demand = Demand.on_gpu(settings, NUMBER_BYTES[settings.dtype], total)
     demand = replace(demand, can_quantize=settings.engine == "native")
     now, alone = (fit_of_model(demand, bytes_, total) for bytes_ in (free, total))
     if not alone.is_enough:

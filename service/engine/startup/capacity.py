@@ -7,7 +7,7 @@ import torch
 from service.delivery.checks.fit import kv_bytes_per_token
 from service.engine.base import EngineConfig
 from service.engine.config import ModelConfig
-from service.engine.defaults import RUNNING_ON_CPU, RUNNING_ON_GPU, STEP_TOKENS_ON_CPU, STEP_TOKENS_ON_GPU
+from service.engine.defaults import RUNNING_ON_CPU, RUNNING_ON_GPU, STEP_TOKENS_ON_CPU, step_tokens_on_gpu
 from service.engine.device import available_memory
 from service.errors import ConfigurationError
 
@@ -32,7 +32,10 @@ def running_limit(config: EngineConfig, device: torch.device) -> int:
 
 def step_limit(config: EngineConfig, device: torch.device) -> int:
     """How many tokens a step computes."""
-    return config.step_tokens or (STEP_TOKENS_ON_GPU if device.type == "cuda" else STEP_TOKENS_ON_CPU)
+    if config.step_tokens or device.type != "cuda":
+        return config.step_tokens or STEP_TOKENS_ON_CPU
+    _, total = torch.cuda.mem_get_info(device)
+    return step_tokens_on_gpu(total)
 
 
 def plan_capacity(

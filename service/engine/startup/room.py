@@ -33,10 +33,11 @@ def require_room(
     Raises ConfigurationError, naming the settings that would fit, when it would not fit an empty GPU; EngineFailed when
     another process holds the memory for too long.
     """
-    demand, fit = Demand.on_gpu(config, number_bytes), _fit_of(Path(config.model_dir))
+    fit = _fit_of(Path(config.model_dir))
 
     def look() -> _Sight:
         free, total = memory()
+        demand = Demand.on_gpu(config, number_bytes, total)
         return fit(demand, free + OWN_CONTEXT_BYTES, total), fit(demand, total, total), total
 
     now, alone, total = once_free(look, _in_the_way, _patience, clock, sleep)
@@ -46,6 +47,7 @@ def require_room(
         return now
     if alone.is_enough:
         raise EngineFailed(f"another process holds the GPU's memory: {now.summary}")
+    demand = Demand.on_gpu(config, number_bytes, total)
     ways_out = remedies(demand, lambda other: fit(other, total, total), total)
     raise ConfigurationError(f"the model does not fit the GPU: {alone.summary}; {ways_out}")
 

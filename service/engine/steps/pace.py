@@ -17,7 +17,7 @@ CROWD, CROWD_SHARE = 4, 8
 """Waiting requests are a crowd from CROWD on, if there is one for every CROWD_SHARE running ones: waiting then costs
 them more than longer steps cost the running ones."""
 CROWD_TOKENS = 1024
-"""Prompt tokens beside decodes for a crowd: three times a decode's time on an H100, half a full step's."""
+"""Prompt tokens beside decodes for a crowd: three times a decode's time on an H100."""
 LONG_PROMPT = 4096
 """A longer prompt has no more than its pace's share in a crowd: up to here a crowd's step takes a third longer at most
 for its attention. At 30,000 tokens of context it takes three times as long, and the crowd gains nothing by it."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from service.delivery.checks.fit import kv_bytes_per_token
+from service.delivery.checks.fit import Demand, kv_bytes_per_token
 from service.engine.base import Core, EngineConfig, FinishReason
 from service.engine.config import read_config
 from service.engine.cuda.choose_paths import Choice, choose_paths
@@ -204,12 +204,18 @@ def test_a_cache_that_does_not_fit_is_refused_with_the_numbers(
         capacity_blocks(model_dir)
 
 
-@pytest.mark.parametrize(("asked", "on_gpu", "on_cpu"), [(0, 2048, 512), (64, 64, 64)])
+@pytest.mark.parametrize(
+    ("asked", "gib", "on_gpu", "on_cpu"),
+    [(0, 24, 2048, 512), (0, 69.9, 2048, 512), (0, 79, 4096, 512), (64, 79, 64, 64)],
+)
 def test_a_gpus_step_computes_more_than_a_cpus_unless_told_otherwise(
-    model_dir: Path, asked: int, on_gpu: int, on_cpu: int
+    model_dir: Path, asked: int, gib: float, on_gpu: int, on_cpu: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    total = int(gib * (1 << 30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (total // 3, total))
     config = config_for(model_dir, step_tokens=asked)
     assert (step_limit(config, torch.device("cuda")), step_limit(config, CPU)) == (on_gpu, on_cpu)
+    assert Demand.on_gpu(config, 2, total).step_tokens == on_gpu, "what is reckoned with before"
 
 
 def test_a_built_core_computes_long_prompts_in_a_cpus_chunks(model_dir: Path) -> None:
