@@ -15,8 +15,7 @@ from pydantic import BaseModel
 
 from service.api import sse
 from service.api.disconnect import until_disconnect
-from service.chat.choices import Pieces
-from service.chat.generation import Done, TextDelta
+from service.chat.generation import Done, Pieces, TextDelta
 from service.chat.logprobs import TokenReport
 from service.errors import ServiceError
 
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
-    """One that is whole; `done` has all of its tokens."""
+    """One that is whole; `done` has all of its tokens, unless they were streamed."""
 
     text: str
     done: Done
@@ -84,7 +83,7 @@ class Transcript:
 
     def encode(self, piece: TextDelta | Done) -> bytes:
         """The event, or events, of one piece."""
-        self._add(piece, piece.tokens if isinstance(piece, Done) else [])
+        self._add(piece, [])
         if isinstance(piece, TextDelta):
             return sse.event(self._writer.delta(piece))
         last = self._writer.last(self._whole[piece.choice].text, piece)

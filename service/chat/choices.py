@@ -1,18 +1,16 @@
 """Several answers to one conversation, given side by side."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
-from service.chat.generation import Chat, Done, TextDelta
+from service.chat.generation import Chat, Done, Pieces, TextDelta
 from service.engine.base import FinishReason
 from service.log import note, request_notes
-
-Pieces = AsyncGenerator[TextDelta | Done]
 
 AHEAD = 8
 """Pieces that are read before they are asked for: a client that reads slowly holds up its answers."""

@@ -79,6 +79,10 @@ class Done:
     choice: int = 0
 
 
+Pieces = AsyncGenerator[TextDelta | Done]
+"""Those of an answer, in order; closed early, they end it."""
+
+
 class Generation:
     """Answers chats with one loaded model. An answer may take `request_timeout` seconds in all."""
 
@@ -101,7 +105,7 @@ class Generation:
         self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
         self._checking = ThreadPoolExecutor(CHECKING_THREADS, thread_name_prefix="grammars")
 
-    async def stream(self, chat: Chat) -> AsyncGenerator[TextDelta | Done]:
+    async def stream(self, chat: Chat) -> Pieces:
         """Text deltas, then one Done. Closing it early stops the work within one engine step.
 
         Raises NotReady, InvalidRequest, QueueFull, DeadlineExceeded or EngineFailed. All but NotReady are counted.
@@ -116,7 +120,7 @@ class Generation:
         async for _ in self._answer(chat, Stopwatch(metrics=None)):
             pass
 
-    async def _answer(self, chat: Chat, watch: Stopwatch) -> AsyncGenerator[TextDelta | Done]:
+    async def _answer(self, chat: Chat, watch: Stopwatch) -> Pieces:
         with watch:
             request = await self._request(chat, watch)
             watch.submitted(len(request.prompt_ids))

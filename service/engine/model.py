@@ -13,7 +13,7 @@ from torch.nn.functional import embedding
 
 from service.engine.attention import Attention, PagedCache
 from service.engine.config import ModelConfig
-from service.engine.kernels.ops import AddNorm, Affine, Heads, Ops
+from service.engine.kernels.ops import AddNorm, Affine, Angles, Heads, Ops
 from service.engine.weights import Weights
 
 
@@ -26,7 +26,7 @@ class StepRows:
     places: torch.Tensor
 
 
-RotatingAttention = Callable[[int, Heads, tuple[torch.Tensor, torch.Tensor]], torch.Tensor]
+RotatingAttention = Callable[[int, Heads, Angles], torch.Tensor]
 """From a layer, the heads of its projection and the model's cos and sin to [T, heads, head_dim]."""
 
 

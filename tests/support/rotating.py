@@ -4,12 +4,10 @@ import torch
 
 from service.engine.kernels import torch_ops
 from service.engine.kernels.batch import DecodeBatch
-from service.engine.kernels.ops import Heads
-
-Pair = tuple[torch.Tensor, torch.Tensor]
+from service.engine.kernels.ops import Angles, Caches, Heads
 
 
-def rotate_and_attend(heads: Heads, angles: Pair, caches: Pair, batch: DecodeBatch, scale: float) -> torch.Tensor:
+def rotate_and_attend(heads: Heads, angles: Angles, caches: Caches, batch: DecodeBatch, scale: float) -> torch.Tensor:
     """`ops.RotatingAttention`, by rotation of a copy."""
     size, last = caches[0].shape[1], batch.lengths.long() - 1
     places = batch.block_tables[batch.slots, last // size].long() * size + last % size

@@ -12,7 +12,7 @@ from service.api.body import json_body
 from service.api.health import Identity
 from service.api.openai.answer import Completion, CompletionWriter
 from service.api.openai.models import require_model
-from service.api.openai.request import DEFAULT_NEW_TOKENS, MOST_AT_ONCE, ChatMessage, CompletionRequest
+from service.api.openai.request import DEFAULT_NEW_TOKENS, LOGPROBS_IN_ONE_PIECE, ChatMessage, CompletionRequest
 from service.chat.choices import side_by_side, variants
 from service.chat.endings import FieldNames
 from service.chat.generation import Chat, Generation
@@ -120,10 +120,11 @@ def reported(body: CompletionRequest, new_tokens: int) -> int | None:
             raise InvalidRequest("top_logprobs is told with logprobs; set that, or leave it out", field="top_logprobs")
         return None
     count = body.n * new_tokens * (1 + body.top_logprobs)
-    if count > MOST_AT_ONCE and not body.stream:
+    if count > LOGPROBS_IN_ONE_PIECE and not body.stream:
         raise InvalidRequest(
             f"{body.n} x {new_tokens} tokens with {body.top_logprobs} of the likeliest beside each may be {count} "
-            f"log-probabilities, and at most {MOST_AT_ONCE} are sent in one piece: ask for fewer, or for a stream",
+            f"log-probabilities, and at most {LOGPROBS_IN_ONE_PIECE} are sent in one piece: ask for fewer, "
+            "or for a stream",
             field="top_logprobs" if body.top_logprobs else "logprobs",
         )
     return body.top_logprobs

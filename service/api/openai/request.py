@@ -17,8 +17,8 @@ context holds, since every token that an answer may have is reserved in the KV c
 MOST_CHOICES = 16
 """Each takes a place among the requests that run at once."""
 
-MOST_AT_ONCE = 200_000
-"""Log-probabilities in an answer that is not streamed: some 15 MB, and a tenth of a second in which nobody else is
+LOGPROBS_IN_ONE_PIECE = 200_000
+"""Most of an answer that is not streamed: some 15 MB, and a tenth of a second in which nobody else is
 served."""
 
 TEXT_PART = {

@@ -4,7 +4,7 @@ import torch
 
 from service.engine.attention import PagedCache
 from service.engine.kernels.batch import DecodeInputs
-from service.engine.kernels.ops import Heads, Ops
+from service.engine.kernels.ops import Angles, Heads, Ops
 from service.engine.steps.slots import Slots
 
 
@@ -20,7 +20,7 @@ class PlannedDecodeAttention:
         self._ops = ops
         self._batch = ops.plan_decode(slots.tables, numbers, inputs.lengths, cache.keys[0])
 
-    def rotating(self, layer: int, heads: Heads, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def rotating(self, layer: int, heads: Heads, angles: Angles) -> torch.Tensor:
         """The same of heads as a projection leaves them, before their KV is in the cache: `model.RotatingAttention`."""
         assert self._ops.rotating_attention is not None
         caches = self.cache.keys[layer], self.cache.values[layer]

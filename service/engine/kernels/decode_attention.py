@@ -4,7 +4,7 @@ import torch
 
 from service.engine.kernels.attention_plan import WorkPlan, plan_work
 from service.engine.kernels.batch import DecodeBatch
-from service.engine.kernels.ops import Heads
+from service.engine.kernels.ops import Angles, Caches, Heads
 from service.engine.kernels.paged_attention import attend
 from service.engine.kernels.paged_rows import PagedRows
 from service.engine.kernels.rotating_attention import attend_rotating
@@ -36,8 +36,8 @@ class PagedDecodeAttention:
     def rotate_and_attend(
         self,
         heads: Heads,
-        angles: tuple[torch.Tensor, torch.Tensor],
-        caches: tuple[torch.Tensor, torch.Tensor],
+        angles: Angles,
+        caches: Caches,
         batch: DecodeBatch,
         scale: float,
     ) -> torch.Tensor:

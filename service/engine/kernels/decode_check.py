@@ -12,7 +12,7 @@ from service.engine.kernels import torch_ops
 from service.engine.kernels.batch import DecodeBatch
 from service.engine.kernels.candidate import Disagreement, ServedShapes, require_close
 from service.engine.kernels.checks import angles_of
-from service.engine.kernels.ops import Heads, Ops
+from service.engine.kernels.ops import Angles, Caches, Heads, Ops
 
 LONG = 6000
 """Tokens of one sequence: pieces enough for several turns of any loop that merges them."""
@@ -95,8 +95,8 @@ class RotatedDecode:
 
     config: ModelConfig
     qkv: torch.Tensor
-    angles: tuple[torch.Tensor, torch.Tensor]
-    caches: tuple[torch.Tensor, torch.Tensor]
+    angles: Angles
+    caches: Caches
     positions: torch.Tensor  # int64 [T], the last of each sequence
     places: torch.Tensor  # int64 [T]
     batch: DecodeBatch

@@ -82,18 +82,24 @@ class Heads(NamedTuple):
         return cls(*torch.split(heads, [c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1))
 
 
+Angles = tuple[torch.Tensor, torch.Tensor]
+"""RotateAndCache's cos and sin."""
+Caches = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of one layer."""
+
+
 class RotatingAttention(Protocol):
     """RotateAndCache, then DecodeAttention, for heads as the projection leaves them, which stay as they are.
 
-    A row stands at the last position of its length, and its place in the `caches`, of keys and of values, follows from
-    its blocks; `angles` are RotateAndCache's cos and sin. The batch is planned by the `plan_decode` beside it.
+    A row stands at the last position of its length, and its place in the caches follows from its blocks. The batch is
+    planned by the `plan_decode` beside it.
     """
 
     def __call__(
         self,
         heads: Heads,
-        angles: tuple[torch.Tensor, torch.Tensor],
-        caches: tuple[torch.Tensor, torch.Tensor],
+        angles: Angles,
+        caches: Caches,
         batch: DecodeBatch,
         scale: float,
     ) -> torch.Tensor: ...

@@ -23,8 +23,8 @@ from service.engine.quantization import Matrix
 
 logger = logging.getLogger(__name__)
 
-BATCH, CONTEXT = 64, 512
-"""Sequences of a busy decode, and tokens of each."""
+BUSY_SEQUENCES, BUSY_CONTEXT = 64, 512
+"""Of a busy decode: how many, and tokens of each."""
 LEAD = 1.02
 """What is ours keeps its place unless the other is ahead by this much: less is noise."""
 
@@ -32,7 +32,7 @@ LEAD = 1.02
 @torch.inference_mode()
 def race(ops: Ops, shapes: ServedShapes, stopwatch: Stopwatch = seconds) -> Ops:
     """`ops` with the products that torch wins in `outrun`, the chains that lose to their links in `parted`, and without
-    an attention that rotates where it loses to its own. Takes 3 GB of device memory for an 8B model."""
+    an attention that rotates where it loses to the two one by one. Takes 3 GB of device memory for an 8B model."""
     torchs = replace(ops, one_row_linear=None, few_rows_linear=None, many_rows_linear=None, one_row_norm_linear=None)
     judged_at, lost = list(_rows(ops)), set()
     for width, depth, gated in matrices(shapes.config, shapes.config.vocab_size) if judged_at else []:
@@ -54,9 +54,9 @@ def race(ops: Ops, shapes: ServedShapes, stopwatch: Stopwatch = seconds) -> Ops:
 
 def _attentions(ops: Ops, shapes: ServedShapes) -> list[list[Work]]:
     """Those of a busy decode, that rotate and that do not."""
-    context = min(CONTEXT, shapes.config.max_positions)
-    count = sets_needed(2 * BATCH * context * shapes.config.kv_size * shapes.dtype.itemsize, shapes.device)
-    problems = [RotatedDecode.of(shapes, [context] * BATCH).planned(ops) for _ in range(count)]
+    context = min(BUSY_CONTEXT, shapes.config.max_positions)
+    count = sets_needed(2 * BUSY_SEQUENCES * context * shapes.config.kv_size * shapes.dtype.itemsize, shapes.device)
+    problems = [RotatedDecode.of(shapes, [context] * BUSY_SEQUENCES).planned(ops) for _ in range(count)]
     apart = replace(ops, rotating_attention=None)
     return [[partial(problem.attend, each) for problem in problems] for each in (ops, apart)]
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from service.engine.kernels.attention_plan import WorkPlan, item_at, tile_for
-from service.engine.kernels.ops import Heads
+from service.engine.kernels.ops import Angles, Caches, Heads
 from service.engine.kernels.overlap import launch_options, wait_for_inputs
 from service.engine.kernels.paged_attention import LOG2_E, MIN_DOT, weigh_tile
 from service.engine.kernels.paged_rows import PER_ROW, PagedRows
@@ -125,8 +125,8 @@ def attend_rotating_kernel(
 
 def attend_rotating(
     heads: Heads,
-    angles: tuple[torch.Tensor, torch.Tensor],
-    caches: tuple[torch.Tensor, torch.Tensor],
+    angles: Angles,
+    caches: Caches,
     rows: PagedRows,
     work: WorkPlan,
     scale: float,

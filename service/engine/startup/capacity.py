@@ -32,8 +32,10 @@ def running_limit(config: EngineConfig, device: torch.device) -> int:
 
 def step_limit(config: EngineConfig, device: torch.device) -> int:
     """How many tokens a step computes."""
-    if config.step_tokens or device.type != "cuda":
-        return config.step_tokens or STEP_TOKENS_ON_CPU
+    if config.step_tokens:
+        return config.step_tokens
+    if device.type != "cuda":
+        return STEP_TOKENS_ON_CPU
     _, total = torch.cuda.mem_get_info(device)
     return step_tokens_on_gpu(total)
 

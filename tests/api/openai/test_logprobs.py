@@ -10,7 +10,7 @@ from service.api.answer import Transcript
 from service.api.health import Identity
 from service.api.openai.answer import CompletionWriter
 from service.api.openai.completions import reported
-from service.api.openai.request import DEFAULT_NEW_TOKENS, MOST_AT_ONCE, CompletionRequest, StreamOptions
+from service.api.openai.request import DEFAULT_NEW_TOKENS, LOGPROBS_IN_ONE_PIECE, CompletionRequest, StreamOptions
 from service.chat.generation import Done, TextDelta
 from service.chat.logprobs import Likelihood, TokenReport
 from service.chat.stopwatch import Counts
@@ -111,7 +111,7 @@ def request(**fields: Any) -> CompletionRequest:
 def test_more_than_is_sent_in_one_piece_is_refused_and_streamed(
     fields: dict[str, Any], tokens: int, field: str
 ) -> None:
-    with pytest.raises(InvalidRequest, match=f"at most {MOST_AT_ONCE}.* or for a stream") as refused:
+    with pytest.raises(InvalidRequest, match=f"at most {LOGPROBS_IN_ONE_PIECE}.* or for a stream") as refused:
         reported(request(**fields), tokens)
     assert refused.value.field == field
     assert reported(request(**fields, stream=True), tokens) == fields.get("top_logprobs", 0)

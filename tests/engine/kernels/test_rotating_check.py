@@ -10,13 +10,13 @@ import torch
 from service.engine.kernels.batch import DecodeBatch
 from service.engine.kernels.candidate import Candidate, ServedShapes
 from service.engine.kernels.decode_check import RotatedDecode, check_rotating_attention
-from service.engine.kernels.ops import Heads, Ops
+from service.engine.kernels.ops import Angles, Caches, Heads, Ops
 from service.engine.kernels.selfcheck import prove_candidates
 from tests.engine.kernels.conftest import Subject
 from tests.engine.kernels.test_selfcheck import CPU, LONG_CONTEXT
-from tests.support.rotating import Pair, rotate_and_attend
+from tests.support.rotating import rotate_and_attend
 
-Lie = Callable[[Heads, Pair, Pair, DecodeBatch, float], torch.Tensor]
+Lie = Callable[[Heads, Angles, Caches, DecodeBatch, float], torch.Tensor]
 LIARS: list[Lie] = []
 
 
@@ -26,7 +26,7 @@ def liar(lie: Lie) -> Lie:
 
 
 @liar
-def takes_queries_as_they_are(heads: Heads, angles: Pair, *rest: Any) -> torch.Tensor:
+def takes_queries_as_they_are(heads: Heads, angles: Angles, *rest: Any) -> torch.Tensor:
     still = torch.ones_like(angles[0]), torch.zeros_like(angles[1])
     rotate_and_attend(heads, angles, *rest)
     right = rest[0][0].clone()
@@ -36,18 +36,18 @@ def takes_queries_as_they_are(heads: Heads, angles: Pair, *rest: Any) -> torch.T
 
 
 @liar
-def rotates_the_other_way(heads: Heads, angles: Pair, *rest: Any) -> torch.Tensor:
+def rotates_the_other_way(heads: Heads, angles: Angles, *rest: Any) -> torch.Tensor:
     return rotate_and_attend(heads, (angles[0], -angles[1]), *rest)
 
 
 @liar
-def stands_one_position_behind(heads: Heads, angles: Pair, *rest: Any) -> torch.Tensor:
+def stands_one_position_behind(heads: Heads, angles: Angles, *rest: Any) -> torch.Tensor:
     return rotate_and_attend(heads, (angles[0].roll(1, 0), angles[1].roll(1, 0)), *rest)
 
 
 @liar
 def does_not_see_the_new_token(
-    heads: Heads, angles: Pair, caches: Pair, batch: DecodeBatch, scale: float
+    heads: Heads, angles: Angles, caches: Caches, batch: DecodeBatch, scale: float
 ) -> torch.Tensor:
     result = rotate_and_attend(heads._replace(v=heads.v * 0), angles, caches, batch, scale)
     rotate_and_attend(heads, angles, caches, batch, scale)
@@ -55,7 +55,7 @@ def does_not_see_the_new_token(
 
 
 @liar
-def keeps_no_values(heads: Heads, angles: Pair, caches: Pair, *rest: Any) -> torch.Tensor:
+def keeps_no_values(heads: Heads, angles: Angles, caches: Caches, *rest: Any) -> torch.Tensor:
     values = caches[1].clone()
     result = rotate_and_attend(heads, angles, caches, *rest)
     caches[1].copy_(values)
@@ -63,7 +63,7 @@ def keeps_no_values(heads: Heads, angles: Pair, caches: Pair, *rest: Any) -> tor
 
 
 @liar
-def keeps_keys_as_they_are(heads: Heads, angles: Pair, caches: Pair, *rest: Any) -> torch.Tensor:
+def keeps_keys_as_they_are(heads: Heads, angles: Angles, caches: Caches, *rest: Any) -> torch.Tensor:
     result = rotate_and_attend(heads, angles, caches, *rest)
     keys = caches[0].clone()
     rotate_and_attend(heads, (torch.ones_like(angles[0]), torch.zeros_like(angles[1])), caches, *rest)
@@ -73,7 +73,7 @@ def keeps_keys_as_they_are(heads: Heads, angles: Pair, caches: Pair, *rest: Any)
 
 
 @liar
-def writes_a_stray_value(heads: Heads, angles: Pair, caches: Pair, *rest: Any) -> torch.Tensor:
+def writes_a_stray_value(heads: Heads, angles: Angles, caches: Caches, *rest: Any) -> torch.Tensor:
     result = rotate_and_attend(heads, angles, caches, *rest)
     caches[1][0, 0] = 1.0
     return result
