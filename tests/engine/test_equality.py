@@ -21,7 +21,7 @@ GROUPINGS = [
     Shape(heads=4, kv_heads=1, qkv_bias=True, bias=True, tied=True),
     Shape(heads=4, kv_heads=4, qkv_bias=True, bias=True),
 ]
-NEW_TOKENS = 32
+NEW_TOKENS = 24
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +123,7 @@ def test_the_oracle_answers_in_words(smollm2_dir: Path, small_model_answers: lis
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "prefix_cache", "step_tokens"),
-    [(1, True, 512), (8, True, 16), (8, False, 16), (8, True, 512), (8, False, 512)],
+    [(1, True, 512), (8, True, 16), (8, False, 512)],
 )
 def test_greedy_tokens_equal_transformers_on_the_small_model(
     smollm2_dir: Path,

@@ -187,7 +187,7 @@ ALLOWED = [3, 77, 150, 151, 300, 499]
 
 
 @pytest.mark.parametrize("p", [params(temperature=0.0), *SETTINGS], ids=str)
-@pytest.mark.parametrize("allowed", [ALLOWED, ALLOWED[:1], list(range(1, VOCAB, 2))], ids=["few", "one", "half"])
+@pytest.mark.parametrize("allowed", [ALLOWED, list(range(1, VOCAB, 2))], ids=["few", "half"])
 def test_what_is_forbidden_is_never_drawn_and_the_rest_as_if_there_was_nothing_else(
     p: SamplingParams, allowed: list[int]
 ) -> None:
@@ -203,6 +203,14 @@ def test_what_is_forbidden_is_never_drawn_and_the_rest_as_if_there_was_nothing_e
         assert_drawn_from(expected, torch.bincount(drawn, minlength=VOCAB) / DRAWS)
     else:
         assert set(drawn.tolist()) == {int(left.argmax())}
+
+
+@pytest.mark.parametrize("p", [params(temperature=0.0), *SETTINGS], ids=str)
+def test_a_token_that_alone_is_allowed_is_drawn(p: SamplingParams) -> None:
+    rows = rows_of([p] * 50, seen=[SEEN_TOKENS] * 50)
+    rows.marks.bitwise_or_(FORBIDDEN)[:, ALLOWED[0]] &= SEEN
+    drawn = sample(some_logits(3).expand(50, -1), rows, torch.arange(50), {method_of(p, VOCAB)})
+    assert set(drawn.tolist()) == {ALLOWED[0]}
 
 
 BATCH = [

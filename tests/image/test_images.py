@@ -168,8 +168,8 @@ def test_the_gpu_image_builds_what_triton_builds_at_its_first_kernel() -> None:
 
 def test_the_gpu_image_compiles_its_kernels_without_a_gpu() -> None:
     """As its build does, where the index's torch brings Triton along."""
-    said = json.loads(with_triton("python", "-m", "service.engine.cuda.compile_ahead", "/tmp/compiled", "90"))
-    assert said["capability"] == 90
+    said = json.loads(with_triton("python", "-m", "service.engine.cuda.compile_ahead", "/tmp/compiled", "75"))
+    assert said["capability"] == 75
     assert said["kernels"] > 20
 
 
