@@ -207,9 +207,10 @@ def test_what_is_forbidden_is_never_drawn_and_the_rest_as_if_there_was_nothing_e
 
 @pytest.mark.parametrize("p", [params(temperature=0.0), *SETTINGS], ids=str)
 def test_a_token_that_alone_is_allowed_is_drawn(p: SamplingParams) -> None:
-    rows = rows_of([p] * 50, seen=[SEEN_TOKENS] * 50)
+    draws = 50
+    rows = rows_of([p] * draws, seen=[SEEN_TOKENS] * draws)
     rows.marks.bitwise_or_(FORBIDDEN)[:, ALLOWED[0]] &= SEEN
-    drawn = sample(some_logits(3).expand(50, -1), rows, torch.arange(50), {method_of(p, VOCAB)})
+    drawn = sample(some_logits(3).expand(draws, -1), rows, torch.arange(draws), {method_of(p, VOCAB)})
     assert set(drawn.tolist()) == {ALLOWED[0]}
 
 

@@ -90,21 +90,25 @@ def unlaunched(capability: int) -> Iterator[Compiled]:
         JITFunction.run = run
 
 
+def choices_for(capability: int) -> tuple[torch.dtype, Tuning]:
+    """The type of numbers and the launch choices that such GPUs serve with."""
+    version = divmod(capability, 10)
+    dtype = torch.bfloat16 if version >= BFLOAT16_CAPABILITY else torch.float16
+    return dtype, tuning_for(version).for_dtype(dtype)
+
+
 def kernels_of(tuning: Tuning, multiprocessors: int, quantization: Quantization = "none") -> Ops:
     """Every kernel of a GPU of so many multiprocessors, as if all had proved right."""
     fields: dict[str, Any] = {}
     for candidate in candidates(tuning, multiprocessors, quantization):
-        if candidate.name not in tuning.skip:
-            fields |= candidate.fields
+        fields |= candidate.fields
     return with_judged_rows(replace(Ops(), **fields), tuning.tiles(quantization), quantization)
 
 
 @torch.inference_mode()
 def compile_kernels(model: ModelConfig, capability: int) -> Compiled:
     """All that serving `model` launches on GPUs of `capability` (90 for 9.0), quantized and not."""
-    version = divmod(capability, 10)
-    dtype = torch.bfloat16 if version >= BFLOAT16_CAPABILITY else torch.float16
-    tuning = tuning_for(version).for_dtype(dtype)
+    dtype, tuning = choices_for(capability)
     with unlaunched(capability) as compiled:
         for quantization in get_args(Quantization):
             ops = kernels_of(tuning, max(MULTIPROCESSORS), quantization)

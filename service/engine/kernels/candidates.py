@@ -30,7 +30,13 @@ for each; to widen it for the library costs five times its bytes, and pays from 
 
 
 def candidates(tuning: Tuning, multiprocessors: int, quantization: Quantization = "none") -> list[Candidate]:
-    """The kernels with the launch choices of `tuning`, for a GPU of so many multiprocessors and matrices so kept."""
+    """The kernels with the launch choices of `tuning`, for a GPU of so many multiprocessors and matrices so kept;
+    without those that it skips."""
+    every = _every_candidate(tuning, multiprocessors, quantization)
+    return [candidate for candidate in every if candidate.name not in tuning.skip]
+
+
+def _every_candidate(tuning: Tuning, multiprocessors: int, quantization: Quantization) -> list[Candidate]:
     overlaps = tuning.overlaps
     attention = PagedDecodeAttention(tuning.attention, multiprocessors, overlaps=overlaps)
     chunks = PagedChunkAttention(tuning.chunks, multiprocessors, overlaps=overlaps)

@@ -55,7 +55,7 @@ def prove(shapes: ServedShapes, *, alone: bool = False) -> Proof:
     tuning = tuning_for(torch.cuda.get_device_capability(shapes.device))
     tuning = replace(tuning, overlaps=tuning.overlaps and not alone).for_dtype(shapes.dtype)
     multiprocessors = torch.cuda.get_device_properties(shapes.device).multi_processor_count
-    wanted = [c for c in candidates(tuning, multiprocessors, shapes.quantization) if c.name not in tuning.skip]
+    wanted = candidates(tuning, multiprocessors, shapes.quantization)
     plain = with_judged_rows(Ops(), tuning.tiles(shapes.quantization), shapes.quantization)
     proof = prove_candidates(wanted, shapes, plain)
     return replace(proof, overlaps=tuning.overlaps, multiprocessors=multiprocessors)

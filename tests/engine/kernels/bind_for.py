@@ -15,12 +15,12 @@ import torch
 
 from service.engine.attention import ChunkSpan, PagedCache
 from service.engine.config import INTERNLM3_8B
-from service.engine.cuda.compile_ahead import kernels_of, unlaunched
+from service.engine.cuda.compile_ahead import choices_for, kernels_of, unlaunched
 from service.engine.cuda.paths import Paths
 from service.engine.kernels import torch_ops
 from service.engine.kernels.batch import DecodeInputs
 from service.engine.kernels.ops import Ops
-from service.engine.kernels.tuning import tuning_for
+from service.engine.kernels.tuning import Tuning
 from service.engine.model import Model
 from service.engine.runner import TorchRunner
 from service.engine.sampling import Method
@@ -36,9 +36,9 @@ MAX_RUNNING = (max(BATCHES), 275)
 CPU = torch.device("cpu")
 
 
-def serving_ops(capability: int) -> Ops:
+def serving_ops(tuning: Tuning) -> Ops:
     """Every kernel; the places and tokens it would find are torch's or made up, since nothing is computed."""
-    ops = kernels_of(tuning_for(divmod(capability, 10)), 132)
+    ops = kernels_of(tuning, 132)
     draw, find = ops.sample, ops.locate
 
     def sample(logits: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -63,8 +63,8 @@ def attend_to_chunk(ops: Ops, cache: PagedCache, tokens: int) -> None:
 
 
 def main(capability: int) -> None:
-    dtype = torch.bfloat16 if capability >= 80 else torch.float16
-    ops = serving_ops(capability)
+    dtype, tuning = choices_for(capability)
+    ops = serving_ops(tuning)
     model = Model(CONFIG, allocate(CONFIG, CPU, dtype), 1024, ops)
     cache = PagedCache(CONFIG, 8, 64, CPU, dtype)
     # Attention rotates decodes alone, and beside prompts does not.

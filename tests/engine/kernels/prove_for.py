@@ -17,13 +17,12 @@ import torch
 from triton import knobs
 
 from service.engine.config import INTERNLM3_8B
-from service.engine.cuda.compile_ahead import LAYERS, Compiled, compile_kernels, unlaunched
+from service.engine.cuda.compile_ahead import LAYERS, Compiled, choices_for, compile_kernels, unlaunched
 from service.engine.defaults import Quantization
 from service.engine.kernels import checks, decode_check, linear_check, prefill_check, shipped
 from service.engine.kernels.candidate import Disagreement, ServedShapes
 from service.engine.kernels.candidates import candidates, with_judged_rows
 from service.engine.kernels.ops import Ops
-from service.engine.kernels.tuning import tuning_for
 from service.engine.quantization import Matrix, empty_matrix
 
 MULTIPROCESSORS = 132
@@ -54,17 +53,13 @@ def unjudged() -> Iterator[None]:
 @torch.inference_mode()
 def proved(capability: int) -> Compiled:
     """What the self-check launches."""
-    dtype = torch.bfloat16 if capability >= 80 else torch.float16
+    dtype, tuning = choices_for(capability)
     served = Unfilled(replace(INTERNLM3_8B, num_layers=LAYERS), 64, dtype, torch.device("cpu"))
-    tuning = tuning_for(divmod(capability, 10)).for_dtype(dtype)
     with unlaunched(capability) as compiled, unjudged():
         for quantization in get_args(Quantization):
             plain = with_judged_rows(Ops(), tuning.tiles(quantization), quantization)
             shapes = replace(served, quantization=quantization)
-            wanted = (
-                each for each in candidates(tuning, MULTIPROCESSORS, quantization) if each.name not in tuning.skip
-            )
-            for candidate in wanted:
+            for candidate in candidates(tuning, MULTIPROCESSORS, quantization):
                 with suppress(Disagreement):
                     candidate.check(replace(plain, **candidate.fields), shapes)
     return compiled
