@@ -17,7 +17,7 @@ from functools import partial
 import torch
 
 from service.engine.attention import PagedCache
-from service.engine.cuda.compile_ahead import unlaunched
+from service.engine.cuda.compile_ahead import choices_for, unlaunched
 from service.engine.cuda.paths import Paths
 from service.engine.model import Model
 from service.engine.runner import TorchRunner
@@ -49,11 +49,12 @@ class NothingToReplay:
 def a_runner(capability: int) -> TorchRunner:
     """A few layers of the served head layout on the CPU, with every kernel."""
     torch.nn.functional.linear = lambda x, weight, bias=None: x.new_empty(x.shape[0], weight.shape[0])
-    ops = serving_ops(capability)
+    dtype, tuning = choices_for(capability)
+    ops = serving_ops(tuning)
     assert ops.chunk_attention is not None
     config = replace(CONFIG, num_layers=LAYERS)
-    model = Model(config, allocate(config, CPU, torch.bfloat16), 2 * CONTEXT, ops)
-    cache = PagedCache(config, 64, 64, CPU, torch.bfloat16)
+    model = Model(config, allocate(config, CPU, dtype), 2 * CONTEXT, ops)
+    cache = PagedCache(config, 64, 64, CPU, dtype)
     paths = Paths(ops, ops.chunk_attention, plans_decode=True, buckets=(1, 2, 4, 8, 16))
     return TorchRunner(model, cache, DECODES + 1, 2 * CONTEXT, paths)
 
