@@ -132,8 +132,8 @@ class Settings(BaseSettings):
 
     ignore_tools: bool = Field(
         False,
-        description="Answer in text where a client offers tools, as Open WebUI does by itself. Off: such requests are "
-        "refused, since no tool is ever called.",
+        description="Answer in text where a client offers tools, as Open WebUI does by itself. Off: the model may call "
+        "one; where its format has none, such requests are refused.",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")

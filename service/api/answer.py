@@ -15,11 +15,18 @@ from pydantic import BaseModel
 
 from service.api import sse
 from service.api.disconnect import until_disconnect
-from service.chat.generation import Done, Pieces, TextDelta
 from service.chat.logprobs import TokenReport
+from service.chat.pieces import CallDelta, Delta, Done, Pieces, TextDelta
 from service.errors import ServiceError
 
 logger = logging.getLogger(__name__)
+
+
+class Call(NamedTuple):
+    """Of a tool. `arguments`: the text of a JSON object, if the answer was not cut."""
+
+    name: str
+    arguments: str
 
 
 class Answer(NamedTuple):
@@ -27,12 +34,13 @@ class Answer(NamedTuple):
 
     text: str
     done: Done
+    call: Call | None = None
 
 
 class Writer(Protocol):
     """How one route writes the answers to one request."""
 
-    def delta(self, piece: TextDelta) -> BaseModel:
+    def delta(self, piece: Delta) -> BaseModel:
         """A piece of a streamed answer."""
         ...
 
@@ -66,7 +74,7 @@ async def respond(
     return Response(whole.model_dump_json(), media_type="application/json")
 
 
-async def first_of(pieces: Pieces) -> TextDelta | Done:
+async def first_of(pieces: Pieces) -> Delta | Done:
     """The first piece, before which nothing is sent."""
     return await anext(pieces)
 
@@ -78,13 +86,14 @@ class Transcript:
         self._writer = writer
         self._prompt = logged_prompt
         self._texts: list[list[str]] = [[] for _ in range(choices)]
+        self._calls: dict[int, Call] = {}
         self._tokens: list[list[TokenReport]] = [[] for _ in range(choices)]  # none of a stream, which has sent them
         self._whole: dict[int, Answer] = {}
 
-    def encode(self, piece: TextDelta | Done) -> bytes:
+    def encode(self, piece: Delta | Done) -> bytes:
         """The event, or events, of one piece."""
-        self._add(piece, [])
-        if isinstance(piece, TextDelta):
+        self._add(piece)
+        if not isinstance(piece, Done):
             return sse.event(self._writer.delta(piece))
         last = self._writer.last(self._whole[piece.choice].text, piece)
         behind = self._writer.behind(self._answers) if self._is_whole else []
@@ -94,7 +103,8 @@ class Transcript:
         """All answers; they are over, and counted, before they are sent."""
         async with aclosing(pieces):
             async for piece in pieces:
-                self._add(piece, piece.tokens)
+                self._keep_reports(piece)
+                self._add(piece)
                 if self._is_whole:
                     return self._writer.whole(self._answers)
         raise AssertionError("an answer ends in Done or raises")
@@ -107,13 +117,22 @@ class Transcript:
     def _answers(self) -> list[Answer]:
         return [answer for _, answer in sorted(self._whole.items())]
 
-    def _add(self, piece: TextDelta | Done, tokens: list[TokenReport]) -> None:
-        texts, kept = self._texts[piece.choice], self._tokens[piece.choice]
-        kept += tokens
+    def _keep_reports(self, piece: Delta | Done) -> None:
+        if not isinstance(piece, CallDelta):
+            self._tokens[piece.choice] += piece.tokens
+
+    def _add(self, piece: Delta | Done) -> None:
         if isinstance(piece, TextDelta):
-            texts.append(piece.text)
-            return
-        text = "".join(texts)
-        self._whole[piece.choice] = Answer(text, replace(piece, tokens=kept))
+            self._texts[piece.choice].append(piece.text)
+        elif isinstance(piece, CallDelta):
+            name, arguments = self._calls.get(piece.choice, Call("", ""))
+            self._calls[piece.choice] = Call(name + piece.name, arguments + piece.arguments)
+        else:
+            self._end(piece)
+
+    def _end(self, done: Done) -> None:
+        text, call = "".join(self._texts[done.choice]), self._calls.get(done.choice)
+        self._whole[done.choice] = Answer(text, replace(done, tokens=self._tokens[done.choice]), call)
         if self._prompt is not None:
-            logger.info("answered", extra={"fields": {"prompt": self._prompt, "response": text}})
+            called = {"call": call._asdict()} if call else {}
+            logger.info("answered", extra={"fields": {"prompt": self._prompt, "response": text, **called}})

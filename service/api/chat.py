@@ -19,7 +19,9 @@ from service.api.schema import (
     FinalDelta,
     Usage,
 )
-from service.chat.generation import Chat, Done, Generation, TextDelta
+from service.chat.generation import Chat, Generation
+from service.chat.pieces import Delta as Piece
+from service.chat.pieces import Done, TextDelta
 from service.chat.templates import Message
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from service.errors import InvalidRequest, MessageRefused, ServiceError
@@ -79,7 +81,7 @@ def to_chat(body: ChatRequest) -> Chat:
         max_new_tokens=body.max_new_tokens or DEFAULT_NEW_TOKENS,
         or_what_fits=body.max_new_tokens is None,
         stop=body.stop,
-        grammar=body.grammar(),
+        schema=body.answer_schema(),
     )
 
 
@@ -104,7 +106,8 @@ class ChatWriter:
     def __init__(self) -> None:
         self._id = request_id.get()
 
-    def delta(self, piece: TextDelta) -> Delta:
+    def delta(self, piece: Piece) -> Delta:
+        assert isinstance(piece, TextDelta), "no tools are offered here"
         return Delta(id=self._id, delta=piece.text)
 
     def last(self, response: str, done: Done) -> FinalDelta:
@@ -114,7 +117,7 @@ class ChatWriter:
         return []
 
     def whole(self, answers: Sequence[Answer]) -> ChatResponse:
-        ((response, done),) = answers
+        ((response, done, _),) = answers
         return ChatResponse(
             response=response,
             time=f"{datetime.now():%Y-%m-%d %H:%M:%S}",

@@ -55,19 +55,19 @@ class Strict(BaseModel):
         return {name: value[name] for name in (*names, unknown) if name in value}
 
 
-class HasContent(Protocol):
+class Measured(Protocol):
     """A message, of whichever form."""
 
     @property
-    def content(self) -> str: ...
+    def characters(self) -> int: ...
 
 
-Message = TypeVar("Message", bound=HasContent)
+Message = TypeVar("Message", bound=Measured)
 
 
 def bounded(messages: list[Message]) -> list[Message]:
     """A validator: the messages, if they are not too long together."""
-    characters = sum(len(message.content) for message in messages)
+    characters = sum(message.characters for message in messages)
     if characters > MAX_TEXT_CHARACTERS:
         raise ValueError(
             f"its messages have {characters} characters together; at most {MAX_TEXT_CHARACTERS} are read. "

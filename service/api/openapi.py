@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.api.openai.answer import Chunk, CountedChunk
+from service.api.openai.completion import Chunk, CountedChunk
 from service.api.openai.errors import CODES, ErrorBody
 from service.api.openai.request import CompletionRequest
 from service.api.problems import MEDIA_TYPE

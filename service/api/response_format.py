@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 from service.api.fields import Label, Sampled, Strict, Text
 from service.chat.endings import OURS
 from service.engine.grammars.bounds import excess
-from service.engine.grammars.schema import json_grammar
 from service.errors import InvalidRequest
 
 ANY_OBJECT = {"type": "object"}
@@ -55,12 +54,12 @@ class Formatted(Sampled):
         None, description="json_object or json_schema: the answer is JSON. Say in the prompt, too, what you want."
     )
 
-    def grammar(self) -> str:
-        """What the answer must keep to; empty for nothing. Raises InvalidRequest for what can't go with it, and for a
-        schema that is too large."""
+    def answer_schema(self) -> dict[str, Any] | None:
+        """What the answer must fit; None for text. Raises InvalidRequest for what can't go with it, and for a schema
+        that is too large."""
         schema = self.response_format.schema_of_json if self.response_format else None
         if schema is None:
-            return ""
+            return None
         if self.thinking:
             raise InvalidRequest(
                 "thinking writes its reasoning into the answer, and response_format allows nothing but JSON there; "
@@ -68,5 +67,5 @@ class Formatted(Sampled):
                 field="response_format",
             )
         if too_much := excess(schema):
-            raise InvalidRequest(f"the schema asks for too much: {too_much}", field=OURS.grammar)
-        return json_grammar(schema)
+            raise InvalidRequest(f"the schema asks for too much: {too_much}", field=OURS.schema)
+        return schema

@@ -17,6 +17,10 @@ class Turn(Strict):
     role: Literal["user", "assistant"]
     content: Text
 
+    @property
+    def characters(self) -> int:
+        return len(self.content)
+
 
 History = Annotated[list[Turn], Field(max_length=MAX_TURNS), AfterValidator(bounded)]
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from service.chat.generation import Chat, Done, Pieces, TextDelta
+from service.chat.generation import Chat
+from service.chat.pieces import Delta, Done, Pieces
 from service.engine.base import FinishReason
 from service.log import note, request_notes
 
@@ -27,7 +28,7 @@ def variants(chat: Chat, count: int) -> list[Chat]:
 async def side_by_side(answers: Sequence[Pieces]) -> Pieces:
     """The pieces of all answers as they come, numbered by their `choice`. Closing it ends them all, and so does an
     error of one, which is raised."""
-    come: asyncio.Queue[TextDelta | Done | _Failed] = asyncio.Queue(AHEAD)
+    come: asyncio.Queue[Delta | Done | _Failed] = asyncio.Queue(AHEAD)
     readers = [_Reader(choice, answer) for choice, answer in enumerate(answers)]
     tasks = [asyncio.create_task(reader.read(come)) for reader in readers]
     told = 0  # whose end the log tells
@@ -63,7 +64,7 @@ class _Reader:
     answer: Pieces
     notes: dict[str, Any] = field(default_factory=dict)
 
-    async def read(self, come: asyncio.Queue[TextDelta | Done | _Failed]) -> None:
+    async def read(self, come: asyncio.Queue[Delta | Done | _Failed]) -> None:
         request_notes.set(self.notes)  # a task's own
         try:
             async with aclosing(self.answer):

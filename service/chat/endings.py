@@ -12,7 +12,7 @@ class FieldNames(NamedTuple):
 
     messages: str = "prompt"
     max_new_tokens: str = "max_new_tokens"
-    grammar: str = "response_format.json_schema.schema"
+    schema: str = "response_format.json_schema.schema"
 
 
 OURS = FieldNames()
@@ -50,7 +50,7 @@ def _error(finish: Finish, watch: Stopwatch, request_timeout: float, fields: Fie
     if finish.reason is FinishReason.DEADLINE:
         return too_late(watch, request_timeout, fields)
     if finish.of_grammar:
-        return InvalidRequest(finish.message, field=fields.grammar)
+        return InvalidRequest(finish.message, field=fields.schema)
     if finish.reason is FinishReason.REJECTED and finish.retry_after:
         return QueueFull(finish.message, retry_after=finish.retry_after)
     if finish.reason is FinishReason.REJECTED:

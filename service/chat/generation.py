@@ -7,22 +7,25 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 from service.chat.endings import OURS, FieldNames, reason_of, too_late
-from service.chat.logprobs import Reporter, Spelling, TokenReport
-from service.chat.stops import StopMatcher
-from service.chat.stopwatch import Counts, Stopwatch
+from service.chat.logprobs import Reporter, Spelling
+from service.chat.pieces import Pieces
+from service.chat.reading import AnswerReader
+from service.chat.stopwatch import Stopwatch
 from service.chat.templates import ChatTemplate, Message
-from service.engine.base import Engine, Finish, FinishReason, GenerationRequest, SamplingParams, Token
-from service.engine.grammars.schema import problem_of
+from service.chat.tools.grammar import calling_grammar
+from service.chat.tools.markup import CallMarks
+from service.chat.tools.offer import Offer
+from service.engine.base import Engine, Finish, FinishReason, GenerationRequest, SamplingParams
+from service.engine.grammars.schema import json_grammar, problem_of
 from service.errors import ContextTooLong, InvalidRequest
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
-from service.tokenizer.detokenizer import Detokenizer
 from service.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -42,8 +45,9 @@ INLINE_CHARACTERS = 4096
 class Chat:
     """What a client wants answered, with at most so many tokens: `or_what_fits`, where the context leaves fewer.
 
-    `grammar`: what the answer must keep to, as `grammars.schema` writes it; empty for nothing. `logprobs`: its tokens
-    are reported, each beside so many of the likeliest ones; None: they are not.
+    `schema`: what the answer's JSON must fit; None for text. `offer`: tools that it may call, or must, of which the
+    `messages` tell the model; only where the model `calls_tools`. `logprobs`: the tokens of its text are reported, each
+    beside so many of the likeliest ones; None: they are not.
     """
 
     messages: list[Message]
@@ -52,35 +56,10 @@ class Chat:
     or_what_fits: bool = False
     stop: list[str] = field(default_factory=list)
     ignore_eos: bool = False
-    grammar: str = ""
+    schema: dict[str, Any] | None = None
+    offer: Offer | None = None
     logprobs: int | None = None
     fields: FieldNames = OURS
-
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """New text of the answer; never empty. `tokens`: those that begin in it, if they are reported. `choice`: of several
-    answers, which one it belongs to (see `choices`)."""
-
-    text: str
-    counts: Counts
-    tokens: list[TokenReport]
-    choice: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The answer is whole. `finish_reason` is "stop" or "length". `tokens`: those behind its last text.
-    `choice` as of a TextDelta."""
-
-    finish_reason: str
-    counts: Counts
-    tokens: list[TokenReport]
-    choice: int = 0
-
-
-Pieces = AsyncGenerator[TextDelta | Done]
-"""Those of an answer, in order; closed early, they end it."""
 
 
 class Generation:
@@ -105,8 +84,13 @@ class Generation:
         self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
         self._checking = ThreadPoolExecutor(CHECKING_THREADS, thread_name_prefix="grammars")
 
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the model's format has tools, their calls and what they gave."""
+        return self._template.call_marks is not None
+
     async def stream(self, chat: Chat) -> Pieces:
-        """Text deltas, then one Done. Closing it early stops the work within one engine step.
+        """Deltas, then one Done. Closing it early stops the work within one engine step.
 
         Raises NotReady, InvalidRequest, QueueFull, DeadlineExceeded or EngineFailed. All but NotReady are counted.
         """
@@ -124,28 +108,29 @@ class Generation:
         with watch:
             request = await self._request(chat, watch)
             watch.submitted(len(request.prompt_ids))
-            answer = _Answer(self._tokenizer, chat.stop, Reporter(self._spelling), request.stop_ids)
+            reporter = Reporter(self._spelling)
+            answer = AnswerReader(self._tokenizer, chat.stop, reporter, request.stop_ids, self._marks(chat))
             async with aclosing(self._engine.submit(request)) as events:
                 async for event in events:
                     if isinstance(event, Finish):
                         watch.end(event)
                         break
                     watch.token(event)
-                    if text := answer.push(event):
-                        yield TextDelta(text, watch.counts, answer.reports())
+                    if delta := answer.push(event, watch.counts):
+                        yield delta
                     if answer.stopped:
                         watch.end(Finish(request.id, FinishReason.STOP))
                         break
             reason = reason_of(watch, self._request_timeout, chat.fields)
-            if text := answer.flush():
-                yield TextDelta(text, watch.counts, answer.reports())
-            yield Done(reason, watch.counts, answer.last_reports())
+            if delta := answer.flush(watch.counts):
+                yield delta
+            yield answer.done(reason, watch.counts)
 
     async def _request(self, chat: Chat, watch: Stopwatch) -> GenerationRequest:
         deadline = time.monotonic() + self._request_timeout
         try:
             async with asyncio.timeout(self._request_timeout):
-                await self._require_keepable(chat)
+                grammar = await self._grammar(chat)
                 prompt = await self._encode(chat.messages)
         except TimeoutError:
             raise too_late(watch, self._request_timeout, chat.fields) from None
@@ -153,22 +138,37 @@ class Generation:
             id=uuid.uuid4().hex,
             prompt_ids=prompt,
             max_new_tokens=self._new_tokens(len(prompt), chat),
-            stop_ids=[] if chat.ignore_eos else self._tokenizer.stop_ids,
+            stop_ids=self._stop_ids(chat),
             deadline=deadline,
             sampling=chat.sampling,
-            grammar=chat.grammar,
+            grammar=grammar,
             logprobs=chat.logprobs,
         )
 
-    async def _require_keepable(self, chat: Chat) -> None:
-        """Raises InvalidRequest for a grammar that can't be kept to: it need not wait for the engine to say so."""
-        if chat.grammar:
-            problem = await asyncio.get_running_loop().run_in_executor(self._checking, problem_of, chat.grammar)
-            if problem:
-                raise InvalidRequest(f"the schema cannot be kept to: {problem}", field=chat.fields.grammar)
+    def _marks(self, chat: Chat) -> CallMarks | None:
+        """Those around a call, of which the answer may have one."""
+        return self._template.call_marks if chat.offer else None
+
+    def _stop_ids(self, chat: Chat) -> list[int]:
+        marks = self._marks(chat)
+        return [] if chat.ignore_eos else [*self._tokenizer.stop_ids, *([marks.end] if marks else [])]
+
+    async def _grammar(self, chat: Chat) -> str:
+        """What the answer must keep to; empty for nothing. Raises InvalidRequest for what can't be kept to: it need not
+        wait for the engine to say so."""
+        if chat.schema is None and chat.offer is None:
+            return ""
+        return await asyncio.get_running_loop().run_in_executor(self._checking, self._checked_grammar, chat)
+
+    def _checked_grammar(self, chat: Chat) -> str:
+        grammar = "" if chat.schema is None else json_grammar(chat.schema)
+        if grammar and (problem := problem_of(grammar)):
+            raise InvalidRequest(f"the schema cannot be kept to: {problem}", field=chat.fields.schema)
+        marks = self._marks(chat)
+        return calling_grammar(chat.offer, marks, chat.schema) if chat.offer and marks else grammar
 
     async def _encode(self, messages: list[Message]) -> list[int]:
-        if sum(len(message.content) for message in messages) <= INLINE_CHARACTERS:
+        if sum(message.characters for message in messages) <= INLINE_CHARACTERS:
             return self._template.encode(messages)
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, self._template.encode, messages)
 
@@ -190,43 +190,3 @@ class Generation:
                 field=fields.max_new_tokens,
             )
         return min(wanted, room)
-
-
-class _Answer:
-    """Tokens to text, cut at the first stop string, and their reports, but for the one of `stop_ids` that ends it."""
-
-    def __init__(self, tokenizer: Tokenizer, stops: list[str], reporter: Reporter, stop_ids: list[int]) -> None:
-        self._detokenizer = Detokenizer(tokenizer)
-        self._stops = StopMatcher(stops)
-        self._reporter = reporter
-        self._stop_ids = stop_ids
-        self._come = self._handed_on = 0  # characters
-
-    @property
-    def stopped(self) -> bool:
-        return self._stops.stopped is not None
-
-    def push(self, event: Token) -> str:
-        if event.logprobs and event.token not in self._stop_ids:
-            first = self._detokenizer.at_start
-            self._reporter.push(event.token, event.logprobs, first=first, at=self._come)
-        text = self._detokenizer.push([event.token])
-        self._come += len(text)
-        return self._handing_on(self._stops.push(text))
-
-    def flush(self) -> str:
-        if self.stopped:
-            return ""
-        return self._handing_on(self._stops.push(self._detokenizer.flush()) + self._stops.flush())
-
-    def reports(self) -> list[TokenReport]:
-        """Of the tokens that begin in the text that was handed on since the last ones."""
-        return self._reporter.take(self._handed_on)
-
-    def last_reports(self) -> list[TokenReport]:
-        """Of those that gave no text behind that. What spelled a stop string is none of the answer's."""
-        return [] if self.stopped else self._reporter.take_all()
-
-    def _handing_on(self, text: str) -> str:
-        self._handed_on += len(text)
-        return text

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from jinja2 import TemplateError
 
 from service.chat.jinja_environment import compile_template
+from service.chat.tools import markup
+from service.chat.tools.markup import CallMarks
 from service.errors import ConfigurationError, MessageRefused
 from service.tokenizer.tokenizer import Tokenizer
 
@@ -30,10 +32,21 @@ _MARKUP = re.compile(r"<\|\w+\|>")
 
 
 class Message(NamedTuple):
-    """One turn of a conversation; `role` is one of ROLES."""
+    """One turn of a conversation; `role` is one of ROLES, or of `markup.ROLES` where the model calls tools. `calls`: of
+    tools, behind what an assistant says, as `markup.call` writes them."""
 
     role: str
     content: str
+    calls: tuple[str, ...] = ()
+
+    @property
+    def characters(self) -> int:
+        return len(self.content) + sum(map(len, self.calls))
+
+    @property
+    def texts(self) -> list[str]:
+        """What is said, without white space at its edges, and the calls."""
+        return [self.content.strip(), *self.calls]
 
 
 # Contents that show what a template does to them: spaces at the edges, lines, HTML, quotes, Jinja's own marks.
@@ -44,6 +57,14 @@ _SAMPLE = (
     Message("user", "Thanks"),
 )
 
+_WITH_TOOLS = (
+    Message("system", "You are helpful."),
+    Message(markup.TOOLS, '[{"name": "now", "parameters": {}}]'),
+    Message("user", "What time is it?"),
+    Message("assistant", "I'll look.", (markup.call("now", {}), markup.call("now", {"zone": "<UTC>"}))),
+    Message(markup.RESULT, " 12:00\n"),
+)
+
 
 class ChatTemplate:
     """Renders conversations. Only the template's own text gives special tokens; contents are encoded as plain text.
@@ -51,6 +72,8 @@ class ChatTemplate:
     Placeholders stand for the contents while the template renders, so it cannot look into them: one that looks for
     something in a message (an earlier answer's <think> part, to drop it) does not find it there.
     White space at a content's edges stays outside the placeholder, so a template that strips, strips here too.
+
+    `call_marks`: the special tokens around the call of a tool; None where the template or the tokenizer knows none.
     """
 
     def __init__(self, tokenizer: Tokenizer, source: str) -> None:
@@ -58,7 +81,10 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._template = compile_template(source)
         self._placeholder = _Placeholder()
+        self.call_marks: CallMarks | None = None
         self._check()
+        if self._writes_tools():
+            self.call_marks = CallMarks.of(tokenizer)
 
     @classmethod
     def load(cls, model_dir: Path, tokenizer: Tokenizer) -> "ChatTemplate":
@@ -70,6 +96,7 @@ class ChatTemplate:
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The prompt for the next assistant message. Raises MessageRefused for what the template does not take."""
+        self._require_roles(messages)
         try:
             rendered = self._render_placeholders(messages)
         except TemplateError as error:
@@ -84,14 +111,18 @@ class ChatTemplate:
         # One run, as the model was trained: "user\n" and what the user said share their tokens.
         return self._tokenizer.encode_text(self._placeholder.fill(run, messages))
 
-    def _render_placeholders(self, messages: Sequence[Message]) -> str:
+    def _require_roles(self, messages: Sequence[Message]) -> None:
+        """They are written between the special tokens."""
+        known = (*ROLES, *(markup.ROLES if self.call_marks else ()))
         for at, message in enumerate(messages):
-            if message.role not in ROLES:  # it is written between the special tokens
+            if message.role not in known:
                 raise MessageRefused(f"a role must be one of {', '.join(ROLES)}, not {message.role!r}", at)
+
+    def _render_placeholders(self, messages: Sequence[Message]) -> str:
         return self._render([self._placeholder.stand_in(at, message) for at, message in enumerate(messages)])
 
     def _render(self, messages: Sequence[Message]) -> str:
-        plain = [message._asdict() for message in messages]
+        plain = [{"role": message.role, "content": message.content} for message in messages]
         named = self._tokenizer.settings.named
         try:
             return self._template.render(
@@ -102,7 +133,7 @@ class ChatTemplate:
 
     def _require_all(self, messages: Sequence[Message], rendered: str) -> None:
         for at, message in enumerate(messages):
-            if message.content.strip() and self._placeholder.mark(at) not in rendered:
+            if not self._carries(at, message, rendered):
                 raise MessageRefused(f"the model's chat template leaves out this message (role {message.role})", at)
 
     def _check(self) -> None:
@@ -113,13 +144,26 @@ class ChatTemplate:
             raise ConfigurationError(
                 f"the chat template cannot render system, user, assistant and user messages: {error}"
             ) from error
-        if self._placeholder.fill(rendered, _SAMPLE) != direct or not self._carries_all(rendered):
+        if self._placeholder.fill(rendered, _SAMPLE) != direct or not self._carries_all(_SAMPLE, rendered):
             raise ConfigurationError("the chat template drops or changes what messages say; it cannot be served")
         self._check_special_tokens(rendered)
         self._check_bos()
 
-    def _carries_all(self, rendered: str) -> bool:
-        return all(self._placeholder.mark(at) in rendered for at in range(len(_SAMPLE)))
+    def _carries_all(self, messages: Sequence[Message], rendered: str) -> bool:
+        return all(self._carries(at, message, rendered) for at, message in enumerate(messages))
+
+    def _carries(self, at: int, message: Message, rendered: str) -> bool:
+        return all(self._placeholder.mark(at, part) in rendered for part, text in enumerate(message.texts) if text)
+
+    def _writes_tools(self) -> bool:
+        """Whether the template writes the roles of tools as they are, and the marks of their calls. Most write what
+        they are given, and know nothing of it."""
+        try:
+            rendered = self._render_placeholders(_WITH_TOOLS)
+        except TemplateError:
+            return False
+        written = [*markup.ROLES, *map(self._placeholder.call, [3, 3], [1, 2])]
+        return self._carries_all(_WITH_TOOLS, rendered) and all(each in rendered for each in written)
 
     def _check_special_tokens(self, rendered: str) -> None:
         tokenizer = self._tokenizer
@@ -156,19 +200,26 @@ class _Placeholder:
     def __init__(self) -> None:
         # Both cases of letters, to show upper() and lower(); private-use characters, so that nothing joins them.
         self._nonce = f"Content{secrets.token_hex(16)}"
-        self._pattern = re.compile(f"\ue000{self._nonce}:(\\d+)\ue001")
+        self._pattern = re.compile(f"\ue000{self._nonce}:(\\d+)\\.(\\d+)\ue001")
 
-    def mark(self, at: int) -> str:
-        return f"\ue000{self._nonce}:{at}\ue001"
+    def mark(self, at: int, part: int = 0) -> str:
+        """What stands for one of a message's texts: what is said, or a call."""
+        return f"\ue000{self._nonce}:{at}.{part}\ue001"
+
+    def call(self, at: int, part: int) -> str:
+        """What stands for a call, with its marks."""
+        return markup.CALL_BEGINS + self.mark(at, part) + markup.CALL_ENDS
 
     def stand_in(self, at: int, message: Message) -> Message:
-        """The message with its content's inner part replaced. White space cannot forge anything."""
-        inner = message.content.strip()
-        if not inner:
-            return message
-        before, after = message.content.split(inner, 1)
-        return message._replace(content=before + self.mark(at) + after)
+        """The message with its content's inner part replaced, and its calls behind that. White space cannot forge
+        anything."""
+        inner, *calls = message.texts
+        content = message.content
+        if inner:
+            before, after = content.split(inner, 1)
+            content = before + self.mark(at) + after
+        return message._replace(content=content + "".join(self.call(at, 1 + each) for each in range(len(calls))))
 
     def fill(self, text: str, messages: Sequence[Message]) -> str:
         """`text` with the contents put back in."""
-        return self._pattern.sub(lambda found: messages[int(found[1])].content.strip(), text)
+        return self._pattern.sub(lambda found: messages[int(found[1])].texts[int(found[2])], text)

@@ -13,7 +13,7 @@ import requests
 
 from service.api.answer import Transcript
 from service.api.chat import ChatWriter
-from service.chat.generation import Done, TextDelta
+from service.chat.pieces import Done, TextDelta
 from service.chat.stopwatch import Counts
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from tests.api.conftest import Service

@@ -7,7 +7,8 @@ from contextlib import aclosing
 import pytest
 
 from service.chat.choices import AHEAD, side_by_side, variants
-from service.chat.generation import Chat, Done, Pieces, TextDelta
+from service.chat.generation import Chat
+from service.chat.pieces import Done, Pieces, TextDelta
 from service.chat.stopwatch import Counts
 from service.engine.base import SamplingParams
 from service.errors import QueueFull

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from service.chat.generation import Chat, Done, Generation
+from service.chat.generation import Chat, Generation
+from service.chat.pieces import Done
 from service.chat.templates import ChatTemplate, Message
 from service.engine.base import (
     EngineInfo,
@@ -261,7 +262,7 @@ async def test_a_long_prompt_does_not_wait_for_grammars_nor_they_for_it(
     release = threading.Event()
     monkeypatch.setattr("service.chat.generation.problem_of", lambda grammar: release.wait(PATIENCE) and "")
     model = make(ScriptedEngine(*TOKENS, Finish("", FinishReason.STOP)))
-    held = [asyncio.create_task(model.probe(replace(SHORT, grammar="g"))) for _ in range(5)]
+    held = [asyncio.create_task(model.probe(replace(SHORT, schema={}))) for _ in range(5)]
     with pytest.raises(ContextTooLong):
         await asyncio.wait_for(model.probe(LONG), PATIENCE)
     assert not any(task.done() for task in held)

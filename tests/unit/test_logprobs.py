@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from service.chat.generation import Chat, Done, Generation, TextDelta
+from service.chat.generation import Chat, Generation
 from service.chat.logprobs import Likelihood, Reporter, Spelling, TokenReport
+from service.chat.pieces import Done, TextDelta
 from service.chat.templates import ChatTemplate, Message
 from service.engine.base import EngineState, EngineStatus, Finish, FinishReason, Logprobs, SamplingParams, Token
 from service.lifecycle import Lifecycle, State

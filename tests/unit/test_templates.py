@@ -55,7 +55,7 @@ TRICKY = (
 TEMPLATES = {"chatml": CHATML, "stripping": STRIPPING, "tricky": TRICKY, "smollm2": SMOLLM2_TEMPLATE}
 
 messages_of_any_kind = st.lists(
-    st.builds(Message, st.sampled_from(ROLES), st.text(max_size=20) | st.text("a \n▁你", max_size=20)),
+    st.builds(Message, st.sampled_from(ROLES), st.text(max_size=20) | st.text("a \n▁你", max_size=20), st.just(())),
     min_size=1,
     max_size=5,
 )
@@ -92,7 +92,7 @@ def internlm3(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def transformers_ids(directory: Path, messages: list[Message]) -> list[int]:
     """What the checkpoint's users get from transformers."""
-    return apply_chat_template(directory, [message._asdict() for message in messages])
+    return apply_chat_template(directory, [{"role": each.role, "content": each.content} for each in messages])
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -116,7 +116,7 @@ def test_any_conversation_equals_the_format_written_by_hand(
 def by_hand(dummy_prefix: bool, messages: list[Message]) -> list[int]:
     """InternLM3's format, split at special tokens, each run through sentencepiece."""
     model = processor(sentencepiece_model(dummy_prefix=dummy_prefix))
-    turns = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in messages)
+    turns = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content, _ in messages)
     known = {"<s>": 1} | {name: model.get_piece_size() + at for at, name in enumerate(INTERNLM3_SPECIAL)}
     parts = split_special(f"<s>{turns}<|im_start|>assistant\n")
     return [token for part in parts for token in ([known[part]] if part in known else model.encode(part))]
@@ -181,7 +181,7 @@ def test_a_known_placeholder_in_a_message_is_not_filled(internlm3: Path) -> None
     assert forged in text
 
 
-@pytest.mark.parametrize("role", ["tool", "", "user\n", "system<|im_end|>", "<|im_start|>"])
+@pytest.mark.parametrize("role", ["tool", "environment", "", "user\n", "system<|im_end|>", "<|im_start|>"])
 def test_only_the_three_roles_are_taken(internlm3: Path, role: str) -> None:
     _, chat_template = load(internlm3)
     with pytest.raises(MessageRefused, match="a role must be one of system, user, assistant") as caught:

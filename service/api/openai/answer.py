@@ -1,119 +1,41 @@
-"""What a client of OpenAI's API is answered: one chat completion, or the chunks of one."""
+"""Writes what a client of OpenAI's API is answered: one chat completion, or the chunks of one."""
 
+import secrets
 import time
 from collections.abc import Sequence
-from typing import Literal
-
-from pydantic import BaseModel
 
 from service.api import sse
-from service.api.answer import Answer
+from service.api.answer import Answer, Call
 from service.api.health import Identity
 from service.api.openai import errors
+from service.api.openai.completion import (
+    AnsweredCall,
+    AnswerMessage,
+    Arguments,
+    CallBegins,
+    CalledFunction,
+    CallGoesOn,
+    CallingMessage,
+    CallPiece,
+    Choice,
+    ChoiceLogprobs,
+    Chunk,
+    ChunkChoice,
+    Completion,
+    CompletionUsage,
+    CountedChunk,
+    FirstCallDelta,
+    FirstDelta,
+    NoDelta,
+    PromptTokens,
+    TextPiece,
+)
 from service.api.openai.request import StreamOptions
-from service.chat.generation import Done, TextDelta
 from service.chat.logprobs import TokenReport
+from service.chat.pieces import Delta, Done, TextDelta
 from service.chat.stopwatch import Counts
 from service.errors import ServiceError
 from service.log import request_id
-
-FinishReason = Literal["stop", "length"]
-
-
-class PromptTokens(BaseModel):
-    """Of the prompt's tokens, how many were found in the prefix cache."""
-
-    cached_tokens: int
-
-
-class CompletionUsage(BaseModel):
-    """What the answer cost, in tokens."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokens
-
-
-class AnswerMessage(BaseModel):
-    """The answer itself."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class ChoiceLogprobs(BaseModel):
-    """For a client that asked for logprobs: the tokens of the answer, or of a piece of it, but the one that ends it."""
-
-    content: list[TokenReport]
-    refusal: None = None
-
-
-class Choice(BaseModel):
-    """One of the answers, as many as `n` asked for."""
-
-    index: int
-    message: AnswerMessage
-    logprobs: ChoiceLogprobs | None = None
-    finish_reason: FinishReason
-
-
-class Named(BaseModel):
-    """What every object of an answer says: of which answer it is, since when, of which model and weights."""
-
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str | None
-
-
-class Completion(Named):
-    """The whole answer."""
-
-    object: Literal["chat.completion"] = "chat.completion"
-    choices: list[Choice]
-    usage: CompletionUsage
-
-
-class FirstDelta(BaseModel):
-    """The first piece of an answer."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-
-
-class TextPiece(BaseModel):
-    """A further piece of an answer."""
-
-    content: str
-
-
-class NoDelta(BaseModel):
-    """No more text."""
-
-
-class ChunkChoice(BaseModel):
-    """A piece of one answer; the last one tells how that ended."""
-
-    index: int
-    delta: FirstDelta | TextPiece | NoDelta
-    logprobs: ChoiceLogprobs | None = None
-    finish_reason: FinishReason | None = None
-
-
-class Chunk(Named):
-    """An event of a streamed answer."""
-
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    choices: list[ChunkChoice]
-
-
-class CountedChunk(Chunk):
-    """The same for a client that asked for usage: that of all answers comes in an event of its own at the end; before
-    that there is none, or in every event that of its answer so far."""
-
-    usage: CompletionUsage | None = None
 
 
 class CompletionWriter:
@@ -134,11 +56,20 @@ class CompletionWriter:
         """An event without a name: clients look for `error` in the data of any."""
         return sse.event(errors.body(problem))
 
-    def delta(self, piece: TextDelta) -> Chunk:
-        delta = TextPiece(content=piece.text) if piece.choice in self._begun else FirstDelta(content=piece.text)
+    def delta(self, piece: Delta) -> Chunk:
+        delta = self._delta(piece)
         self._begun.add(piece.choice)
-        logprobs = self._logprobs(piece.tokens)
+        logprobs = self._logprobs(piece.tokens if isinstance(piece, TextDelta) else [])
         return self._chunk(ChunkChoice(index=piece.choice, delta=delta, logprobs=logprobs), [piece.counts])
+
+    def _delta(self, piece: Delta) -> FirstDelta | TextPiece | FirstCallDelta | CallPiece:
+        has_begun = piece.choice in self._begun
+        if isinstance(piece, TextDelta):
+            return TextPiece(content=piece.text) if has_begun else FirstDelta(content=piece.text)
+        if not piece.name:
+            return CallPiece(tool_calls=[CallGoesOn(function=Arguments(arguments=piece.arguments))])
+        call = CallBegins(id=call_id(), function=CalledFunction(name=piece.name, arguments=piece.arguments))
+        return CallPiece(tool_calls=[call]) if has_begun else FirstCallDelta(tool_calls=[call])
 
     def last(self, response: str, done: Done) -> Chunk:
         delta = NoDelta() if done.choice in self._begun else FirstDelta(content=response)
@@ -149,16 +80,16 @@ class CompletionWriter:
     def behind(self, answers: Sequence[Answer]) -> list[Chunk]:
         if not self._options.include_usage:
             return []
-        return [CountedChunk(**self._named, choices=[], usage=usage([done.counts for _, done in answers]))]
+        return [CountedChunk(**self._named, choices=[], usage=usage([answer.done.counts for answer in answers]))]
 
     def whole(self, answers: Sequence[Answer]) -> Completion:
-        counts = [done.counts for _, done in answers]
+        counts = [answer.done.counts for answer in answers]
         return Completion(**self._named, choices=list(map(self._choice, answers)), usage=usage(counts))
 
     def _choice(self, answer: Answer) -> Choice:
         return Choice(
             index=answer.done.choice,
-            message=AnswerMessage(content=answer.text),
+            message=message_of(answer.text, answer.call),
             logprobs=self._logprobs(answer.done.tokens),
             finish_reason=answer.done.finish_reason,
         )
@@ -172,6 +103,19 @@ class CompletionWriter:
             return Chunk(**self._named, choices=[choice])
         so_far = usage(counts) if self._options.continuous_usage_stats else None
         return CountedChunk(**self._named, choices=[choice], usage=so_far)
+
+
+def message_of(text: str, call: Call | None) -> AnswerMessage | CallingMessage:
+    """What an answer says, and calls."""
+    if call is None:
+        return AnswerMessage(content=text)
+    answered = AnsweredCall(id=call_id(), function=CalledFunction(**call._asdict()))
+    return CallingMessage(content=text or None, tool_calls=[answered])
+
+
+def call_id() -> str:
+    """A new one: it must be told from those of the conversation's other answers."""
+    return f"call_{secrets.token_hex(12)}"
 
 
 def usage(counts: Sequence[Counts]) -> CompletionUsage:

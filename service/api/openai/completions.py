@@ -1,7 +1,6 @@
 """POST /v1/chat/completions: the same answers as from /v1/chat, for clients of OpenAI's API."""
 
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -10,17 +9,22 @@ from service.api import openapi
 from service.api.answer import respond
 from service.api.body import json_body
 from service.api.health import Identity
-from service.api.openai.answer import Completion, CompletionWriter
+from service.api.openai.answer import CompletionWriter
+from service.api.openai.completion import Completion
+from service.api.openai.conversation import conversation, field_of
 from service.api.openai.models import require_model
-from service.api.openai.request import DEFAULT_NEW_TOKENS, LOGPROBS_IN_ONE_PIECE, ChatMessage, CompletionRequest
+from service.api.openai.offering import offer_of, offered
+from service.api.openai.request import DEFAULT_NEW_TOKENS, LOGPROBS_IN_ONE_PIECE, CompletionRequest
 from service.chat.choices import side_by_side, variants
 from service.chat.endings import FieldNames
 from service.chat.generation import Chat, Generation
 from service.chat.templates import Message
-from service.chat.thinking import THINKING_SYSTEM_PROMPT
+from service.chat.tools.offer import Tool
 from service.errors import InvalidRequest, MessageRefused
 from service.log import note
 from service.settings import Settings
+
+FIELDS = FieldNames(messages="messages")
 
 STREAMED = """\
 data: {"id": "chatcmpl-5f0c…", …, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hello"}, …}]}
@@ -60,56 +64,49 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
             note(user=user)
         writer = CompletionWriter(identity, body.stream_options, reports=body.logprobs)
         logged = body.messages[-1].content if settings.log_prompts else None
+        tools = offered(body, are_called=model.calls_tools, are_ignored=settings.ignore_tools)
+        messages = conversation(body, tools)
         try:
-            chats = variants(to_chat(body, ignores_tools=settings.ignore_tools), body.n)
+            chats = variants(to_chat(body, [message for _, message in messages], tools), body.n)
             pieces = side_by_side([model.stream(chat) for chat in chats]) if body.n > 1 else model.stream(*chats)
             return await respond(request, pieces, writer, stream=body.stream, logged_prompt=logged, choices=body.n)
         except MessageRefused as refusal:
-            refusal.field = field_of(refusal.index, body)
+            refusal.field = field_of(refusal.index, messages)
             raise
 
     return routes
 
 
-def to_chat(body: CompletionRequest, *, ignores_tools: bool) -> Chat:
-    """The wire's fields as the use case has them. Raises InvalidRequest for tools, and for fields that exclude each
-    other."""
-    refuse_tools(body, ignored=ignores_tools)
+def to_chat(body: CompletionRequest, messages: list[Message], tools: list[Tool]) -> Chat:
+    """The wire's fields as the use case has them. Raises InvalidRequest for fields that exclude each other."""
     if "stream_options" in body.model_fields_set and not body.stream:
         raise InvalidRequest("stream_options is for streams; leave it out, or set stream", field="stream_options")
-    grammar = body.grammar()
-    if grammar and body.ignore_eos:
+    schema, may_call = body.answer_schema(), offer_of(tools, body.tool_choice)
+    if body.ignore_eos and (schema is not None or may_call):
+        other = "tools" if may_call else "response_format"
         raise InvalidRequest(
-            "ignore_eos goes on past the answer's end, and response_format allows nothing there; send one of them",
+            f"ignore_eos goes on past the answer's end, and {other} allows nothing there; send one of them",
             field="ignore_eos",
+        )
+    if body.thinking and may_call and may_call.demanded:
+        raise InvalidRequest(
+            "thinking writes its reasoning into the answer, and tool_choice allows nothing but a call there; "
+            "send one of them",
+            field="tool_choice",
         )
     wanted = new_tokens(body)
     return Chat(
-        messages=conversation(body),
+        messages=messages,
         sampling=body.sampling(),
         max_new_tokens=wanted or DEFAULT_NEW_TOKENS,
         or_what_fits=wanted is None,
         stop=body.stop,
         ignore_eos=body.ignore_eos,
-        grammar=grammar,
+        schema=schema,
+        offer=may_call,
         logprobs=reported(body, wanted or DEFAULT_NEW_TOKENS),
-        fields=FieldNames(messages="messages", max_new_tokens=body.limit_name),
+        fields=FIELDS._replace(max_new_tokens=body.limit_name, **({"schema": "tools"} if may_call else {})),
     )
-
-
-def refuse_tools(body: CompletionRequest, *, ignored: bool) -> None:
-    """Raises InvalidRequest where a client may count on the call of a tool: the model's format knows none."""
-    if body.tool_choice not in (None, "none", "auto"):
-        raise InvalidRequest(
-            "tool_choice demands the call of a tool, and none is called here: switch tools off in the client",
-            field="tool_choice",
-        )
-    if body.tools and body.tool_choice != "none" and not ignored:
-        raise InvalidRequest(
-            "tools are not called here: switch them off in the client (leave them out, or send tool_choice none), or "
-            "have the server answer in text all the same (INTERNLM_IGNORE_TOOLS)",
-            field="tools",
-        )
 
 
 def reported(body: CompletionRequest, new_tokens: int) -> int | None:
@@ -138,36 +135,3 @@ def new_tokens(body: CompletionRequest) -> int | None:
             "max_tokens and max_completion_tokens are two names of one limit; send one of them", field="max_tokens"
         )
     return limits.pop() if limits else None
-
-
-def conversation(body: CompletionRequest) -> list[Message]:
-    """Its messages. Raises InvalidRequest for a system prompt beside the one that thinking is."""
-    messages = spoken(body.messages)
-    if not body.thinking:
-        return messages
-    for at, message in enumerate(messages):
-        if message.role == "system":
-            raise InvalidRequest(
-                f"thinking is a system prompt of its own; send either thinking or messages.{at}", field="thinking"
-            )
-    return [Message("system", THINKING_SYSTEM_PROMPT), *messages]
-
-
-def spoken(messages: Sequence[ChatMessage]) -> list[Message]:
-    """Who says what. Names tell those of one role apart: there are none in the model's format, so that each goes before
-    its text where a role has several, and says nothing where it has one."""
-    names = defaultdict(set)
-    for each in messages:
-        names[each.role].add(each.name)
-    return [
-        Message(each.role, f"{each.name}: {each.content}" if each.name and len(names[each.role]) > 1 else each.content)
-        for each in messages
-    ]
-
-
-def field_of(index: int | None, body: CompletionRequest) -> str:
-    """The field that a message of the conversation comes from; `index` None: all of them."""
-    if index is None:
-        return "messages"
-    at = index - body.thinking
-    return "thinking" if at < 0 else f"messages.{at}"

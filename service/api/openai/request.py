@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJso
 
 from service.api.fields import MAX_TURNS, Label, NewTokens, Stops, Strict, Text, bounded
 from service.api.openai import unserved
+from service.api.openai.tools import MAX_TOOLS, Choice, ToolCall, ToolChoice, Tools
 from service.api.response_format import Formatted
 from service.engine.defaults import MOST_LOGPROBS
 from service.errors import InvalidRequest
@@ -57,13 +58,25 @@ def _of_the_models_format(role: str) -> str:
     return "system" if role == "developer" else role
 
 
-Role = Annotated[Literal["system", "developer", "user", "assistant"], AfterValidator(_of_the_models_format)]
+Role = Annotated[Literal["system", "developer", "user", "assistant", "tool"], AfterValidator(_of_the_models_format)]
 
 
-def _without_reasoning(message: Any) -> Any:
+def _of_an_assistant(message: Any) -> Any:
+    """Without its reasoning; who calls a tool need not say anything."""
     if not isinstance(message, dict) or message.get("role") != "assistant":
         return message
-    return {name: each for name, each in message.items() if name not in unserved.REASONING}
+    said = {name: each for name, each in message.items() if name not in unserved.REASONING}
+    if said.get("tool_calls") and said.get("content") is None:
+        said["content"] = ""
+    return said
+
+
+def _plain(tool: Any) -> Any:
+    """Without nulls and hints."""
+    tool = unserved.without({}, tool)
+    if isinstance(tool, dict) and "function" in tool:
+        tool["function"] = unserved.without({}, tool["function"])
+    return tool
 
 
 def _read_as_ours(body: dict[str, Any]) -> None:
@@ -87,6 +100,12 @@ class ChatMessage(Strict):
     role: Role
     content: Content
     name: Label = ""
+    tool_calls: list[ToolCall] = Field([], max_length=MAX_TOOLS, description="Of an assistant's message.")
+    tool_call_id: Label = Field("", description="Of a tool's message: which call it answers.")
+
+    @property
+    def characters(self) -> int:
+        return len(self.content) + sum(len(call.function.arguments) for call in self.tool_calls)
 
 
 class StreamOptions(Strict):
@@ -120,11 +139,9 @@ class CompletionRequest(Formatted):
     top_logprobs: int = Field(
         0, ge=0, le=MOST_LOGPROBS, description="With logprobs: so many of the likeliest tokens in each place, too."
     )
-    tools: list[dict[str, Any]] = Field(
-        [], description="None is called here: refused, unless the server is told to ignore them."
-    )
-    tool_choice: str | dict[str, Any] | None = Field(
-        None, description="With none, tools may be there; with auto, as without."
+    tools: Tools = Field([], description="Functions of yours that the model may ask for, one in each answer.")
+    tool_choice: Choice = Field(
+        ToolChoice("auto"), description="auto: it may call one; required, or a name: it must; none: it must not."
     )
     user: Label | None = Field(None, description="For whom you ask; the service's log names it with the request.")
     safety_identifier: Label | None = Field(None, description="The same by its newer name.")
@@ -139,10 +156,13 @@ class CompletionRequest(Formatted):
         if "stream_options" in value:
             options = unserved.without(unserved.OF_STREAM_OPTIONS, value["stream_options"], "stream_options.")
             value["stream_options"] = options
+        tools = value.get("tools")
+        if isinstance(tools, list) and len(tools) <= MAX_TOOLS:
+            value["tools"] = [_plain(tool) for tool in tools]
         messages = value.get("messages")
         if isinstance(messages, list) and len(messages) <= MAX_TURNS:  # of more, none is looked at
             value["messages"] = [
-                unserved.without(unserved.OF_MESSAGE, _without_reasoning(message), f"messages.{at}.")
+                unserved.without(unserved.OF_MESSAGE, _of_an_assistant(message), f"messages.{at}.")
                 for at, message in enumerate(messages)
             ]
         return value

@@ -55,7 +55,6 @@ OF_MESSAGE: Neutral = {
     "audio": (),
     "function_call": (),
     "refusal": ("",),
-    "tool_calls": ([],),
 }
 """The same of a message: clients send back what they were answered, whole."""
 

@@ -18,8 +18,12 @@ MAX_SAID = 300
 
 def json_grammar(schema: dict[str, Any]) -> str:
     """The grammar of the JSON documents that fit `schema`, which must be within `bounds`; see `problem_of`."""
-    guided = {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
-    return json.dumps({"grammars": [{"json_schema": guided}]})
+    return json.dumps({"grammars": [{"json_schema": guided(schema)}]})
+
+
+def guided(schema: dict[str, Any]) -> dict[str, Any]:
+    """`schema`, with what is not its own to say: the space between tokens."""
+    return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
 
 
 def problem_of(grammar: str) -> str:

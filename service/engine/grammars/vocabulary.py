@@ -28,15 +28,19 @@ def load_vocabulary(model_dir: Path, vocab_size: int) -> LLTokenizer:
 
 
 class _Vocabulary:
-    """What `TokenizerWrapper` asks for. Special tokens have no bytes: no grammar allows any but the stop ids."""
+    """What `TokenizerWrapper` asks for. Special tokens go by their names, which the library tells from text: a grammar
+    allows those whose ids it names, and the stop ids."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self.eos_token_id = tokenizer.stop_ids[0]
         self.bos_token_id = None
-        self.tokens = [*tokenizer.codec.table, *[b""] * (vocab_size - tokenizer.vocab_size)][:vocab_size]
+        self._texts = [*tokenizer.codec.table, *[b""] * (vocab_size - tokenizer.vocab_size)][:vocab_size]
         self.special_token_ids = sorted(token for token in tokenizer.special_ids if token < vocab_size)
+        self.tokens = [*self._texts]
+        for token in self.special_token_ids:  # without bytes of their own they would pass for any text
+            self.tokens[token] = tokenizer.special_name(token).encode()
         self._tokenizer = tokenizer
-        self._ids = {data: token for token, data in reversed([*enumerate(self.tokens)]) if data}
+        self._ids = {data: token for token, data in reversed([*enumerate(self._texts)]) if data}
         self._anchor = tokenizer.encode_text(ANCHOR)
 
     def __call__(self, text: str) -> list[int]:
@@ -49,8 +53,8 @@ class _Vocabulary:
         ids = self._tokenizer.encode_text(ANCHOR + text)
         cut = len(self._anchor)
         data = text.encode()
-        is_known = ids[:cut] == self._anchor and max(ids) < len(self.tokens)
-        if is_known and b"".join(self.tokens[token] for token in ids[cut:]) == data:
+        is_known = ids[:cut] == self._anchor and max(ids) < len(self._texts)
+        if is_known and b"".join(self._texts[token] for token in ids[cut:]) == data:
             return ids[cut:]
         return self._spell(data)
 

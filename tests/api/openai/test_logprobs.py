@@ -11,8 +11,8 @@ from service.api.health import Identity
 from service.api.openai.answer import CompletionWriter
 from service.api.openai.completions import reported
 from service.api.openai.request import DEFAULT_NEW_TOKENS, LOGPROBS_IN_ONE_PIECE, CompletionRequest, StreamOptions
-from service.chat.generation import Done, TextDelta
 from service.chat.logprobs import Likelihood, TokenReport
+from service.chat.pieces import Done, TextDelta
 from service.chat.stopwatch import Counts
 from service.errors import InvalidRequest
 from tests.api.conftest import Service

@@ -17,6 +17,8 @@ from tests.api.conftest import Service, Start
 USER = {"role": "user", "content": "hello"}
 PART = {"type": "text", "text": "hello"}
 SYSTEM = {"role": "system", "content": "Speak like a pirate."}
+CALL = {"id": "1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 
 
 async def complete(service: Service, **body: Any) -> httpx.Response:
@@ -47,11 +49,13 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("no content", {"messages": [{"role": "user"}]}, "messages.0.content"),
     ("null content", {"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
     ("NUL in the content", {"messages": [USER, USER | {"content": "a\x00"}]}, "messages.1.content"),
+    ("an unknown role", {"messages": [USER, {"role": "function", "content": "1"}]}, "messages.1.role"),
     ("a tool's message", {"messages": [USER, {"role": "tool", "content": "1"}]}, "messages.1.role"),
     ("an escape in a name", {"messages": [USER | {"name": "\x1b[31m"}]}, "messages.0.name"),
     ("NUL in the user", {"user": "a\x00"}, "user"),
     ("a name without an end", {"messages": [USER | {"name": "A" * 257}]}, "messages.0.name"),
-    ("a call of a tool", {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls"),
+    ("a call of a tool", {"messages": [USER, CALLING]}, "messages.1.tool_calls"),
+    ("an older call", {"messages": [USER | {"function_call": {}}]}, "messages.0.function_call"),
     ("an unknown field in a message", {"messages": [USER | {"x": 1}]}, "messages.0.x"),
     ("a picture", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
     ("more than text", {"messages": [{"role": "user", "content": [PART | {"x": 1}]}]}, "messages.0.content"),
@@ -137,7 +141,8 @@ CALL_NOW = {"type": "function", "function": {"name": "now"}}
 async def test_tools_are_refused_in_words_for_whoever_reads_them(service: Service, choice: object) -> None:
     error = await error_of(service, tools=TOOLS, tool_choice=choice)
     assert error["param"] == "tools"
-    assert "switch them off in the client" in error["message"]
+    assert "the model's format has none" in error["message"]
+    assert "Switch them off in the client" in error["message"]
     assert "INTERNLM_IGNORE_TOOLS" in error["message"]
 
 
@@ -149,7 +154,7 @@ async def test_a_call_that_is_demanded_is_refused_whatever_is_ignored(
 ) -> None:
     error = await error_of(await start(ignore_tools=ignored), tools=tools, tool_choice=choice)
     assert error["param"] == "tool_choice"
-    assert "switch tools off in the client" in error["message"]
+    assert "Switch tools off in the client" in error["message"]
     assert "INTERNLM" not in error["message"], "which would not help"
 
 

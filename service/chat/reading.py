@@ -1,0 +1,111 @@
+"""One answer, from the engine's tokens to pieces for its client."""
+
+from service.chat.logprobs import Reporter, TokenReport
+from service.chat.pieces import CallDelta, Delta, Done, TextDelta
+from service.chat.stops import StopMatcher
+from service.chat.stopwatch import Counts
+from service.chat.tools.markup import CallMarks
+from service.chat.tools.reading import CallReader
+from service.engine.base import Token
+from service.errors import EngineFailed
+from service.tokenizer.detokenizer import Detokenizer
+from service.tokenizer.tokenizer import Tokenizer
+
+
+class AnswerReader:
+    """Tokens to text, cut at the first stop string, and their reports, but for the one of `stop_ids` that ends it. What
+    comes between `marks` is a call."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stops: list[str],
+        reporter: Reporter,
+        stop_ids: list[int],
+        marks: CallMarks | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = StopMatcher(stops)
+        self._reporter = reporter
+        self._stop_ids = stop_ids
+        self._marks = marks
+        self._call: _Call | None = None
+        self._come = self._handed_on = 0  # characters of text
+
+    @property
+    def stopped(self) -> bool:
+        return self._stops.stopped is not None
+
+    def push(self, event: Token, counts: Counts) -> Delta | None:
+        """The answer goes on with a token."""
+        if self._call:
+            return self._call.push(event, counts)
+        if self._marks and event.token == self._marks.start:
+            rest = self._rest_of_text()
+            self._call = None if self.stopped else _Call(self._tokenizer)
+            return self._delta(rest, counts)
+        return self._delta(self._text_of(event), counts)
+
+    def flush(self, counts: Counts) -> Delta | None:
+        """What was held back, when the last token has come."""
+        if self._call:
+            return self._call.flush(counts)
+        return self._delta(self._rest_of_text(), counts)
+
+    def done(self, reason: str, counts: Counts) -> Done:
+        """The end, for which the engine has this `reason`. Raises EngineFailed for one in the middle of a call."""
+        if self._call and reason == "stop":
+            if not self._call.is_whole:
+                raise EngineFailed("the engine ended the call of a tool half-way")
+            reason = "tool_calls"
+        return Done(reason, counts, self._last_reports())
+
+    def _text_of(self, event: Token) -> str:
+        if event.logprobs and event.token not in self._stop_ids:
+            first = self._detokenizer.at_start
+            self._reporter.push(event.token, event.logprobs, first=first, at=self._come)
+        text = self._detokenizer.push([event.token])
+        self._come += len(text)
+        return self._handing_on(self._stops.push(text))
+
+    def _rest_of_text(self) -> str:
+        if self.stopped:
+            return ""
+        return self._handing_on(self._stops.push(self._detokenizer.flush()) + self._stops.flush())
+
+    def _delta(self, text: str, counts: Counts) -> TextDelta | None:
+        """With the reports of the tokens that begin in the text that was handed on since the last ones."""
+        return TextDelta(text, counts, self._reporter.take(self._handed_on)) if text else None
+
+    def _last_reports(self) -> list[TokenReport]:
+        """Of those that gave no text behind that. What spelled a stop string is none of the answer's."""
+        return [] if self.stopped else self._reporter.take_all()
+
+    def _handing_on(self, text: str) -> str:
+        self._handed_on += len(text)
+        return text
+
+
+class _Call:
+    """The answer's call, token by token. Its name goes with its first delta."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._detokenizer = Detokenizer(tokenizer)
+        self._reader = CallReader()
+        self._is_named = False
+
+    @property
+    def is_whole(self) -> bool:
+        return self._reader.is_whole
+
+    def push(self, event: Token, counts: Counts) -> CallDelta | None:
+        return self._delta(self._reader.push(self._detokenizer.push([event.token])), counts)
+
+    def flush(self, counts: Counts) -> CallDelta | None:
+        return self._delta(self._reader.push(self._detokenizer.flush()) + self._reader.end(), counts)
+
+    def _delta(self, arguments: str, counts: Counts) -> CallDelta | None:
+        name = "" if self._is_named else self._reader.name
+        self._is_named = bool(self._reader.name)
+        return CallDelta(name, arguments, counts) if name or arguments else None
