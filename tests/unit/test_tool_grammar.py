@@ -24,7 +24,6 @@ WEATHER = Tool(
         "title": "Weather",
         "properties": {"city": {"type": "string", "description": "A city."}, "unit": {"enum": ["C", "F"]}},
         "required": ["city"],
-        "additionalProperties": False,
     },
 )
 NOW = Tool("now", "", {"type": "object", "properties": {}, "additionalProperties": False})
@@ -92,6 +91,8 @@ def called(text: str) -> str:
 ANSWERS = {
     "nothing": ("", True, False),
     "text": ("你好，<b>world</b> {\n", True, False),
+    "a control character": ("a\x00", False, False),
+    "an escape": ("\x1b[0m", False, False),
     "marks that are only text": ("<|action_​start|>", True, False),
     "a call": (called('{"name": "weather", "parameters": {"city": "上海", "unit": "C"}}'), False, True),
     "a call of another": (called('{"name": "now", "parameters": {}}'), False, True),
@@ -100,6 +101,7 @@ ANSWERS = {
     "no such tool": (called('{"name": "rain", "parameters": {}}'), False, False),
     "the arguments of another": (called('{"name": "now", "parameters": {"city": "x"}}'), False, False),
     "too few arguments": (called('{"name": "weather", "parameters": {}}'), False, False),
+    "an argument more": (called('{"name": "weather", "parameters": {"city": "x", "x": 1}}'), False, False),
     "a wrong argument": (called('{"name": "weather", "parameters": {"city": "x", "unit": "K"}}'), False, False),
     "a call without an end": ('<|action_start|><|plugin|>\n{"name": "now", "parameters": {}}', False, False),
     "a call of the interpreter": ("<|action_start|><|interpreter|>\nprint(1)<|action_end|>", False, False),

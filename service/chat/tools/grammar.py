@@ -8,16 +8,17 @@ import json
 from bisect import bisect_left
 from typing import Any
 
-from service.chat.tools.annotations import without_annotations
 from service.chat.tools.markup import TAIL, CallMarks, head
 from service.chat.tools.offer import Offer, Tool
+from service.chat.tools.parameters import held_to
 from service.engine.grammars.bounds import excess
 from service.engine.grammars.schema import guided, json_grammar, problem_of
 from service.errors import InvalidRequest
 
 ANY_OBJECT = {"type": "object"}
 
-TEXT = r"/(?s:.)+/"
+TEXT = r"/[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]+/"
+"""All that a client may send back (see `api.fields.Text`)."""
 SPACE = r"/[ \n]{0,4}/"
 """Between the marks and the call, where the model was taught a line's end, and its tokenizer may put a space."""
 
@@ -52,7 +53,7 @@ def calling_grammar(offer: Offer, marks: CallMarks, schema: dict[str, Any] | Non
 
 def _kept(tool: Tool, at: int) -> dict[str, Any]:
     """What a call of `tool` is made to fit. Raises InvalidRequest as `calling_grammar`."""
-    schema = without_annotations(ANY_OBJECT | tool.parameters)
+    schema = held_to(ANY_OBJECT | tool.parameters)
     problem = _problem_of(schema)
     if schema is not None and not problem:
         return schema

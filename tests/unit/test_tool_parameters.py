@@ -1,0 +1,89 @@
+"""What tools' parameters hold calls to: without annotations, and without arguments that are not listed."""
+
+import json
+from typing import Any
+
+import pytest
+
+from service.chat.tools.parameters import ANNOTATIONS, DEEPEST, held_to
+
+CLOSED = {"additionalProperties": False}
+
+BARE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "nothing": ({}, {}),
+    "at the top": ({"title": "T", "description": "D", "type": "object"}, {"type": "object"}),
+    "in properties": (
+        {"properties": {"a": {"type": "string", "description": "A", "default": "x", "examples": ["y"]}}},
+        {"properties": {"a": {"type": "string"}}} | CLOSED,
+    ),
+    "names that are keywords": (
+        {"properties": {"description": {"title": "T", "type": "string"}, "title": {}, "properties": {"default": 1}}},
+        {"properties": {"description": {"type": "string"}, "title": {}, "properties": {}}} | CLOSED,
+    ),
+    "in lists": (
+        {"anyOf": [{"title": "A", "type": "null"}, {"items": {"description": "B"}}]},
+        {"anyOf": [{"type": "null"}, {"items": {}}]},
+    ),
+    "values": (
+        {"enum": [{"title": "kept"}, "x"], "const": {"description": "kept"}, "required": ["title"]},
+        {"enum": [{"title": "kept"}, "x"], "const": {"description": "kept"}, "required": ["title"]},
+    ),
+    "definitions": (
+        {"$defs": {"title": {"title": "T", "$ref": "#/$defs/b"}}, "$ref": "#/$defs/title"},
+        {"$defs": {"title": {"$ref": "#/$defs/b"}}, "$ref": "#/$defs/title"},
+    ),
+    "a list of pairs": ({"items": [[{"title": "x"}]]}, {"items": [[{}]]}),
+    "what is true or false": (
+        {"additionalProperties": False, "items": True},
+        {"additionalProperties": False, "items": True},
+    ),
+}
+
+
+@pytest.mark.parametrize(("schema", "bare"), BARE.values(), ids=BARE)
+def test_only_annotations_are_left_out(schema: dict[str, Any], bare: dict[str, Any]) -> None:
+    before = json.dumps(schema)
+    assert held_to(schema) == bare
+    assert json.dumps(schema) == before, "the model is told of it with them"
+
+
+@pytest.mark.parametrize("name", sorted(ANNOTATIONS))
+def test_each_annotation_is_one(name: str) -> None:
+    assert held_to({name: "x", "not": {name: {}}}) == {"not": {}}
+
+
+@pytest.mark.parametrize("levels", [DEEPEST, DEEPEST + 1, 900])
+def test_what_is_nested_too_deeply_is_not_looked_at(levels: int) -> None:
+    deep = json.loads('{"items":' * levels + "{}" + "}" * levels)
+    assert (held_to(deep) is None) == (levels > DEEPEST)
+
+
+def listing(**keywords: Any) -> dict[str, Any]:
+    return {"properties": {"a": {}}} | keywords
+
+
+CLOSING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "what is listed": (listing(), listing() | CLOSED),
+    "nothing, listed": ({"properties": {}}, {"properties": {}} | CLOSED),
+    "not listed": ({"type": "object"}, {"type": "object"}),
+    "said to be open": (listing(additionalProperties=True), listing(additionalProperties=True)),
+    "of another schema": (listing(additionalProperties=listing()), listing(additionalProperties=listing() | CLOSED)),
+    "by patterns": (listing(patternProperties={}), listing(patternProperties={})),
+    "in a list": ({"items": listing()}, {"items": listing() | CLOSED}),
+    "in a choice": ({"anyOf": [listing()]}, {"anyOf": [listing() | CLOSED]}),
+    "beside a choice": (listing(anyOf=[{"required": ["b"]}]), listing(anyOf=[{"required": ["b"]}])),
+    "a name": ({"properties": {"properties": listing()}}, {"properties": {"properties": listing() | CLOSED}} | CLOSED),
+    "a value": ({"const": listing()}, {"const": listing()}),
+    "joined": ({"allOf": [listing(), {"properties": {"b": {}}}]}, {"allOf": [listing(), {"properties": {"b": {}}}]}),
+    "joined elsewhere": (
+        {"$defs": {"A": listing()}, "items": {"allOf": [{"$ref": "#/$defs/A"}, {"required": ["b"]}]}},
+        {"$defs": {"A": listing()}, "items": {"allOf": [{"$ref": "#/$defs/A"}, {"required": ["b"]}]}},
+    ),
+}
+
+
+@pytest.mark.parametrize(("schema", "closed"), CLOSING.values(), ids=CLOSING)
+def test_objects_have_no_more_than_is_listed_unless_something_says_so(
+    schema: dict[str, Any], closed: dict[str, Any]
+) -> None:
+    assert held_to(schema) == closed
