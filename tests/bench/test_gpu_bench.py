@@ -43,6 +43,12 @@ def test_a_tiny_run_prints_every_section_and_every_target(tmp_path: Path, capsys
     assert min(said["steps_before"], said["steps_during"]) >= TINY.stall_steps
     assert [line["section"] for line in lines if "took_seconds" in line] == list(SECTIONS)
     assert {"section": "continuous_batching", "auto_switch_to_flash": False} in lines
+    kept = [
+        line["measure"].rpartition("_with_")[2]
+        for line in lines
+        if line.get("section") == "structured" and "free" in line
+    ]
+    assert kept == ["1_in_json", "2_in_json", "2_offered_tools"]
     (written,) = tmp_path.iterdir()
     assert [json.loads(line) | {"run": ""} for line in written.read_text().splitlines()] == [
         line | {"run": ""} for line in lines
