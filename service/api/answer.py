@@ -4,6 +4,7 @@ A request has one answer, or several to choose from.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -86,7 +87,7 @@ class Transcript:
         self._writer = writer
         self._prompt = logged_prompt
         self._texts: list[list[str]] = [[] for _ in range(choices)]
-        self._calls: dict[int, Call] = {}
+        self._calls: dict[int, list[CallDelta]] = defaultdict(list)
         self._tokens: list[list[TokenReport]] = [[] for _ in range(choices)]  # none of a stream, which has sent them
         self._whole: dict[int, Answer] = {}
 
@@ -125,14 +126,18 @@ class Transcript:
         if isinstance(piece, TextDelta):
             self._texts[piece.choice].append(piece.text)
         elif isinstance(piece, CallDelta):
-            name, arguments = self._calls.get(piece.choice, Call("", ""))
-            self._calls[piece.choice] = Call(name + piece.name, arguments + piece.arguments)
+            self._calls[piece.choice].append(piece)
         else:
             self._end(piece)
 
     def _end(self, done: Done) -> None:
-        text, call = "".join(self._texts[done.choice]), self._calls.get(done.choice)
+        text, call = "".join(self._texts[done.choice]), _joined(self._calls[done.choice])
         self._whole[done.choice] = Answer(text, replace(done, tokens=self._tokens[done.choice]), call)
         if self._prompt is not None:
             called = {"call": call._asdict()} if call else {}
             logger.info("answered", extra={"fields": {"prompt": self._prompt, "response": text, **called}})
+
+
+def _joined(deltas: list[CallDelta]) -> Call | None:
+    """The call that they are pieces of; None for none."""
+    return Call(deltas[0].name, "".join(each.arguments for each in deltas)) if deltas else None

@@ -10,9 +10,8 @@ from pydantic import Field, model_validator
 from service.api.fields import Label, Sampled, Strict, Text
 from service.chat.endings import OURS
 from service.engine.grammars.bounds import excess
+from service.engine.grammars.schema import ANY_OBJECT
 from service.errors import InvalidRequest
-
-ANY_OBJECT = {"type": "object"}
 
 
 class NamedSchema(Strict):

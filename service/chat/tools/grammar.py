@@ -12,10 +12,8 @@ from service.chat.tools.markup import TAIL, CallMarks, head
 from service.chat.tools.offer import Offer, Tool
 from service.chat.tools.parameters import held_to
 from service.engine.grammars.bounds import excess
-from service.engine.grammars.schema import guided, json_grammar, problem_of
+from service.engine.grammars.schema import ANY_OBJECT, guided, json_grammar, problem_of
 from service.errors import InvalidRequest
-
-ANY_OBJECT = {"type": "object"}
 
 TEXT = r"/[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]+/"
 """All that a client may send back (see `api.fields.Text`)."""

@@ -10,6 +10,9 @@ WHITESPACE = r"[ \t\n]{0,40}"
 """Between two tokens of JSON: enough to indent by, and no more, or a model that has nothing to say could go on with it
 to the answer's limit."""
 
+ANY_OBJECT = {"type": "object"}
+"""The schema of what has names and values, and nothing said of them."""
+
 MAX_LEXER_STATES = 5000
 """Of 1 to 2 kB each: what the lexer of one answer may grow to. Ordinary schemas need some hundreds."""
 MAX_SAID = 300
