@@ -9,6 +9,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from service.chat.printable import CONTROL
 from service.engine.base import SamplingParams
 
 MAX_TEXT_CHARACTERS = 400_000
@@ -17,7 +18,7 @@ MAX_TEXT_CHARACTERS = 400_000
 MAX_STOP_CHARACTERS = 1000
 MAX_TURNS = 1000
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CONTROL = re.compile(f"[{CONTROL}]")
 
 
 def _printable(text: str) -> str:

@@ -10,6 +10,7 @@ import msgspec
 
 from service.chat.generation import Chat
 from service.chat.pieces import Delta, Done, Pieces
+from service.chat.preparation import Shared
 from service.engine.base import FinishReason
 from service.log import note, request_notes
 
@@ -20,9 +21,12 @@ WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 
 
 def variants(chat: Chat, count: int) -> list[Chat]:
-    """`chat`, as often as it is to be answered, each time with another seed."""
+    """`chat`, as often as it is to be answered, each time with another seed. What they have in common is worked out
+    once."""
+    shared = Shared() if count > 1 else None
     seeds = [(chat.sampling.seed + choice) % (1 << 63) for choice in range(count)]
-    return [replace(chat, sampling=msgspec.structs.replace(chat.sampling, seed=seed)) for seed in seeds]
+    drawn = [msgspec.structs.replace(chat.sampling, seed=seed) for seed in seeds]
+    return [replace(chat, sampling=sampling, shared=shared) for sampling in drawn]
 
 
 async def side_by_side(answers: Sequence[Pieces]) -> Pieces:

@@ -13,6 +13,7 @@ class FieldNames(NamedTuple):
     messages: str = "prompt"
     max_new_tokens: str = "max_new_tokens"
     schema: str = "response_format.json_schema.schema"
+    grammar: str = schema  # what holds the whole answer, be it a schema or more
 
 
 OURS = FieldNames()
@@ -50,7 +51,7 @@ def _error(finish: Finish, watch: Stopwatch, request_timeout: float, fields: Fie
     if finish.reason is FinishReason.DEADLINE:
         return too_late(watch, request_timeout, fields)
     if finish.of_grammar:
-        return InvalidRequest(finish.message, field=fields.schema)
+        return InvalidRequest(finish.message, field=fields.grammar)
     if finish.reason is FinishReason.REJECTED and finish.retry_after:
         return QueueFull(finish.message, retry_after=finish.retry_after)
     if finish.reason is FinishReason.REJECTED:

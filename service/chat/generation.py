@@ -1,13 +1,11 @@
 """The use case: a conversation goes in, text comes out piece by piece, and how each request ended is counted.
 
-Knows the engine only by its interface. Prompts are tokenized off the event loop when they are long.
+Knows the engine only by its interface.
 """
 
 import asyncio
-import logging
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,30 +13,17 @@ from typing import Any
 from service.chat.endings import OURS, FieldNames, reason_of, too_late
 from service.chat.logprobs import Reporter, Spelling
 from service.chat.pieces import Pieces
+from service.chat.preparation import Preparation, Shared
 from service.chat.reading import AnswerReader
 from service.chat.stopwatch import Stopwatch
 from service.chat.templates import ChatTemplate, Message
-from service.chat.tools.grammar import calling_grammar
 from service.chat.tools.markup import CallMarks
 from service.chat.tools.offer import Offer
 from service.engine.base import Engine, Finish, FinishReason, GenerationRequest, SamplingParams
-from service.engine.grammars.schema import json_grammar, problem_of
-from service.errors import ContextTooLong, InvalidRequest
+from service.errors import ContextTooLong
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.tokenizer.tokenizer import Tokenizer
-
-logger = logging.getLogger(__name__)
-
-TOKENIZING_THREADS = 2
-"""Threads for long prompts alone, so that hundreds of them keep no other work waiting (restarting an engine, say). Two
-tokenize tens of the longest prompts a second, more than a GPU prefills."""
-
-CHECKING_THREADS = 2
-"""Threads for grammars alone, each of which takes milliseconds."""
-
-INLINE_CHARACTERS = 4096
-"""A prompt up to so long is tokenized in about a millisecond, which is not worth the way to a thread and back."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +32,7 @@ class Chat:
 
     `schema`: what the answer's JSON must fit; None for text. `offer`: tools that it may call, or must, of which the
     `messages` tell the model; only where the model `calls_tools`. `logprobs`: the tokens of its text are reported, each
-    beside so many of the likeliest ones; None: they are not.
+    beside so many of the likeliest ones; None: they are not. `shared`: with other answers to the same.
     """
 
     messages: list[Message]
@@ -60,6 +45,7 @@ class Chat:
     offer: Offer | None = None
     logprobs: int | None = None
     fields: FieldNames = OURS
+    shared: Shared | None = None
 
 
 class Generation:
@@ -81,13 +67,13 @@ class Generation:
         self._request_timeout = request_timeout
         self._lifecycle = lifecycle
         self._metrics = metrics
-        self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
-        self._checking = ThreadPoolExecutor(CHECKING_THREADS, thread_name_prefix="grammars")
+        self._preparation = Preparation(template)
 
     @property
     def calls_tools(self) -> bool:
-        """Whether the model's format has tools, their calls and what they gave."""
-        return self._template.call_marks is not None
+        """Whether the model's format has tools, their calls and what they gave, and it scores their marks."""
+        info, marks = self._engine.status.info, self._template.call_marks
+        return marks is not None and info is not None and max(marks) < info.vocab_size
 
     async def stream(self, chat: Chat) -> Pieces:
         """Deltas, then one Done. Closing it early stops the work within one engine step.
@@ -113,7 +99,7 @@ class Generation:
             async with aclosing(self._engine.submit(request)) as events:
                 async for event in events:
                     if isinstance(event, Finish):
-                        watch.end(event)
+                        watch.end(answer.judged(event))
                         break
                     watch.token(event)
                     if delta := answer.push(event, watch.counts):
@@ -130,14 +116,15 @@ class Generation:
         deadline = time.monotonic() + self._request_timeout
         try:
             async with asyncio.timeout(self._request_timeout):
-                grammar = await self._grammar(chat)
-                prompt = await self._encode(chat.messages)
+                prompt = await self._preparation.prompt(chat.messages, chat.shared)
+                new_tokens = self._new_tokens(len(prompt), chat)  # before work that would be for nothing
+                grammar = await self._preparation.grammar(chat.schema, chat.offer, chat.fields, chat.shared)
         except TimeoutError:
             raise too_late(watch, self._request_timeout, chat.fields) from None
         return GenerationRequest(
             id=uuid.uuid4().hex,
             prompt_ids=prompt,
-            max_new_tokens=self._new_tokens(len(prompt), chat),
+            max_new_tokens=new_tokens,
             stop_ids=self._stop_ids(chat),
             deadline=deadline,
             sampling=chat.sampling,
@@ -152,25 +139,6 @@ class Generation:
     def _stop_ids(self, chat: Chat) -> list[int]:
         marks = self._marks(chat)
         return [] if chat.ignore_eos else [*self._tokenizer.stop_ids, *([marks.end] if marks else [])]
-
-    async def _grammar(self, chat: Chat) -> str:
-        """What the answer must keep to; empty for nothing. Raises InvalidRequest for what can't be kept to: it need not
-        wait for the engine to say so."""
-        if chat.schema is None and chat.offer is None:
-            return ""
-        return await asyncio.get_running_loop().run_in_executor(self._checking, self._checked_grammar, chat)
-
-    def _checked_grammar(self, chat: Chat) -> str:
-        grammar = "" if chat.schema is None else json_grammar(chat.schema)
-        if grammar and (problem := problem_of(grammar)):
-            raise InvalidRequest(f"the schema cannot be kept to: {problem}", field=chat.fields.schema)
-        marks = self._marks(chat)
-        return calling_grammar(chat.offer, marks, chat.schema) if chat.offer and marks else grammar
-
-    async def _encode(self, messages: list[Message]) -> list[int]:
-        if sum(message.characters for message in messages) <= INLINE_CHARACTERS:
-            return self._template.encode(messages)
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, self._template.encode, messages)
 
     def _new_tokens(self, prompt: int, chat: Chat) -> int:
         info = self._engine.status.info  # asked for each time: an engine that was started again may have less room

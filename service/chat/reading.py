@@ -6,8 +6,7 @@ from service.chat.stops import StopMatcher
 from service.chat.stopwatch import Counts
 from service.chat.tools.markup import CallMarks
 from service.chat.tools.reading import CallReader
-from service.engine.base import Token
-from service.errors import EngineFailed
+from service.engine.base import Finish, FinishReason, Token
 from service.tokenizer.detokenizer import Detokenizer
 from service.tokenizer.tokenizer import Tokenizer
 
@@ -43,7 +42,7 @@ class AnswerReader:
             return self._call.push(event, counts)
         if self._marks and event.token == self._marks.start:
             rest = self._rest_of_text()
-            self._call = None if self.stopped else _Call(self._tokenizer)
+            self._call = None if self.stopped else _Call(self._tokenizer, self._marks.end)
             return self._delta(rest, counts)
         return self._delta(self._text_of(event), counts)
 
@@ -53,13 +52,16 @@ class AnswerReader:
             return self._call.flush(counts)
         return self._delta(self._rest_of_text(), counts)
 
+    def judged(self, finish: Finish) -> Finish:
+        """How the answer ended, which is an error of the engine's in the middle of a call."""
+        if self._call and not self._call.is_whole and finish.reason is FinishReason.STOP:
+            return Finish(finish.id, FinishReason.ERROR, "the engine ended the call of a tool half-way")
+        return finish
+
     def done(self, reason: str, counts: Counts) -> Done:
-        """The end, for which the engine has this `reason`. Raises EngineFailed for one in the middle of a call."""
-        if self._call and reason == "stop":
-            if not self._call.is_whole:
-                raise EngineFailed("the engine ended the call of a tool half-way")
-            reason = "tool_calls"
-        return Done(reason, counts, self._last_reports())
+        """The end, for which the engine has this `reason`."""
+        calls = self._call is not None and reason == FinishReason.STOP
+        return Done("tool_calls" if calls else reason, counts, self._last_reports())
 
     def _text_of(self, event: Token) -> str:
         if event.logprobs and event.token not in self._stop_ids:
@@ -88,22 +90,22 @@ class AnswerReader:
 
 
 class _Call:
-    """The answer's call, token by token. Its name goes with its first delta."""
+    """The answer's call, token by token up to its `end`. Its name goes with its first delta."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, end: int) -> None:
         self._detokenizer = Detokenizer(tokenizer)
         self._reader = CallReader()
+        self._end = end
         self._is_named = False
-
-    @property
-    def is_whole(self) -> bool:
-        return self._reader.is_whole
+        self.is_whole = False
 
     def push(self, event: Token, counts: Counts) -> CallDelta | None:
+        self.is_whole = event.token == self._end
         return self._delta(self._reader.push(self._detokenizer.push([event.token])), counts)
 
     def flush(self, counts: Counts) -> CallDelta | None:
-        return self._delta(self._reader.push(self._detokenizer.flush()) + self._reader.end(), counts)
+        rest = self._reader.push(self._detokenizer.flush())
+        return self._delta(rest + ("" if self.is_whole else self._reader.cut()), counts)
 
     def _delta(self, arguments: str, counts: Counts) -> CallDelta | None:
         name = "" if self._is_named else self._reader.name

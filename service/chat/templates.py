@@ -132,9 +132,10 @@ class ChatTemplate:
             raise TemplateError(str(error)) from error
 
     def _require_all(self, messages: Sequence[Message], rendered: str) -> None:
-        for at, message in enumerate(messages):
-            if not self._carries(at, message, rendered):
-                raise MessageRefused(f"the model's chat template leaves out this message (role {message.role})", at)
+        left_out = self._placeholder.left_out(rendered, messages)
+        if left_out is not None:
+            role = messages[left_out].role
+            raise MessageRefused(f"the model's chat template leaves out this message (role {role})", left_out)
 
     def _check(self) -> None:
         try:
@@ -144,16 +145,11 @@ class ChatTemplate:
             raise ConfigurationError(
                 f"the chat template cannot render system, user, assistant and user messages: {error}"
             ) from error
-        if self._placeholder.fill(rendered, _SAMPLE) != direct or not self._carries_all(_SAMPLE, rendered):
+        is_whole = self._placeholder.left_out(rendered, _SAMPLE) is None
+        if not is_whole or self._placeholder.fill(rendered, _SAMPLE) != direct:
             raise ConfigurationError("the chat template drops or changes what messages say; it cannot be served")
         self._check_special_tokens(rendered)
         self._check_bos()
-
-    def _carries_all(self, messages: Sequence[Message], rendered: str) -> bool:
-        return all(self._carries(at, message, rendered) for at, message in enumerate(messages))
-
-    def _carries(self, at: int, message: Message, rendered: str) -> bool:
-        return all(self._placeholder.mark(at, part) in rendered for part, text in enumerate(message.texts) if text)
 
     def _writes_tools(self) -> bool:
         """Whether the template writes the roles of tools as they are, and the marks of their calls. Most write what
@@ -163,7 +159,8 @@ class ChatTemplate:
         except TemplateError:
             return False
         written = [*markup.ROLES, *map(self._placeholder.call, [3, 3], [1, 2])]
-        return self._carries_all(_WITH_TOOLS, rendered) and all(each in rendered for each in written)
+        is_whole = self._placeholder.left_out(rendered, _WITH_TOOLS) is None
+        return is_whole and all(each in rendered for each in written)
 
     def _check_special_tokens(self, rendered: str) -> None:
         tokenizer = self._tokenizer
@@ -219,6 +216,12 @@ class _Placeholder:
             before, after = content.split(inner, 1)
             content = before + self.mark(at) + after
         return message._replace(content=content + "".join(self.call(at, 1 + each) for each in range(len(calls))))
+
+    def left_out(self, text: str, messages: Sequence[Message]) -> int | None:
+        """The first of the messages of which something is not in `text`; None if nothing is missing."""
+        found = {(int(at), int(part)) for at, part in self._pattern.findall(text)}
+        said = ((at, part) for at, message in enumerate(messages) for part, each in enumerate(message.texts) if each)
+        return next((at for at, part in said if (at, part) not in found), None)
 
     def fill(self, text: str, messages: Sequence[Message]) -> str:
         """`text` with the contents put back in."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from pydantic import BaseModel
 
 from service.api.schema import ChatRequest, Problem
 from tests.api.conftest import Service, Start
@@ -95,3 +96,16 @@ async def test_both_are_routes_of_their_own_in_the_metrics(service: Service) -> 
     for path in ("/docs", "/openapi.json"):
         assert (await service.http.get(path)).status_code == 200
         assert samples(service)["internlm_http_requests_total", f"{path} 200"] == 1
+
+
+def models(kind: type[BaseModel]) -> list[type[BaseModel]]:
+    """All of the API's own, as far as it is imported."""
+    found = [kind] if kind.__module__.startswith("service.api") else []
+    return found + [model for each in kind.__subclasses__() for model in models(each)]
+
+
+def test_no_two_models_go_by_one_name() -> None:
+    """In the description one would stand for the other."""
+    names = [model.__name__ for model in {*models(BaseModel)}]
+    assert sorted(names) == sorted(set(names))
+    assert len(names) > 30

@@ -41,7 +41,7 @@ class Caller(Speaker):
             new=300,
             stop=[*self.tokenizer.stop_ids, self.marks.end],
             sampling=sampling,
-            grammar=calling_grammar(offer, self.marks, schema),
+            grammar=calling_grammar(offer, self.marks, schema)[0],
         )
 
     def is_text(self, token: int) -> bool:

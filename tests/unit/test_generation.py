@@ -260,7 +260,7 @@ async def test_a_long_prompt_does_not_wait_for_grammars_nor_they_for_it(
 ) -> None:
     """Each has threads of its own."""
     release = threading.Event()
-    monkeypatch.setattr("service.chat.generation.problem_of", lambda grammar: release.wait(PATIENCE) and "")
+    monkeypatch.setattr("service.chat.preparation.problem_of", lambda grammar: release.wait(PATIENCE) and "")
     model = make(ScriptedEngine(*TOKENS, Finish("", FinishReason.STOP)))
     held = [asyncio.create_task(model.probe(replace(SHORT, schema={}))) for _ in range(5)]
     with pytest.raises(ContextTooLong):

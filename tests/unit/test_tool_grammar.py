@@ -42,7 +42,7 @@ class Language:
         self.compiler = GrammarCompiler(model_dir, self.vocab_size, 1)
 
     def begin(self, offer: Offer, schema: dict[str, Any] | None = None) -> Any:
-        return self.compiler.compile(calling_grammar(offer, self.marks, schema)).result(60)
+        return self.compiler.compile(calling_grammar(offer, self.marks, schema)[0]).result(60)
 
     def allowed(self, matcher: Any) -> set[int]:
         (row,) = self.compiler.allowed([matcher])
@@ -93,6 +93,7 @@ ANSWERS = {
     "text": ("你好，<b>world</b> {\n", True, False),
     "a control character": ("a\x00", False, False),
     "an escape": ("\x1b[0m", False, False),
+    "a deletion": ("\x7f", False, False),
     "marks that are only text": ("<|action_​start|>", True, False),
     "a call": (called('{"name": "weather", "parameters": {"city": "上海", "unit": "C"}}'), False, True),
     "a call of another": (called('{"name": "now", "parameters": {}}'), False, True),
@@ -169,6 +170,7 @@ def test_a_tool_whose_schema_cannot_be_kept_to_is_called_with_any_object(
     language: Language, parameters: dict[str, Any]
 ) -> None:
     offer = Offer((Tool("lax", "", parameters), NOW))
+    assert calling_grammar(offer, language.marks, None)[1] == 1
     assert language.reads(called('{"name": "lax", "parameters": {"any": [1, {}]}}'), offer)
     assert not language.reads(called('{"name": "lax", "parameters": 5}'), offer)
     assert not language.reads(called('{"name": "now", "parameters": {"any": 1}}'), offer), "the others are kept to"
@@ -190,18 +192,34 @@ def many(count: int, properties: int, *, strict: bool = False) -> tuple[Tool, ..
 
 def test_descriptions_do_not_count_and_forty_tools_are_kept_to(language: Language) -> None:
     offer = Offer(many(40, 6))
+    assert calling_grammar(offer, language.marks, None)[1] == 0
     assert language.reads(called('{"name": "tool_39", "parameters": {"property_5": "x"}}'), offer)
     assert not language.reads(called('{"name": "tool_39", "parameters": {"property_9": "x"}}'), offer)
 
 
 def test_of_more_than_can_be_kept_to_together_the_last_are_called_with_any_objects(language: Language) -> None:
     offer = Offer(many(128, 6))
-    assert language.reads(called('{"name": "tool_127", "parameters": {"property_9": "x"}}'), offer)
-    assert not language.reads(called('{"name": "tool_9", "parameters": {"property_9": "x"}}'), offer)
+    lax = calling_grammar(offer, language.marks, None)[1]
+    assert 60 < lax < 90
+    for at, is_lax in ((127 - lax, False), (128 - lax, True), (127, True)):
+        assert language.reads(called(f'{{"name": "tool_{at}", "parameters": {{"property_9": "x"}}}}'), offer) == is_lax
     assert not language.reads(called('{"name": "tool_128", "parameters": {}}'), offer)
-    with pytest.raises(InvalidRequest, match=r"of s cannot be kept to beside .+Offer fewer tools, or leave") as caught:
-        language.begin(Offer((*many(127, 6), Tool("s", "", NOW.parameters, strict=True))))
-    assert caught.value.field == "tools.127.function.parameters"
+
+
+def test_strict_ones_come_first(language: Language) -> None:
+    strict = Tool("s", "", NOW.parameters, strict=True)
+    offer = Offer((*many(127, 6), strict))
+    assert language.reads(called('{"name": "s", "parameters": {}}'), offer)
+    assert not language.reads(called('{"name": "s", "parameters": {"x": 1}}'), offer)
+    with pytest.raises(InvalidRequest, match=r"of tool_\d+ cannot be kept to beside .+Offer fewer, or leave") as caught:
+        language.begin(Offer((strict, *many(127, 6, strict=True))))
+    first = int(str(caught.value.field).split(".")[1])
+    assert language.reads(called('{"name": "s", "parameters": {}}'), Offer((strict, *many(first - 1, 6, strict=True))))
+
+
+def test_a_tool_that_takes_anything_is_none_that_is_not_held(language: Language) -> None:
+    anything = (Tool("a", "", {}), Tool("b", "", {"type": "object", "description": "Anything."}))
+    assert calling_grammar(Offer((*anything, Tool("c", "", {"not": {}}))), language.marks, None)[1] == 1
 
 
 def said(language: Language, matcher: Any, choose: Sequence[int]) -> list[int]:

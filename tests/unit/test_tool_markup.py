@@ -125,6 +125,7 @@ def test_calls_say_what_they_are_called_with_in_any_language() -> None:
         == '{"name": "f", "parameters": {"城市": "上海", "quote": "\\""}}'
     )
     assert json.loads(markup.described([Tool("f", "", {})])) == [{"name": "f", "parameters": {}}]
+    assert "天气" in markup.described([Tool("f", "天气", {})])
 
 
 BRANCHING = (
@@ -147,6 +148,19 @@ def test_a_template_that_does_not_write_them_has_no_tools_and_serves_without(tmp
     assert chat_template.encode([Message("user", "x")])
     with pytest.raises(MessageRefused, match="a role must be one of system, user, assistant"):
         chat_template.encode(CONVERSATION)
+
+
+def test_marks_that_swallow_space_are_none(tmp_path: Path) -> None:
+    directory = write_sentencepiece_dir(tmp_path)
+    tokens = json.loads((directory / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    trimming = {token: entry | {"rstrip": entry["content"] == markup.PLUGIN} for token, entry in tokens.items()}
+    update_json(directory / "tokenizer_config.json", added_tokens_decoder=trimming)
+    assert load(directory)[1].call_marks is None
+
+
+def test_a_template_that_leaves_out_part_of_a_conversation_with_tools_has_none(tmp_path: Path) -> None:
+    without_first = CHATML.replace("in messages", "in (messages if messages|length == 4 else messages[1:])")
+    assert load(write_sentencepiece_dir(tmp_path, chat_template=without_first))[1].call_marks is None
 
 
 def test_a_tokenizer_without_the_marks_has_no_tools(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.chat.tools.parameters import ANNOTATIONS, DEEPEST, held_to
+from service.chat.tools.parameters import DEEPEST, held_to
 
 CLOSED = {"additionalProperties": False}
 
@@ -32,6 +32,11 @@ BARE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"$defs": {"title": {"title": "T", "$ref": "#/$defs/b"}}, "$ref": "#/$defs/title"},
         {"$defs": {"title": {"$ref": "#/$defs/b"}}, "$ref": "#/$defs/title"},
     ),
+    "schemas by pattern": (
+        {"patternProperties": {"title": {"title": "x"}}, "dependentSchemas": {"title": {"title": "x"}}},
+        {"patternProperties": {"title": {}}, "dependentSchemas": {"title": {}}},
+    ),
+    "older definitions": ({"definitions": {"title": {"title": "x"}}}, {"definitions": {"title": {}}}),
     "a list of pairs": ({"items": [[{"title": "x"}]]}, {"items": [[{}]]}),
     "what is true or false": (
         {"additionalProperties": False, "items": True},
@@ -47,7 +52,10 @@ def test_only_annotations_are_left_out(schema: dict[str, Any], bare: dict[str, A
     assert json.dumps(schema) == before, "the model is told of it with them"
 
 
-@pytest.mark.parametrize("name", sorted(ANNOTATIONS))
+NOTES = ["$comment", "$schema", "default", "deprecated", "description", "example", "examples", "readOnly", "title"]
+
+
+@pytest.mark.parametrize("name", [*NOTES, "writeOnly"])
 def test_each_annotation_is_one(name: str) -> None:
     assert held_to({name: "x", "not": {name: {}}}) == {"not": {}}
 
@@ -56,11 +64,17 @@ def test_each_annotation_is_one(name: str) -> None:
 def test_what_is_nested_too_deeply_is_not_looked_at(levels: int) -> None:
     deep = json.loads('{"items":' * levels + "{}" + "}" * levels)
     assert (held_to(deep) is None) == (levels > DEEPEST)
+    lists = json.loads('{"items":' + "[" * levels + "]" * levels + "}")
+    assert (held_to(lists) is None) == (levels > DEEPEST)
 
 
 def listing(**keywords: Any) -> dict[str, Any]:
     return {"properties": {"a": {}}} | keywords
 
+
+DEFINED = {"$defs": {"A": listing()}}
+CLOSED_DEFINED = {"$defs": {"A": listing() | CLOSED}}
+REFERRED = DEFINED | {"$ref": "#/$defs/A"}
 
 CLOSING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "what is listed": (listing(), listing() | CLOSED),
@@ -71,7 +85,21 @@ CLOSING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "by patterns": (listing(patternProperties={}), listing(patternProperties={})),
     "in a list": ({"items": listing()}, {"items": listing() | CLOSED}),
     "in a choice": ({"anyOf": [listing()]}, {"anyOf": [listing() | CLOSED]}),
-    "beside a choice": (listing(anyOf=[{"required": ["b"]}]), listing(anyOf=[{"required": ["b"]}])),
+    "what is unevaluated": (listing(unevaluatedProperties=True), listing(unevaluatedProperties=True)),
+    "beside a choice of properties": (listing(anyOf=[listing()]), listing(anyOf=[listing()])),
+    "beside another choice": (listing(oneOf=[listing()]), listing(oneOf=[listing()])),
+    "beside a reference": (REFERRED | listing(), REFERRED | listing()),
+    "a choice of two": ({"anyOf": [listing()], "oneOf": [listing()]}, {"anyOf": [listing()], "oneOf": [listing()]}),
+    "by what is there": (listing(dependentSchemas={"a": listing()}), listing(dependentSchemas={"a": listing()})),
+    "joined of one": (
+        {"allOf": [{"$ref": "#/$defs/A"}]} | DEFINED,
+        {"allOf": [{"$ref": "#/$defs/A"}]} | CLOSED_DEFINED,
+    ),
+    "names that join": (
+        {"properties": {"allOf": {}, "anyOf": {}}},
+        {"properties": {"allOf": {}, "anyOf": {}}} | CLOSED,
+    ),
+    "a value that joins": (listing(enum=["allOf"]), listing(enum=["allOf"]) | CLOSED),
     "a name": ({"properties": {"properties": listing()}}, {"properties": {"properties": listing() | CLOSED}} | CLOSED),
     "a value": ({"const": listing()}, {"const": listing()}),
     "joined": ({"allOf": [listing(), {"properties": {"b": {}}}]}, {"allOf": [listing(), {"properties": {"b": {}}}]}),

@@ -16,8 +16,7 @@ from service.chat.stopwatch import Counts
 from service.chat.tools import markup
 from service.chat.tools.markup import CallMarks
 from service.chat.tools.reading import CallReader
-from service.engine.base import Logprobs, Token
-from service.errors import EngineFailed
+from service.engine.base import Finish, FinishReason, Logprobs, Token
 from service.tokenizer.loading import load_tokenizer
 from service.tokenizer.tokenizer import Tokenizer
 from tests.support.tokenizers import write_sentencepiece_dir
@@ -34,9 +33,9 @@ def test_a_call_is_read_the_same_however_it_is_cut(arguments: dict[str, Any], cu
     text = space + markup.call("get_weather", arguments)
     reader = CallReader()
     bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    said = "".join(reader.push(text[a:b]) for a, b in itertools.pairwise(bounds)) + reader.end()
+    said = "".join(reader.push(text[a:b]) for a, b in itertools.pairwise(bounds))
     assert reader.name == "get_weather"
-    assert reader.is_whole
+    assert reader.cut() == ""
     assert said == json.dumps(arguments, ensure_ascii=False)
 
 
@@ -45,11 +44,10 @@ def test_a_call_that_is_cut_has_what_came(arguments: dict[str, Any], left: int) 
     text = markup.call("f", arguments)[:-1]
     cut = text[: -min(left, len(text))]
     reader = CallReader()
-    said = reader.push(cut) + reader.end()
+    said = reader.push(cut) + reader.cut()
     head = markup.head("f")
     assert said == (cut.removeprefix(head) if cut.startswith(head) else "")
     assert bool(reader.name) == cut.startswith(head)
-    assert not reader.is_whole
 
 
 def test_arguments_come_as_they_are_written() -> None:
@@ -62,7 +60,14 @@ def test_arguments_come_as_they_are_written() -> None:
         "1",
         "}",
     ]
-    assert (reader.end(), reader.is_whole) == ("", True)
+    assert reader.cut() == ""
+
+
+def test_a_head_among_the_arguments_is_no_head() -> None:
+    reader = CallReader()
+    inner = markup.call("g", {})
+    assert reader.push(markup.head("f")) + reader.push(inner) + reader.push("}") == inner
+    assert reader.name == "f"
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +123,51 @@ def test_a_call_that_is_cut_is_no_call_to_make(tokenizer: Tokenizer) -> None:
     assert arguments.rstrip("\ufffd") == '{"city": "上'
 
 
+LENGTHY = {
+    "deep": '{"a": ' + "[" * 3000 + "]" * 3000 + "}",
+    "long numbers": '{"a": ' + "9" * 6000 + "}",
+}
+
+
+@pytest.mark.parametrize("arguments", LENGTHY.values(), ids=LENGTHY)
+def test_what_python_cannot_read_is_the_clients_to_read(tokenizer: Tokenizer, arguments: str) -> None:
+    text = markup.CALL_BEGINS + markup.head("f") + arguments + markup.TAIL
+    _, name, said, done = Reading(tokenizer).whole(text + markup.CALL_ENDS)
+    assert (name, said, done.finish_reason) == ("f", arguments, "tool_calls")
+    for cut in (text, text[:-1], text[:-2], text[: len(text) // 2]):
+        _, name, said, done = Reading(tokenizer).whole(cut, "length")
+        assert (name, done.finish_reason) == ("f", "length")
+        assert said == cut[cut.index(arguments[:5]) :][: len(arguments)]
+
+
 def test_an_engine_that_ends_within_a_call_has_failed(tokenizer: Tokenizer) -> None:
-    with pytest.raises(EngineFailed, match="half-way"):
-        Reading(tokenizer).whole(CALL[: CALL.index("海")])
+    reading = Reading(tokenizer)
+    stop = Finish("a", FinishReason.STOP)
+    reading.push("x" + CALL[: CALL.index("海")])
+    assert reading.answer.judged(stop).reason is FinishReason.ERROR
+    assert reading.answer.judged(Finish("a", FinishReason.LENGTH)).reason is FinishReason.LENGTH
+    reading.push(CALL[CALL.index("海") :])
+    assert reading.answer.judged(stop) is stop
+    assert Reading(tokenizer).answer.judged(stop) is stop
+
+
+def test_half_a_character_before_a_cut_is_shown_as_one(tokenizer: Tokenizer) -> None:
+    reading = Reading(tokenizer)
+    reading.push(markup.CALL_BEGINS + markup.head("f") + '{"a": "')
+    byte = next(token for token in tokenizer.codec.byte_ids if tokenizer.token_bytes(token) == b"\xe4")
+    assert reading.answer.push(Token("", byte), COUNTS) is None
+    last = reading.answer.flush(COUNTS)
+    assert isinstance(last, CallDelta)
+    assert last.arguments.endswith("\ufffd")
+
+
+def test_a_stop_string_that_ends_where_a_call_begins_ends_the_answer(tokenizer: Tokenizer) -> None:
+    """It is found only when nothing more of the text comes: a longer one might have begun before it."""
+    reading = Reading(tokenizer, "ab", "xabc")
+    deltas = reading.push("xab" + CALL)
+    assert [each.text for each in deltas if isinstance(each, TextDelta)] == ["x"]
+    assert not [each for each in deltas if isinstance(each, CallDelta)]
+    assert reading.answer.done("stop", COUNTS).finish_reason == "stop"
 
 
 def test_stop_strings_are_of_the_text_alone(tokenizer: Tokenizer) -> None:

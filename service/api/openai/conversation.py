@@ -5,17 +5,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from service.api.openai.request import ChatMessage, CompletionRequest
-from service.api.openai.tools import ToolCall
+from service.api.openai.tools import EarlierCall
 from service.chat.templates import Message
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from service.chat.tools import markup
 from service.chat.tools.offer import Tool
 from service.errors import InvalidRequest
 
-Named = tuple[str, Message]
+FromField = tuple[str, Message]
 
 
-def conversation(body: CompletionRequest, tools: Sequence[Tool]) -> list[Named]:
+def conversation(body: CompletionRequest, tools: Sequence[Tool]) -> list[FromField]:
     """What the model is asked, and told of `tools`. Raises InvalidRequest for a system prompt beside the one that
     thinking is, and for results of calls that nobody made."""
     require_calls(body.messages)
@@ -29,12 +29,12 @@ def conversation(body: CompletionRequest, tools: Sequence[Tool]) -> list[Named]:
     return messages
 
 
-def field_of(index: int | None, messages: Sequence[Named]) -> str:
+def field_of(index: int | None, messages: Sequence[FromField]) -> str:
     """The field that one of `messages` comes from; `index` None: all of them."""
     return "messages" if index is None else messages[index][0]
 
 
-def require_no_system(messages: Sequence[Named]) -> None:
+def require_no_system(messages: Sequence[FromField]) -> None:
     for name, message in messages:
         if message.role == "system":
             raise InvalidRequest(
@@ -58,7 +58,7 @@ def require_calls(messages: Sequence[ChatMessage]) -> None:
         made |= {call.id for call in message.tool_calls}
 
 
-def spoken(messages: Sequence[ChatMessage]) -> list[Named]:
+def spoken(messages: Sequence[ChatMessage]) -> list[FromField]:
     """Who says what. Names tell those of one role apart: there are none in the model's format, so that each goes before
     its text where a role has several, and says nothing where it has one. A tool's goes with its call."""
     names = defaultdict(set)
@@ -73,6 +73,6 @@ def spoken(messages: Sequence[ChatMessage]) -> list[Named]:
     return said
 
 
-def called(call: ToolCall) -> str:
+def called(call: EarlierCall) -> str:
     """A call as the model writes it, however the client has its arguments."""
     return markup.call(call.function.name, json.loads(call.function.arguments or "{}"))

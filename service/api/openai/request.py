@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJso
 
 from service.api.fields import MAX_TURNS, Label, NewTokens, Stops, Strict, Text, bounded
 from service.api.openai import unserved
-from service.api.openai.tools import MAX_TOOLS, Choice, ToolCall, ToolChoice, Tools
+from service.api.openai.tools import MAX_TOOLS, Calls, Choice, ToolChoice, Tools
 from service.api.response_format import Formatted
 from service.engine.defaults import MOST_LOGPROBS
 from service.errors import InvalidRequest
@@ -79,6 +79,17 @@ def _plain(tool: Any) -> Any:
     return tool
 
 
+def _require_few_calls(messages: list[Any]) -> None:
+    """Raises InvalidRequest for more calls than there may be messages."""
+    calls = [message.get("tool_calls") for message in messages if isinstance(message, dict)]
+    count = sum(len(each) for each in calls if isinstance(each, list))
+    if count > MAX_TURNS:
+        raise InvalidRequest(
+            f"its messages have {count} calls of tools; at most {MAX_TURNS} are read. Leave out the oldest messages.",
+            field="messages",
+        )
+
+
 def _read_as_ours(body: dict[str, Any]) -> None:
     """What vLLM's server calls otherwise: -1 for all tokens, and the switch that the templates of other models have."""
     if body.get("top_k") == -1:
@@ -94,18 +105,25 @@ def _read_as_ours(body: dict[str, Any]) -> None:
         )
 
 
+def _without_content(schema: dict[str, Any]) -> None:
+    """Who calls a tool need not say anything."""
+    schema["required"].remove("content")
+
+
 class ChatMessage(Strict):
     """One message of the conversation."""
+
+    model_config = ConfigDict(json_schema_extra=_without_content)
 
     role: Role
     content: Content
     name: Label = ""
-    tool_calls: list[ToolCall] = Field([], max_length=MAX_TOOLS, description="Of an assistant's message.")
+    tool_calls: Calls = Field([], description="Of an assistant's message, which then need not have a content.")
     tool_call_id: Label = Field("", description="Of a tool's message: which call it answers.")
 
     @property
     def characters(self) -> int:
-        return len(self.content) + sum(len(call.function.arguments) for call in self.tool_calls)
+        return len(self.content) + sum(call.characters for call in self.tool_calls)
 
 
 class StreamOptions(Strict):
@@ -141,7 +159,9 @@ class CompletionRequest(Formatted):
     )
     tools: Tools = Field([], description="Functions of yours that the model may ask for, one in each answer.")
     tool_choice: Choice = Field(
-        ToolChoice("auto"), description="auto: it may call one; required, or a name: it must; none: it must not."
+        default_factory=lambda: ToolChoice("auto"),
+        description="auto: it may call one; required, or a name: it must; none: it must not.",
+        json_schema_extra={"default": "auto"},
     )
     user: Label | None = Field(None, description="For whom you ask; the service's log names it with the request.")
     safety_identifier: Label | None = Field(None, description="The same by its newer name.")
@@ -161,6 +181,7 @@ class CompletionRequest(Formatted):
             value["tools"] = [_plain(tool) for tool in tools]
         messages = value.get("messages")
         if isinstance(messages, list) and len(messages) <= MAX_TURNS:  # of more, none is looked at
+            _require_few_calls(messages)
             value["messages"] = [
                 unserved.without(unserved.OF_MESSAGE, _of_an_assistant(message), f"messages.{at}.")
                 for at, message in enumerate(messages)

@@ -8,6 +8,7 @@ import json
 from bisect import bisect_left
 from typing import Any
 
+from service.chat.printable import CONTROL
 from service.chat.tools.markup import TAIL, CallMarks, head
 from service.chat.tools.offer import Offer, Tool
 from service.chat.tools.parameters import held_to
@@ -15,44 +16,60 @@ from service.engine.grammars.bounds import excess
 from service.engine.grammars.schema import ANY_OBJECT, guided, json_grammar, problem_of
 from service.errors import InvalidRequest
 
-TEXT = r"/[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]+/"
-"""All that a client may send back (see `api.fields.Text`)."""
+TEXT = rf"/[^{CONTROL}]+/"
+"""All that a client may send back."""
 SPACE = r"/[ \n]{0,4}/"
 """Between the marks and the call, where the model was taught a line's end, and its tokenizer may put a space."""
 
+Schemas = dict[str, dict[str, Any]]
+"""What each tool's calls are made to fit, by its name."""
 
-def calling_grammar(offer: Offer, marks: CallMarks, schema: dict[str, Any] | None) -> str:
-    """The grammar of the answers that `offer` leaves; those that call nothing fit `schema`, if there is one.
 
-    A tool that is not `strict` is called with any object if its schema cannot be kept to, or not beside those of the
-    tools before it: a client seldom wrote the schemas of its tools. Takes some milliseconds. Raises InvalidRequest for
-    a strict one that would be, and for a `schema` that cannot be kept to.
+def calling_grammar(offer: Offer, marks: CallMarks, schema: dict[str, Any] | None) -> tuple[str, int]:
+    """The grammar of the answers that `offer` leaves, of which those that call nothing fit `schema`, if there is one;
+    and how many tools it lets be called with any object, since their schemas cannot be kept to, or not beside those of
+    others. That is done to none that is `strict`, and otherwise to the last ones: a client seldom wrote the schemas of
+    its tools. Takes milliseconds, and some tenths of a second where very many schemas are found too much.
+
+    Raises InvalidRequest for a strict tool whose schema cannot be kept to.
     """
-    schemas = [_kept(tool, at) for at, tool in enumerate(offer.tools)]
+    schemas = {tool.name: each for tool in offer.tools if (each := _wanted(tool)) is not None}
+    if len(schemas) == len(offer.tools) and not _problem(offer, marks, schemas, schema):
+        return _written(offer, marks, schemas, schema), 0
+    return _as_far_as_possible(offer, marks, schema)
 
-    def of_first(count: int) -> dict[str, dict[str, Any]]:
-        """What the tools are called with, where no more than so many schemas are kept to."""
-        return {tool.name: schemas[at] if at < count else ANY_OBJECT for at, tool in enumerate(offer.tools)}
 
-    def problem(count: int) -> str:
-        kept = of_first(count)
-        return excess({"properties": kept}) or problem_of(_written(offer, marks, kept, schema))
+def _as_far_as_possible(offer: Offer, marks: CallMarks, schema: dict[str, Any] | None) -> tuple[str, int]:
+    alone = {tool.name: _kept(tool, at) for at, tool in enumerate(offer.tools)}
+    order = [tool.name for tool in sorted(offer.tools, key=lambda tool: not tool.strict)]
 
-    most = bisect_left(range(len(schemas)), True, key=lambda count: bool(problem(count + 1)))
+    def of_first(count: int) -> Schemas:
+        kept = set(order[:count])
+        return {name: each if name in kept else ANY_OBJECT for name, each in alone.items()}
+
+    most = bisect_left(range(len(order)), True, key=lambda n: bool(_problem(offer, marks, of_first(n + 1), schema)))
     for at, tool in enumerate(offer.tools):
-        if at >= most and tool.strict:
+        if tool.strict and tool.name in order[most:]:
+            problem = _problem(offer, marks, of_first(most + 1), schema)
             raise InvalidRequest(
-                f"the parameters of {tool.name} cannot be kept to beside those before it: {problem(len(schemas))}. "
-                "Offer fewer tools, or leave out strict",
+                f"the parameters of {tool.name} cannot be kept to beside those of other strict tools: {problem}. "
+                "Offer fewer, or leave out strict",
                 field=f"tools.{at}.function.parameters",
             )
-    return _written(offer, marks, of_first(most), schema)
+    schemas = of_first(most)
+    lax = sum(schemas[tool.name] == ANY_OBJECT != _wanted(tool) for tool in offer.tools)
+    return _written(offer, marks, schemas, schema), lax
+
+
+def _wanted(tool: Tool) -> dict[str, Any] | None:
+    """What its calls are to fit; None for what is nested too deeply."""
+    return held_to(ANY_OBJECT | tool.parameters)
 
 
 def _kept(tool: Tool, at: int) -> dict[str, Any]:
-    """What a call of `tool` is made to fit. Raises InvalidRequest as `calling_grammar`."""
-    schema = held_to(ANY_OBJECT | tool.parameters)
-    problem = _problem_of(schema)
+    """What a call of `tool` is made to fit, if there is no other. Raises InvalidRequest as `calling_grammar`."""
+    schema = _wanted(tool)
+    problem = _problem_alone(schema)
     if schema is not None and not problem:
         return schema
     if tool.strict:
@@ -64,7 +81,7 @@ def _kept(tool: Tool, at: int) -> dict[str, Any]:
     return ANY_OBJECT
 
 
-def _problem_of(schema: dict[str, Any] | None) -> str:
+def _problem_alone(schema: dict[str, Any] | None) -> str:
     if schema is None:
         return "they are nested too deeply"
     if schema["type"] != "object":
@@ -72,9 +89,16 @@ def _problem_of(schema: dict[str, Any] | None) -> str:
     return excess(schema) or problem_of(json_grammar(schema))
 
 
-def _written(offer: Offer, marks: CallMarks, kept: dict[str, dict[str, Any]], schema: dict[str, Any] | None) -> str:
+def _problem(offer: Offer, marks: CallMarks, schemas: Schemas, schema: dict[str, Any] | None) -> str:
+    """Of all together."""
+    if any(each["type"] != "object" for each in schemas.values()):
+        return "a type is not object"
+    return excess({"properties": schemas}) or problem_of(_written(offer, marks, schemas, schema))
+
+
+def _written(offer: Offer, marks: CallMarks, schemas: Schemas, schema: dict[str, Any] | None) -> str:
     """In Lark's syntax: a special token is written by its id, <[7]>."""
-    calls = " | ".join(f"{json.dumps(head(name))} {_json(each)} {json.dumps(TAIL)}" for name, each in kept.items())
+    calls = " | ".join(f"{json.dumps(head(name))} {_json(each)} {json.dumps(TAIL)}" for name, each in schemas.items())
     answers = "call" if offer.demanded else f"{_json(schema)} | call" if schema is not None else "TEXT? | TEXT? call"
     rules = [
         f"start: {answers}",

@@ -34,9 +34,9 @@ class CallMarks(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Self | None:
-        """Those of a tokenizer; None if it lacks one."""
+        """Those of a tokenizer; None if it lacks one, or one swallows the space beside it."""
         ids = [tokenizer.special_tokens.get(name) for name in (ACTION_START, PLUGIN, ACTION_END)]
-        known = [token for token in ids if token is not None]
+        known = [token for token in ids if token is not None and token not in tokenizer.trimming_ids]
         return cls(*known) if len(known) == len(ids) else None
 
 

@@ -1,17 +1,18 @@
 """What a tool's parameters hold its calls to."""
 
-import json
+from collections.abc import Iterator
 from typing import Any
 
-ANNOTATIONS = {"title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly"}
-ANNOTATIONS |= {"$comment", "$schema"}
-"""What only people and models read."""
+from service.engine.grammars.bounds import NOTES
+
 NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 """Keywords whose values hold a schema for each name."""
 VALUES = ("const", "enum", "required")
 """Keywords whose values are no schemas."""
-OPEN = {"additionalProperties", "unevaluatedProperties", "patternProperties", "$ref", "anyOf", "oneOf"}
-"""Keywords by which there may be more properties than those that are listed beside them."""
+OPEN = {"additionalProperties", "unevaluatedProperties", "patternProperties"}
+"""Keywords that say whether there may be more properties than those that are listed."""
+JOINED = {"properties", "$ref", "anyOf", "oneOf", "allOf", "dependentSchemas"}
+"""Keywords of which each may list properties. Where there are several, one lists what another one does not."""
 
 DEEPEST = 64
 """Levels that are looked at; people write a handful."""
@@ -20,15 +21,20 @@ DEEPEST = 64
 def held_to(parameters: dict[str, Any]) -> dict[str, Any] | None:
     """A schema whose every object fits `parameters`; None where they are nested too deeply.
 
-    It has no annotations. And an object has the properties that are listed, if some are and nothing says that there may
-    be others: a function seldom takes arguments that it does not know, though schemas seldom forbid them.
+    It has no annotations. And an object has the properties that are listed, unless something says that there may be
+    others: a function seldom takes arguments that it does not know, though schemas seldom forbid them. That is left
+    alone where a schema is joined of several, which list a part each.
     """
     try:
         bare: dict[str, Any] = _bare("", parameters, 1 + DEEPEST)
     except _TooDeep:
         return None
-    # What is listed in one place may be what another one adds.
-    return bare if '"allOf"' in json.dumps(bare) else _closed("", bare)
+    return bare if any(map(_is_joined, _schemas("", bare))) else _closed("", bare)
+
+
+def _is_joined(schema: dict[str, Any]) -> bool:
+    all_of = schema.get("allOf")
+    return len(JOINED & schema.keys()) > 1 or (isinstance(all_of, list) and len(all_of) > 1)
 
 
 class _TooDeep(Exception):
@@ -45,7 +51,17 @@ def _bare(key: str, value: Any, levels: int) -> Any:
         return [_bare("", each, levels - 1) for each in value]
     if key in NAMED:
         return {name: _bare("", each, levels - 1) for name, each in value.items()}
-    return {name: _bare(name, each, levels - 1) for name, each in value.items() if name not in ANNOTATIONS}
+    return {name: _bare(name, each, levels - 1) for name, each in value.items() if name not in NOTES}
+
+
+def _schemas(key: str, value: Any) -> Iterator[dict[str, Any]]:
+    """All schemas in a value, itself first; `key` as for `_bare`."""
+    if not isinstance(value, dict | list) or key in VALUES:
+        return
+    if isinstance(value, dict) and key not in NAMED:
+        yield value
+    for name, each in value.items() if isinstance(value, dict) else (("", each) for each in value):
+        yield from _schemas("" if key in NAMED else name, each)
 
 
 def _closed(key: str, value: Any) -> Any:

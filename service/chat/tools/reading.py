@@ -8,6 +8,9 @@ from service.chat.tools.markup import TAIL
 HEAD = re.compile(r'\s*\{"name": ("[^"\\]*"), "parameters": ')
 """What `markup.head` writes. Names need no escapes (see `api.openai.tools`)."""
 
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"?')
+"""Of JSON; the last one may have no end."""
+
 
 class CallReader:
     """Reads the text between a call's marks, piece by piece."""
@@ -28,20 +31,19 @@ class CallReader:
         at = len(self._held) - len(TAIL)
         return self._handing_on(self._held[: max(at, 0)])
 
-    def end(self) -> str:
-        """The answer ends here, if before the call does; returns what else its arguments had."""
-        return "" if self.is_whole or not self.name else self._handing_on(self._held)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the arguments are."""
-        try:
-            json.loads("".join(self._arguments))
-        except ValueError:
-            return False
-        return True
+    def cut(self) -> str:
+        """The answer ends here, before the call's end mark; returns what else its arguments had."""
+        said = "".join(self._arguments)
+        is_tail = not self.name or (said and _is_balanced(said))
+        return "" if is_tail else self._handing_on(self._held)
 
     def _handing_on(self, text: str) -> str:
         self._held = self._held[len(text) :]
         self._arguments.append(text)
         return text
+
+
+def _is_balanced(arguments: str) -> bool:
+    """Whether the beginning of an object is all of it. To parse it would take Python's stack, and its numbers' time."""
+    marks = STRING.sub("", arguments)
+    return sum(map(marks.count, "{[")) == sum(map(marks.count, "}]"))

@@ -44,9 +44,10 @@ CHOICES = ("anyOf", "oneOf", "allOf")
 PATTERNS = ("pattern", "format")
 CONSTANTS = ("const", "enum")
 NAME = "a name"
-ANNOTATIONS = {"$ref", "$defs", "definitions", "$schema", "$id", "$comment"}
-ANNOTATIONS |= {"title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly"}
-ANNOTATIONS |= {"discriminator", "type"}
+NOTES = {"title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly"}
+NOTES |= {"$schema", "$comment"}
+"""What only people and models read."""
+ANNOTATIONS = NOTES | {"$ref", "$defs", "definitions", "$id", "discriminator", "type"}
 """What stands beside a reference or a choice without narrowing it."""
 
 

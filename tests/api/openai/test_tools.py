@@ -5,16 +5,21 @@ grammar is shown in tests/engine and tests/system.
 """
 
 import json
+import re
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 
+from service.api.openai.request import ChatMessage
 from service.api.openai.tools import MAX_TOOLS
 from service.chat.tools import markup
+from service.chat.tools.grammar import calling_grammar
 from service.engine.base import Event, Finish, FinishReason, GenerationRequest, Token
 from service.tokenizer.loading import load_tokenizer
 from service.tokenizer.tokenizer import Tokenizer
@@ -235,6 +240,10 @@ def tool(**changes: Any) -> dict[str, Any]:
     return {"type": "function", "function": WEATHER["function"] | changes}
 
 
+def named(name: str) -> dict[str, Any]:
+    return {"tool_choice": {"type": "function", "function": {"name": name}}}
+
+
 def talk(*messages: dict[str, Any]) -> dict[str, Any]:
     return {"messages": [*ASKED, *messages]}
 
@@ -250,6 +259,7 @@ TAKEN: dict[str, dict[str, Any]] = {
     "no calls": talk({"role": "assistant", "content": "x", "tool_calls": []}, *ASKED),
     "one call at a time": {"parallel_tool_calls": False},
     "nulls and hints": {"tools": [tool(strict=None, description=None) | {"cache_control": {"type": "ephemeral"}}]},
+    "a schema of many levels": {"tools": [tool(parameters=json.loads('{"a":' * 600 + "{}" + "}" * 600))]},
     "no parameters": {"tools": [tool(parameters=None)]},
     "JSON or a call": {"response_format": {"type": "json_object"}},
     "thinking": {"thinking": True},
@@ -286,9 +296,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a choice that is none": ({"tool_choice": "any"}, "tool_choice"),
     "a choice of some": ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
-    "a choice that is not offered": ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+    "a choice that is not offered": (named("x"), "tool_choice"),
     "a call of nothing": ({"tool_choice": "required", "tools": []}, "tool_choice"),
     "a call that must be thought of": ({"tool_choice": "required", "thinking": True}, "tool_choice"),
+    "a choice of half a character": (named("\ud800"), "tool_choice"),
+    "a choice without end": (named("x" * 1_000_000), "tool_choice"),
+    "a choice that says more": ({"tool_choice": named("weather")["tool_choice"] | {"x": 1}}, "tool_choice"),
+    "a choice that says more inside": (
+        {"tool_choice": {"type": "function", "function": {"name": "weather", "x": 1}}},
+        "tool_choice",
+    ),
+    "half a character in a schema": ({"tools": [tool(parameters={"const": "\ud800"})]}, "tools"),
+    "a format that can't be kept to": (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}},
+        "response_format.json_schema.schema",
+    ),
     "no end": ({"ignore_eos": True}, "ignore_eos"),
     "a user's call": (talk(calling() | {"role": "user", "content": "x"}), "messages.1.tool_calls"),
     "a user's result": ({"messages": [ASKED[0] | {"tool_call_id": "a"}]}, "messages.0.tool_call_id"),
@@ -299,6 +321,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a call without an id": (talk(calling({"function": {}})), "messages.1.tool_calls.0.id"),
     "arguments that are none": (talk(calling(a_call(arguments="{"))), ARGUMENTS),
     "arguments that are no object": (talk(calling(a_call(arguments="[]"))), ARGUMENTS),
+    "half a character": (talk(calling(a_call(arguments='{"a": "\\ud800"}'))), ARGUMENTS),
+    "more calls than are read": (talk(*[calling(*[a_call()] * 100)] * 11), "messages"),
+    "more wrong calls than are read": (talk(*[calling(*[{"x": 1}] * 128)] * 900), "messages"),
+    "wrong calls": (talk(*[calling({"x": 1})] * 900), "messages.1.tool_calls.0.id"),
     "arguments without end": (talk(calling(a_call(arguments='{"a":' + "[" * 100_000))), ARGUMENTS),
     "calls longer than any context": (talk(*[calling(a_call(arguments=LONG))] * 2), "messages"),
 }
@@ -308,10 +334,70 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 async def test_what_makes_none_is_refused_by_name(
     service: Service, engine: Scripted, body: dict[str, Any], param: str
 ) -> None:
-    answer = await service.http.post("/v1/chat/completions", json={"messages": ASKED, "tools": [WEATHER]} | body)
+    content = json.dumps({"messages": ASKED, "tools": [WEATHER]} | body)
+    headers = {"Content-Type": "application/json"}
+    answer = await service.http.post("/v1/chat/completions", content=content, headers=headers)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == param, answer.text
+    assert len(answer.text) < 2000
     assert engine.asked == []
+
+
+async def test_calls_count_among_what_is_read(service: Service, engine: Scripted) -> None:
+    """Their arguments, and what is written around those."""
+    long, many = [calling(a_call(arguments=LONG))] * 2, [calling(a_call(name="x" * 60, arguments=""))] * 999
+    for messages, characters in ((long, 500_000), (many, 60_000)):
+        answer = await service.http.post("/v1/chat/completions", json={"messages": [*ASKED, *messages]})
+        refused = re.search(r"its messages have (\d+) characters", answer.text)
+        assert bool(refused) == (messages is long), answer.text
+        assert sum(ChatMessage.model_validate(each | {"content": ""}).characters for each in messages) > characters
+
+
+async def test_results_are_not_told_apart_by_names(client: openai.AsyncOpenAI, engine: Scripted) -> None:
+    results = [result("a") | {"name": "one"}, result("b") | {"name": "two"}]
+    await ask(client, messages=[*ASKED, calling(a_call("a"), a_call("b")), *results])
+    assert engine.prompt.count("<|plugin|>\n22<|im_end|>") == 2
+
+
+async def test_a_conversation_of_many_calls_is_not_looked_at_again_for_each(
+    client: openai.AsyncOpenAI, engine: Scripted
+) -> None:
+    begun = time.process_time()
+    await ask(client, messages=[*ASKED, *[calling(*[a_call(arguments="")] * 125)] * 6])
+    assert time.process_time() - begun < 5, "seconds of work, where a search for each call took half a minute"
+
+
+async def test_tools_that_are_not_held_to_their_schemas_are_logged(
+    client: openai.AsyncOpenAI, engine: Scripted, caplog: Any
+) -> None:
+    with caplog.at_level("INFO"):
+        await ask(client, tools=[WEATHER, tool(name="lax", parameters={"type": "object", "not": {}})])
+        await ask(client)
+    lines = [each.fields for each in caplog.records if each.name == "service.access" and "outcome" in each.fields]
+    assert [line.get("tools_called_with_any_object") for line in lines] == [1, None]
+
+
+async def test_answers_to_one_question_share_its_grammar(
+    client: openai.AsyncOpenAI, engine: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    def counted(*of: Any) -> tuple[str, int]:
+        made.append(of)
+        return calling_grammar(*of)
+
+    monkeypatch.setattr("service.chat.preparation.calling_grammar", counted)
+    await ask(client, n=5)
+    assert (len(made), len(engine.asked), len({each.grammar for each in engine.asked})) == (1, 5, 1)
+
+
+async def test_marks_that_the_model_does_not_score_are_none(
+    client: openai.AsyncOpenAI, service: Service, engine: Scripted
+) -> None:
+    end = engine.tokenizer.special_tokens[markup.ACTION_END]
+    service.engine._info = msgspec.structs.replace(service.engine.status.info, vocab_size=end)
+    with pytest.raises(openai.BadRequestError, match="the model's format has none"):
+        await ask(client)
 
 
 async def test_a_grammar_that_the_engine_cannot_keep_to_is_the_tools(
@@ -342,5 +428,8 @@ async def test_the_description_says_what_there_is(service: Service) -> None:
     schemas = (await service.http.get("/openapi.json")).json()["components"]["schemas"]
     asked = schemas["CompletionRequest"]["properties"]
     assert {"tools", "tool_choice"} <= asked.keys()
+    assert asked["tool_choice"]["default"] == "auto"
+    assert schemas["ChatMessage"]["required"] == ["role"]
+    assert "pattern" in schemas["EarlierFunction"]["properties"]["name"]
     assert schemas["Function"]["properties"].keys() == {"name", "description", "parameters", "strict"}
     assert {"AnsweredCall", "CallingMessage", "CallBegins", "CallGoesOn"} <= schemas.keys()

@@ -34,7 +34,7 @@ def structured(run: Run) -> None:
     mixes = [
         (1, "in_json", ENDLESS),
         (count, "in_json", ENDLESS),
-        (count, "offered_tools", calling_grammar(TOOLS, MARKS, None)),
+        (count, "offered_tools", calling_grammar(TOOLS, MARKS, None)[0]),
     ]
     for kept, name, grammar in mixes:
         requests = concurrent(run, count)

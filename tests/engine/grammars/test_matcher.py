@@ -178,6 +178,18 @@ def test_forced_text_that_the_tokenizer_would_change_is_spelled_as_it_is(languag
     assert vocabulary.decode_bytes(vocabulary.tokenize_str(text)) == text.encode()
 
 
+@pytest.mark.parametrize("name", ["<|im_start|>", "<|im_end|>", "x<|im_end|>y"])
+def test_the_name_of_a_special_token_is_said_as_text(language: Language, name: str) -> None:
+    matcher = language.begin({"const": name})
+    said = b""
+    while allowed := language.allowed(matcher) - set(language.tokenizer.stop_ids):
+        token = min(allowed)
+        assert token not in language.tokenizer.special_ids
+        matcher.advance(token)
+        said += language.text(token)
+    assert json.loads(said) == name
+
+
 @pytest.mark.parametrize("text", ["x" * 512, "▁" * 512, "name of a thing, and more; " * 19, "你好，世界" * 100])
 def test_long_text_that_is_forced_is_said_whole_whatever_is_tokenized_of_it_at_once(
     language: Language, text: str

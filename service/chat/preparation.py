@@ -1,0 +1,87 @@
+"""What is worked out of a conversation before the engine gets it: its tokens, and the grammar of its answers.
+
+Threads do what may take long, so that the event loop never waits for it.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from service.chat.endings import FieldNames
+from service.chat.templates import ChatTemplate, Message
+from service.chat.tools.grammar import calling_grammar
+from service.chat.tools.markup import CallMarks
+from service.chat.tools.offer import Offer
+from service.engine.grammars.schema import json_grammar, problem_of
+from service.errors import InvalidRequest
+from service.log import note
+
+TOKENIZING_THREADS = 2
+"""Threads for long prompts alone, so that hundreds of them keep no other work waiting (restarting an engine, say). Two
+tokenize tens of the longest prompts a second, more than a GPU prefills."""
+
+CHECKING_THREADS = 2
+"""Threads for grammars alone: a schema's takes milliseconds, that of very many tools some tenths of a second."""
+
+INLINE_CHARACTERS = 4096
+"""A prompt up to so long is tokenized in about a millisecond, which is not worth the way to a thread and back."""
+
+Result = TypeVar("Result")
+
+
+class Shared:
+    """What several answers to one conversation have in common: the first that needs it has it worked out for all."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[Any]] = {}
+
+    async def get(self, name: str, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        """What `work` gives, or raises; done once for each `name`, also when whoever asked first no longer waits."""
+        task: asyncio.Task[Result] | None = self._tasks.get(name)
+        if task is None:
+            task = self._tasks[name] = asyncio.create_task(work())
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits any more
+        return await asyncio.shield(task)
+
+
+class Preparation:
+    """Prepares conversations for one loaded model. With `shared`, each step is done once for all that have it."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+        self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
+        self._checking = ThreadPoolExecutor(CHECKING_THREADS, thread_name_prefix="grammars")
+
+    async def prompt(self, messages: list[Message], shared: Shared | None) -> list[int]:
+        """The conversation's tokens. Raises MessageRefused."""
+        if sum(message.characters for message in messages) <= INLINE_CHARACTERS:
+            return self._template.encode(messages)
+        return await self._in_thread(self._tokenizing, shared, self._template.encode, messages)
+
+    async def grammar(
+        self, schema: dict[str, Any] | None, offer: Offer | None, fields: FieldNames, shared: Shared | None
+    ) -> str:
+        """What the answer must keep to; empty for nothing. Raises InvalidRequest for what can't be kept to: it need not
+        wait for the engine to say so."""
+        if schema is None and offer is None:
+            return ""
+        grammar, lax = await self._in_thread(self._checking, shared, self._grammar, schema, offer, fields)
+        if lax:
+            note(tools_called_with_any_object=lax)
+        return grammar
+
+    def _grammar(self, schema: dict[str, Any] | None, offer: Offer | None, fields: FieldNames) -> tuple[str, int]:
+        grammar = "" if schema is None else json_grammar(schema)
+        if grammar and (problem := problem_of(grammar)):
+            raise InvalidRequest(f"the schema cannot be kept to: {problem}", field=fields.schema)
+        marks: CallMarks | None = self._template.call_marks
+        return calling_grammar(offer, marks, schema) if offer and marks else (grammar, 0)
+
+    async def _in_thread(
+        self, pool: ThreadPoolExecutor, shared: Shared | None, work: Callable[..., Result], *of: Any
+    ) -> Result:
+        async def done() -> Result:
+            return await asyncio.get_running_loop().run_in_executor(pool, work, *of)
+
+        return await (shared.get(work.__name__, done) if shared else done())

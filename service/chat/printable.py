@@ -1,0 +1,5 @@
+"""Which characters are text. The others are nobody's to send, in a question or in an answer that is sent back."""
+
+CONTROL = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f"
+"""Those that are not, as in a regular expression's brackets: of control characters only tab, line feed and carriage
+return are text."""
