@@ -58,6 +58,13 @@ def build(target: str, tag: str = "e2e", *, anew: bool = False) -> str:
     return image
 
 
+def tagged(image: str, tag: str) -> str:
+    """The same image under another tag."""
+    other = f"{image.rpartition(':')[0]}:{tag}"
+    podman("tag", image, other)
+    return other
+
+
 def save(built: list[str], archive: Path) -> Path:
     """One archive of many images, in which the layers they share are written once."""
     podman("save", "--quiet", "--multi-image-archive", "--output", str(archive), *built)
