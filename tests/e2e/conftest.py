@@ -31,10 +31,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if os.environ.get("KUBECONFIG"):
         yield ready(clusters.lent_cluster(folder))
         return
-    built = [images.build(name) for name in ("server-cpu", "downloader")]
-    archive = images.save([*built, *(images.tagged(image, "newer") for image in built)], folder / "images.tar")
-    with clusters.own_cluster(folder, archive, registry=images.REGISTRY, tag="e2e") as own:
+    with clusters.own_cluster(folder, archives(folder), registry=images.REGISTRY, tag="e2e") as own:
         yield ready(own)
+
+
+def archives(folder: Path) -> Iterator[Path]:
+    """Of both images, each as soon as it is built. The larger one comes first: it takes longer to load."""
+    for name in ("server-cpu", "downloader"):
+        image = images.build(name)
+        yield images.save([image, images.tagged(image, "newer")], folder / f"{name}.tar")
 
 
 def ready(cluster: Cluster) -> Cluster:

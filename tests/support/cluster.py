@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -129,16 +130,25 @@ def lent_cluster(folder: Path) -> Cluster:
 
 
 @contextmanager
-def own_cluster(folder: Path, images: Path, *, registry: str, tag: str) -> Iterator[Cluster]:
-    """Start the shared cluster, load the archive `images` into it, stop it."""
-    exported = run(SHARED / "up")
-    kubeconfig = next(word.removeprefix("KUBECONFIG=") for word in exported.split() if word.startswith("KUBECONFIG="))
+def own_cluster(folder: Path, archives: Iterable[Path], *, registry: str, tag: str) -> Iterator[Cluster]:
+    """Start the shared cluster, load archives of images into it, stop it. While it starts, and while one archive is
+    loaded, the next one is made."""
     try:
-        run(SHARED / "load", images)
-        images.unlink()
+        with ThreadPoolExecutor(1) as one_by_one:
+            starting = one_by_one.submit(run, SHARED / "up")
+            loading = [one_by_one.submit(load, archive) for archive in archives]
+        for loaded in loading:
+            loaded.result()
+        exported = starting.result().split()
+        kubeconfig = next(word.removeprefix("KUBECONFIG=") for word in exported if word.startswith("KUBECONFIG="))
         yield Cluster(kubeconfig, registry, tag, "Never", "shared", relaxed_chart(folder))
     finally:
         run(SHARED / "down")
+
+
+def load(archive: Path) -> None:
+    run(SHARED / "load", archive)
+    archive.unlink()
 
 
 def relaxed_chart(folder: Path) -> Path:

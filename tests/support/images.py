@@ -66,7 +66,7 @@ def tagged(image: str, tag: str) -> str:
 
 
 def save(built: list[str], archive: Path) -> Path:
-    """One archive of many images, in which the layers they share are written once."""
+    """One archive of images, in which the layers they share are written once."""
     podman("save", "--quiet", "--multi-image-archive", "--output", str(archive), *built)
     return archive
 
