@@ -12,6 +12,8 @@ from tests.support import images
 from tests.support.cluster import NAMESPACE, Cluster
 
 REASON = clusters.reason_to_skip()
+NAMED_ONCE = "app.kubernetes.io/component!=test"
+"""Pods whose names no other pod gets afterwards."""
 SECONDS = 2400
 """Per test: the first one builds images and starts a cluster, on whatever machine."""
 
@@ -31,7 +33,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if os.environ.get("KUBECONFIG"):
         yield ready(clusters.lent_cluster(folder))
         return
-    with clusters.own_cluster(folder, archives(folder), registry=images.REGISTRY, tag="e2e") as own:
+    with (
+        clusters.own_cluster(folder, archives(folder), registry=images.REGISTRY, tag="e2e") as own,
+        clusters.ended_pods_removed(own, NAMED_ONCE),
+    ):
         yield ready(own)
 
 

@@ -11,10 +11,11 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from tests.support.helm import CHART, Manifest, Values
@@ -144,6 +145,38 @@ def own_cluster(folder: Path, archives: Iterable[Path], *, registry: str, tag: s
         yield Cluster(kubeconfig, registry, tag, "Never", "shared", relaxed_chart(folder))
     finally:
         run(SHARED / "down")
+
+
+STATES = (
+    "{.metadata.name}|{.metadata.deletionTimestamp}|{.status.containerStatuses[*].state.running.startedAt}|"
+    "{.status.containerStatuses[*].state.terminated.exitCode}"
+    '{.status.containerStatuses[*].lastState.terminated.exitCode}{"\\n"}'
+)
+"""Of a pod: its name, since when it is to go, what of it runs, and what has ended, even if a kubelet found no trace of
+it any more."""
+
+
+@contextmanager
+def ended_pods_removed(cluster: Cluster, selector: str) -> Iterator[None]:
+    """A deleted pod goes when its last container has ended, as with today's kubelets. Older ones leave it until they
+    come by again, which is up to a minute later; so long its successor would be waited for."""
+    watch = [path_of(KUBECTL), "-n", NAMESPACE, "get", "pods", "-l", selector, "--watch", "-o", f"jsonpath={STATES}"]
+    with subprocess.Popen(watch, stdout=subprocess.PIPE, text=True, env=os.environ | cluster.environment) as process:
+        remover = Thread(target=remove_ended, args=(cluster, process.stdout))
+        remover.start()
+        try:
+            yield
+        finally:
+            process.terminate()
+            remover.join()
+
+
+def remove_ended(cluster: Cluster, states: Iterable[str]) -> None:
+    for line in states:
+        name, deleted, running, ended = line.rstrip("\n").split("|")
+        if deleted and ended and not running:
+            with suppress(CommandFailed):  # it would go by itself
+                cluster.kubectl("delete", "pod", name, "--force", "--grace-period=0", "--ignore-not-found")
 
 
 def load(archive: Path) -> None:
