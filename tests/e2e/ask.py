@@ -45,4 +45,5 @@ except urllib.error.HTTPError as error:
 except OSError as error:
     outcome["error"] = repr(error)
 outcome["seconds"] = time.monotonic() - begin
+outcome["ended"] = time.time()
 print(json.dumps(outcome), flush=True)

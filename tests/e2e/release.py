@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from tests.support.cluster import NAMESPACE, ROOT, Cluster, CommandFailed, pod_manifest
@@ -22,6 +23,10 @@ CLIENT = "client"
 CHAT_SCRIPT = ROOT / "tests" / "e2e" / "ask.py"
 # So hot that the model hardly ever ends by itself: an answer is as long as it is asked to be.
 ENDLESS: Values = {"temperature": 5, "top_k": 0, "top_p": 1, "repetition_penalty": 1, "seed": 7}
+SAMPLE = 24
+"""Tokens that tell how fast the cluster answers now."""
+PRE_STOP_DELAY = 1
+"""Seconds a pod goes on that is to stop: nobody asks it anything new here, and each one that is replaced costs them."""
 
 
 class Hub:
@@ -75,7 +80,7 @@ class Asked:
         assert line.startswith("first"), line + self.process.stdout.read()
 
     def outcome(self) -> dict[str, Any]:
-        """Status, seconds, number of tokens, whether the stream ended whole, and why it ended."""
+        """Status, seconds, time of its end, number of tokens, whether the stream ended whole, and why it ended."""
         output, _ = self.process.communicate(timeout=900)
         return json.loads(output.splitlines()[-1])  # type: ignore[no-any-return]
 
@@ -120,6 +125,7 @@ class Release:
             "apiKeys": {"secretName": "api-keys"},
             "ingress": {"enabled": True},
             "monitoring": {"scrape": "annotations"},
+            "rollout": {"preStopDelay": PRE_STOP_DELAY},
         }
 
     @property
@@ -169,6 +175,19 @@ class Release:
                 env=os.environ | self.cluster.environment,
             )
         return Asked(process)
+
+    def lasting(self, seconds: float) -> Values:
+        """A body whose answer takes as long, on whatever machine, if it answers as fast as it does now."""
+        sample = self.ask(ENDLESS | {"max_new_tokens": SAMPLE}).outcome()
+        rate = (sample["tokens"] - 1) / (sample["seconds"] - sample["first"])
+        return ENDLESS | {"max_new_tokens": round(rate * seconds)}
+
+    def time_of_sigterm(self, pod: Manifest) -> float:
+        """When the server of a pod that was stopped got its signal, to a second."""
+        selector = f"reason=Killing,involvedObject.uid={pod['metadata']['uid']}"
+        (event,) = self.cluster.get("events", "--field-selector", selector)["items"]
+        full_second = datetime.fromisoformat(event["firstTimestamp"]).timestamp()
+        return full_second + 1 + PRE_STOP_DELAY
 
     def logs(self) -> str:
         """Everything the release's containers have said, as far as the cluster keeps it."""

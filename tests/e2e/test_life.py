@@ -6,12 +6,15 @@ import urllib.request
 
 import pytest
 
-from tests.e2e.release import API_KEY, DISTINCT_WORD, ENDLESS, REPOSITORY, TOKEN, Release
+from tests.e2e.release import API_KEY, DISTINCT_WORD, REPOSITORY, TOKEN, Release
 from tests.support.cluster import CommandFailed
 from tests.support.fake_hub import COMMIT
 from tests.support.helm import NAME, RELEASE
 
-LONG = ENDLESS | {"max_new_tokens": 400}
+LONG = 15
+"""Seconds of an answer that is under way when its pod is told to stop, several times what comes before."""
+LONGER = 30
+"""The same where another model is brought before."""
 WRONG_KEY = "sk-wrong-5e1f"
 LINKS = f"stat -c %h /models/tests--smollm2@{COMMIT}/model.safetensors"
 
@@ -80,12 +83,14 @@ def test_the_containers_run_restricted(release: Release) -> None:
 
 def test_a_changed_setting_replaces_the_pod_and_an_answer_under_way_ends_whole(release: Release) -> None:
     (before,) = release.pods()
-    asked = release.ask(LONG)
+    body = release.lasting(LONG)
+    asked = release.ask(body)
     asked.started()
     release.upgrade({"settings": {"maxQueue": 7}})
     outcome = asked.outcome()
     assert (outcome["status"], outcome["whole"], outcome["reason"]) == (200, True, "length"), outcome
-    assert outcome["tokens"] == LONG["max_new_tokens"]
+    assert outcome["tokens"] == body["max_new_tokens"]
+    assert outcome["ended"] > release.time_of_sigterm(before)
     (after,) = release.pods()
     assert after["metadata"]["uid"] != before["metadata"]["uid"]
     environment = release.cluster.kubectl("exec", after["metadata"]["name"], "-c", "server", "--", "env")
@@ -114,24 +119,27 @@ def test_a_new_image_is_rolled_out_and_rolled_back(release: Release) -> None:
 
 def test_a_deleted_pod_ends_its_answer(release: Release) -> None:
     (pod,) = release.pods()
-    asked = release.ask(LONG)
+    body = release.lasting(LONG)
+    asked = release.ask(body)
     asked.started()
     release.cluster.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
     outcome = asked.outcome()
-    assert (outcome["whole"], outcome["reason"], outcome["tokens"]) == (True, "length", LONG["max_new_tokens"]), outcome
+    assert (outcome["whole"], outcome["reason"], outcome["tokens"]) == (True, "length", body["max_new_tokens"]), outcome
+    assert outcome["ended"] > release.time_of_sigterm(pod)
     release.wait_ready()
 
 
 def test_a_drained_node_lets_its_answer_end(release: Release) -> None:
     """Only the release's pod is evicted: the hub and the client stay, so that the suite goes on."""
     (pod,) = release.pods()
-    asked = release.ask(LONG)
+    asked = release.ask(release.lasting(LONG))
     asked.started()
     node, name = pod["spec"]["nodeName"], pod["metadata"]["name"]
     try:
         release.cluster.drain(node, name, f"app.kubernetes.io/instance={RELEASE}")
         outcome = asked.outcome()
         assert (outcome["whole"], outcome["reason"]) == (True, "length"), outcome
+        assert outcome["ended"] > release.time_of_sigterm(pod)
         assert name not in [pod["metadata"]["name"] for pod in release.pods()]
     finally:
         release.cluster.kubectl("uncordon", node)
@@ -154,10 +162,12 @@ def test_a_second_replica_shares_the_volume_and_downloads_nothing(release: Relea
 def test_another_revision_is_there_before_the_old_pod_goes(release: Release) -> None:
     release.upgrade()
     (before,) = release.pods()
-    asked = release.ask(LONG)
+    asked = release.ask(release.lasting(LONGER))
     asked.started()
     release.upgrade({"model": release.values["model"] | {"revision": COMMIT}})
-    assert asked.outcome()["whole"]
+    outcome = asked.outcome()
+    assert outcome["whole"]
+    assert outcome["ended"] > release.time_of_sigterm(before)
     (after,) = release.pods()
     assert after["metadata"]["uid"] != before["metadata"]["uid"]
     assert transfers(release) == [], "the Job had brought it"
@@ -188,7 +198,7 @@ def test_an_upgrade_to_a_model_that_cannot_be_had_changes_nothing(release: Relea
 
 def test_a_wrong_repository_says_so_where_the_operator_looks(release: Release) -> None:
     wrong = release.values["model"] | {"repository": "tests/missing"}
-    release.upgrade({"model": wrong, "rollout": {"prefetch": False}}, wait=False)
+    release.upgrade({"model": wrong, "rollout": release.values["rollout"] | {"prefetch": False}}, wait=False)
     deadline = time.monotonic() + 300
     message = ""
     while not message and time.monotonic() < deadline:
