@@ -146,6 +146,21 @@ def test_a_drained_node_lets_its_answer_end(release: Release) -> None:
     release.wait_ready()
 
 
+def test_an_upgrade_to_a_model_that_cannot_be_had_changes_nothing(release: Release) -> None:
+    (before,) = release.pods()
+    wrong = release.values["model"] | {"repository": "tests/missing"}
+    with pytest.raises(CommandFailed) as failed:
+        release.upgrade({"model": wrong})
+    assert "tests/missing" in str(failed.value), "helm says why"
+    assert "not-found" in str(failed.value)
+    (after,) = release.pods()
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert release.ask({"max_new_tokens": 8}).outcome()["whole"]
+    release.upgrade()
+    (again,) = release.pods()
+    assert again["metadata"]["uid"] == before["metadata"]["uid"]
+
+
 def test_a_second_replica_shares_the_volume_and_downloads_nothing(release: Release) -> None:
     if not release.cluster.many_writers:
         pytest.skip("the cluster has no volumes for many writers (MANY_WRITERS_CLASS)")
@@ -178,22 +193,6 @@ def test_another_revision_is_there_before_the_old_pod_goes(release: Release) -> 
         assert f"{NAME}-prefetch" not in names, "it leaves nothing behind"
     files = release.cluster.kubectl("exec", after["metadata"]["name"], "-c", "server", "--", "sh", "-c", LINKS)
     assert files.split() == ["2"], "the weights are there once, under two names"
-    release.upgrade()
-
-
-def test_an_upgrade_to_a_model_that_cannot_be_had_changes_nothing(release: Release) -> None:
-    (before,) = release.pods()
-    wrong = release.values["model"] | {"repository": "tests/missing"}
-    with pytest.raises(CommandFailed) as failed:
-        release.upgrade({"model": wrong})
-    assert "tests/missing" in str(failed.value), "helm says why"
-    assert "not-found" in str(failed.value)
-    (after,) = release.pods()
-    assert after["metadata"]["uid"] == before["metadata"]["uid"]
-    assert release.ask({"max_new_tokens": 8}).outcome()["whole"]
-    release.upgrade()
-    (again,) = release.pods()
-    assert again["metadata"]["uid"] == before["metadata"]["uid"]
 
 
 def test_a_wrong_repository_says_so_where_the_operator_looks(release: Release) -> None:
