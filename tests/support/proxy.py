@@ -5,6 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+UNREAD = 0.5
+"""Seconds in which a client reads what came before a cut: a reset takes away what it has not read yet."""
+
 
 @dataclass
 class Proxy:
@@ -50,6 +53,7 @@ class Proxy:
             await writer.drain()
             if cut:
                 self.cut_at = b""
+                await asyncio.sleep(UNREAD)
                 return
 
 
