@@ -57,7 +57,7 @@ class Preparation:
         """The conversation's tokens. Raises MessageRefused."""
         if sum(message.characters for message in messages) <= INLINE_CHARACTERS:
             return self._template.encode(messages)
-        return await self._in_thread(self._tokenizing, shared, self._template.encode, messages)
+        return await self._in_thread(self._tokenizing, shared, "prompt", self._template.encode, messages)
 
     async def grammar(
         self, schema: dict[str, Any] | None, offer: Offer | None, fields: FieldNames, shared: Shared | None
@@ -66,7 +66,7 @@ class Preparation:
         wait for the engine to say so."""
         if schema is None and offer is None:
             return ""
-        grammar, lax = await self._in_thread(self._checking, shared, self._grammar, schema, offer, fields)
+        grammar, lax = await self._in_thread(self._checking, shared, "grammar", self._grammar, schema, offer, fields)
         if lax:
             note(tools_called_with_any_object=lax)
         return grammar
@@ -79,9 +79,9 @@ class Preparation:
         return calling_grammar(offer, marks, schema) if offer and marks else (grammar, 0)
 
     async def _in_thread(
-        self, pool: ThreadPoolExecutor, shared: Shared | None, work: Callable[..., Result], *of: Any
+        self, pool: ThreadPoolExecutor, shared: Shared | None, name: str, work: Callable[..., Result], *of: Any
     ) -> Result:
         async def done() -> Result:
             return await asyncio.get_running_loop().run_in_executor(pool, work, *of)
 
-        return await (shared.get(work.__name__, done) if shared else done())
+        return await (shared.get(name, done) if shared else done())

@@ -7,17 +7,15 @@ from typing import Any
 
 import jsonschema
 import pytest
-import torch
 
 from service.chat.tools.grammar import calling_grammar
 from service.chat.tools.markup import CallMarks
 from service.chat.tools.offer import Offer, Tool
-from service.engine.base import Core, EngineConfig, FinishReason, GenerationRequest, SamplingParams
-from service.engine.startup.build import build_core
+from service.engine.base import FinishReason, GenerationRequest, SamplingParams
 from tests.support.checkpoints import Shape
 from tests.support.driving import drain, reasons_of, tokens_of
 from tests.support.engines import GREEDY, a_request
-from tests.support.speaking import CITY, VOCAB, Speaker, write_speaking_checkpoint
+from tests.support.speaking import CITY, VOCAB, Speaker, core, write_speaking_checkpoint
 
 DRAWN = [SamplingParams(temperature=3.0, top_k=0, top_p=1.0, seed=seed) for seed in range(24)]
 TOOLS = (
@@ -67,13 +65,6 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def caller(model_dir: Path) -> Caller:
     return Caller(model_dir)
-
-
-def core(model_dir: Path, kind: str) -> Core:
-    config = EngineConfig(kind=kind, model_dir=str(model_dir), device="cpu", threads=1, block_size=16, max_running=8)
-    built = build_core(config, lambda message: None)
-    torch.set_num_threads(1)
-    return built
 
 
 @pytest.mark.parametrize("kind", ["native", "reference"])

@@ -6,15 +6,13 @@ from typing import Any
 
 import jsonschema
 import pytest
-import torch
 
-from service.engine.base import Core, EngineConfig, Finish, FinishReason, GenerationRequest, SamplingParams
+from service.engine.base import Finish, FinishReason, GenerationRequest, SamplingParams
 from service.engine.fake import FakeCore
-from service.engine.startup.build import build_core
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.driving import drain, reasons_of, tokens_of
 from tests.support.engines import a_request, fake_config
-from tests.support.speaking import CITY, VOCAB, Speaker, write_speaking_checkpoint
+from tests.support.speaking import CITY, VOCAB, Speaker, core, write_speaking_checkpoint
 
 PROMPTS = ["Name a city.", "你好，世界", "x", "The quick brown fox jumps over the lazy dog." * 3]
 SAMPLED = [
@@ -33,13 +31,6 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def speaker(model_dir: Path) -> Speaker:
     return Speaker(model_dir)
-
-
-def core(model_dir: Path, kind: str = "native", **changes: Any) -> Core:
-    fields = {"kind": kind, "model_dir": str(model_dir), "device": "cpu", "threads": 1, "block_size": 16}
-    built = build_core(EngineConfig(**(fields | changes)), lambda message: None)
-    torch.set_num_threads(1)
-    return built
 
 
 def require_cities(speaker: Speaker, events: list[Any], requests: list[GenerationRequest]) -> None:

@@ -4,8 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from service.engine.base import GenerationRequest, SamplingParams
+import torch
+
+from service.engine.base import Core, EngineConfig, GenerationRequest, SamplingParams
 from service.engine.grammars.schema import json_grammar
+from service.engine.startup.build import build_core
 from service.tokenizer.loading import load_tokenizer
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.engines import GREEDY, a_request
@@ -33,6 +36,14 @@ def write_speaking_checkpoint(directory: Path, shape: Shape) -> Path:
     write_sentencepiece_dir(directory)
     (directory / "config.json").write_text(config)
     return directory
+
+
+def core(model_dir: Path, kind: str = "native", **changes: Any) -> Core:
+    """An engine on one core of the CPU."""
+    fields = {"kind": kind, "model_dir": str(model_dir), "device": "cpu", "threads": 1, "block_size": 16}
+    built = build_core(EngineConfig(**(fields | changes)), lambda message: None)
+    torch.set_num_threads(1)
+    return built
 
 
 class Speaker:

@@ -105,7 +105,7 @@ def to_chat(body: CompletionRequest, messages: list[Message], tools: list[Tool])
         schema=schema,
         offer=may_call,
         logprobs=reported(body, wanted or DEFAULT_NEW_TOKENS),
-        fields=FIELDS._replace(max_new_tokens=body.limit_name, **({"grammar": "tools"} if may_call else {})),
+        fields=FIELDS._replace(max_new_tokens=body.limit_name, grammar="tools" if may_call else FIELDS.grammar),
     )
 
 

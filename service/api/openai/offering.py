@@ -51,8 +51,7 @@ def require_sayable(messages: Sequence[ChatMessage], *, are_called: bool) -> Non
         field = "tool_calls" if message.tool_calls else "role" if message.role == "tool" else ""
         if field:
             raise InvalidRequest(
-                f"the model's format has no tools: leave out messages with tool_calls, and those of the role tool "
-                f"({field})",
+                "the model's format has no tools: leave out messages with tool_calls, and those of the role tool",
                 field=f"messages.{at}.{field}",
             )
 

@@ -6,6 +6,8 @@ Source of the syntax: https://github.com/guidance-ai/llguidance/blob/main/docs/s
 
 import json
 from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from service.chat.printable import CONTROL
@@ -21,6 +23,9 @@ TEXT = rf"/[^{CONTROL}]+/"
 SPACE = r"/[ \n]{0,4}/"
 """Between the marks and the call, where the model was taught a line's end, and its tokenizer may put a space."""
 
+NO_OBJECT = "their type is not object"
+TOO_DEEP = "they are nested too deeply"
+
 Schemas = dict[str, dict[str, Any]]
 """What each tool's calls are made to fit, by its name."""
 
@@ -33,80 +38,88 @@ def calling_grammar(offer: Offer, marks: CallMarks, schema: dict[str, Any] | Non
 
     Raises InvalidRequest for a strict tool whose schema cannot be kept to.
     """
-    schemas = {tool.name: each for tool in offer.tools if (each := _wanted(tool)) is not None}
-    if len(schemas) == len(offer.tools) and not _problem(offer, marks, schemas, schema):
-        return _written(offer, marks, schemas, schema), 0
-    return _as_far_as_possible(offer, marks, schema)
+    answers = _Answers(offer, marks, schema)
+    wanted = {tool.name: held_to(ANY_OBJECT | tool.parameters) for tool in offer.tools}
+    schemas = {name: each for name, each in wanted.items() if each is not None}
+    if len(schemas) < len(wanted) or answers.problem(schemas):
+        schemas = _as_far_as_possible(answers, wanted)
+    lax = sum(schemas[name] == ANY_OBJECT != each for name, each in wanted.items())
+    return answers.grammar(schemas), lax
 
 
-def _as_far_as_possible(offer: Offer, marks: CallMarks, schema: dict[str, Any] | None) -> tuple[str, int]:
-    alone = {tool.name: _kept(tool, at) for at, tool in enumerate(offer.tools)}
-    order = [tool.name for tool in sorted(offer.tools, key=lambda tool: not tool.strict)]
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """Those that are left, but for what the tools' calls are made to fit."""
+
+    offer: Offer
+    marks: CallMarks
+    schema: dict[str, Any] | None
+
+    def problem(self, schemas: Schemas) -> str:
+        """Why all `schemas` cannot be kept to together; "" if they can."""
+        if any(each["type"] != "object" for each in schemas.values()):
+            return NO_OBJECT
+        return excess({"properties": schemas}) or problem_of(self.grammar(schemas))
+
+    def grammar(self, schemas: Schemas) -> str:
+        """In Lark's syntax: a special token is written by its id, <[7]>."""
+        calls = " | ".join(f"{json.dumps(head(each))} {_json(schemas[each])} {json.dumps(TAIL)}" for each in schemas)
+        rules = [
+            f"start: {self._start()}",
+            f"call: <[{self.marks.start}]> <[{self.marks.plugin}]> SPACE ({calls}) <[{self.marks.end}]>",
+            f"TEXT: {TEXT}",
+            f"SPACE: {SPACE}",
+        ]
+        return json.dumps({"grammars": [{"lark_grammar": "\n".join(rules)}]})
+
+    def _start(self) -> str:
+        if self.offer.demanded:
+            return "call"
+        return "TEXT? | TEXT? call" if self.schema is None else f"{_json(self.schema)} | call"
+
+
+def _as_far_as_possible(answers: _Answers, wanted: Mapping[str, dict[str, Any] | None]) -> Schemas:
+    """What calls are made to fit where not all can be kept to: strict tools' schemas first. Raises InvalidRequest as
+    `calling_grammar`."""
+    tools = answers.offer.tools
+    alone = {tool.name: _kept(tool, at, wanted[tool.name]) for at, tool in enumerate(tools)}
+    order = [tool.name for tool in sorted(tools, key=lambda tool: not tool.strict)]
 
     def of_first(count: int) -> Schemas:
         kept = set(order[:count])
         return {name: each if name in kept else ANY_OBJECT for name, each in alone.items()}
 
-    most = bisect_left(range(len(order)), True, key=lambda n: bool(_problem(offer, marks, of_first(n + 1), schema)))
-    for at, tool in enumerate(offer.tools):
+    most = bisect_left(range(len(order)), True, key=lambda count: bool(answers.problem(of_first(count + 1))))
+    for at, tool in enumerate(tools):
         if tool.strict and tool.name in order[most:]:
-            problem = _problem(offer, marks, of_first(most + 1), schema)
             raise InvalidRequest(
-                f"the parameters of {tool.name} cannot be kept to beside those of other strict tools: {problem}. "
-                "Offer fewer, or leave out strict",
-                field=f"tools.{at}.function.parameters",
+                f"the parameters of {tool.name} cannot be kept to beside those of other strict tools: "
+                f"{answers.problem(of_first(most + 1))}. Offer fewer, or leave out strict",
+                field=_field(at),
             )
-    schemas = of_first(most)
-    lax = sum(schemas[tool.name] == ANY_OBJECT != _wanted(tool) for tool in offer.tools)
-    return _written(offer, marks, schemas, schema), lax
+    return of_first(most)
 
 
-def _wanted(tool: Tool) -> dict[str, Any] | None:
-    """What its calls are to fit; None for what is nested too deeply."""
-    return held_to(ANY_OBJECT | tool.parameters)
-
-
-def _kept(tool: Tool, at: int) -> dict[str, Any]:
+def _kept(tool: Tool, at: int, wanted: dict[str, Any] | None) -> dict[str, Any]:
     """What a call of `tool` is made to fit, if there is no other. Raises InvalidRequest as `calling_grammar`."""
-    schema = _wanted(tool)
-    problem = _problem_alone(schema)
-    if schema is not None and not problem:
-        return schema
+    problem = TOO_DEEP if wanted is None else _problem_alone(wanted)
+    if wanted is not None and not problem:
+        return wanted
     if tool.strict:
         raise InvalidRequest(
             f"the parameters of {tool.name} cannot be kept to: {problem}. Leave out strict, and it is called with "
             "any object",
-            field=f"tools.{at}.function.parameters",
+            field=_field(at),
         )
     return ANY_OBJECT
 
 
-def _problem_alone(schema: dict[str, Any] | None) -> str:
-    if schema is None:
-        return "they are nested too deeply"
-    if schema["type"] != "object":
-        return "their type is not object"
-    return excess(schema) or problem_of(json_grammar(schema))
+def _problem_alone(schema: dict[str, Any]) -> str:
+    return NO_OBJECT if schema["type"] != "object" else excess(schema) or problem_of(json_grammar(schema))
 
 
-def _problem(offer: Offer, marks: CallMarks, schemas: Schemas, schema: dict[str, Any] | None) -> str:
-    """Of all together."""
-    if any(each["type"] != "object" for each in schemas.values()):
-        return "a type is not object"
-    return excess({"properties": schemas}) or problem_of(_written(offer, marks, schemas, schema))
-
-
-def _written(offer: Offer, marks: CallMarks, schemas: Schemas, schema: dict[str, Any] | None) -> str:
-    """In Lark's syntax: a special token is written by its id, <[7]>."""
-    calls = " | ".join(f"{json.dumps(head(name))} {_json(each)} {json.dumps(TAIL)}" for name, each in schemas.items())
-    answers = "call" if offer.demanded else f"{_json(schema)} | call" if schema is not None else "TEXT? | TEXT? call"
-    rules = [
-        f"start: {answers}",
-        f"call: <[{marks.start}]> <[{marks.plugin}]> SPACE ({calls}) <[{marks.end}]>",
-        f"TEXT: {TEXT}",
-        f"SPACE: {SPACE}",
-    ]
-    return json.dumps({"grammars": [{"lark_grammar": "\n".join(rules)}]})
+def _field(at: int) -> str:
+    return f"tools.{at}.function.parameters"
 
 
 def _json(schema: dict[str, Any]) -> str:
