@@ -11,7 +11,8 @@ from service.api import chat, cors, docs, health, openapi, problems, ui
 from service.api.auth import BEARER, ApiKeys, guard
 from service.api.health import Identity
 from service.api.middleware import RequestContext
-from service.api.openai import completions, models
+from service.api.openai import models
+from service.api.openai.completions import route as completions
 from service.api.unread_body import UnreadBody
 from service.chat.generation import Generation
 from service.engine.base import EngineStatus

@@ -6,9 +6,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.api.openai.completion import Chunk, CountedChunk
+from service.api.openai.completions.completion import Chunk, CountedChunk
+from service.api.openai.completions.request import CompletionRequest
 from service.api.openai.errors import CODES, ErrorBody
-from service.api.openai.request import CompletionRequest
 from service.api.problems import MEDIA_TYPE
 from service.api.schema import ChatRequest, Delta, FinalDelta, Problem
 from service.errors import ServiceError

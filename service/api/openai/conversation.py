@@ -1,11 +1,11 @@
-"""The messages of OpenAI's API as the model's own: each beside the field of the body that it comes from."""
+"""The conversation of a request as the model's own: each message beside the field of the body that it comes from."""
 
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from service.api.openai.request import ChatMessage, CompletionRequest
-from service.api.openai.tools import EarlierCall
 from service.chat.templates import Message
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from service.chat.tools import markup
@@ -15,12 +15,41 @@ from service.errors import InvalidRequest
 FromField = tuple[str, Message]
 
 
-def conversation(body: CompletionRequest, tools: Sequence[Tool]) -> list[FromField]:
+class EarlierCall(NamedTuple):
+    """A call in an earlier answer; `arguments` is the text of a JSON object. `field`: of the body, where it stands."""
+
+    id: str
+    name: str
+    arguments: str
+    field: str
+
+
+class ResultOf(NamedTuple):
+    """The call that a tool's message answers. `field`: of the body, where that is said."""
+
+    call_id: str
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A message as every route has it. `field`: of the body, where it comes from. `name`: of whoever says it. `calls`:
+    of tools, an assistant's; `result_of`: one of them, in a message of the role "tool"."""
+
+    field: str
+    role: str
+    content: str
+    name: str = ""
+    calls: tuple[EarlierCall, ...] = ()
+    result_of: ResultOf | None = None
+
+
+def conversation(turns: Sequence[Turn], tools: Sequence[Tool], *, thinking: bool) -> list[FromField]:
     """What the model is asked, and told of `tools`. Raises InvalidRequest for a system prompt beside the one that
     thinking is, and for results of calls that nobody made."""
-    require_calls(body.messages)
-    messages = spoken(body.messages)
-    if body.thinking:
+    require_calls(turns)
+    messages = spoken(turns)
+    if thinking:
         require_no_system(messages)
         messages = [("thinking", Message("system", THINKING_SYSTEM_PROMPT)), *messages]
     if tools:
@@ -29,9 +58,9 @@ def conversation(body: CompletionRequest, tools: Sequence[Tool]) -> list[FromFie
     return messages
 
 
-def field_of(index: int | None, messages: Sequence[FromField]) -> str:
-    """The field that one of `messages` comes from; `index` None: all of them."""
-    return "messages" if index is None else messages[index][0]
+def field_of(index: int | None, messages: Sequence[FromField], all_of_them: str) -> str:
+    """The field that one of `messages` comes from; `index` None: `all_of_them`."""
+    return all_of_them if index is None else messages[index][0]
 
 
 def require_no_system(messages: Sequence[FromField]) -> None:
@@ -42,37 +71,34 @@ def require_no_system(messages: Sequence[FromField]) -> None:
             )
 
 
-def require_calls(messages: Sequence[ChatMessage]) -> None:
-    """Raises InvalidRequest unless only the assistant calls, and each result is that of an earlier call."""
+def require_calls(turns: Sequence[Turn]) -> None:
+    """Raises InvalidRequest unless each result is that of an earlier call."""
     made: set[str] = set()
-    for at, message in enumerate(messages):
-        if message.tool_calls and message.role != "assistant":
-            raise InvalidRequest("only an assistant's message has calls", field=f"messages.{at}.tool_calls")
-        if message.tool_call_id and message.role != "tool":
-            raise InvalidRequest("only a tool's message answers a call", field=f"messages.{at}.tool_call_id")
-        if message.role == "tool" and message.tool_call_id not in made:
+    for turn in turns:
+        if turn.result_of and turn.result_of.call_id not in made:
+            field = turn.result_of.field
             raise InvalidRequest(
-                "tool_call_id must be the id of a call in an earlier message, whose result this is",
-                field=f"messages.{at}.tool_call_id",
+                f"{field.rpartition('.')[2]} must be the id of a call that came before, whose result this is",
+                field=field,
             )
-        made |= {call.id for call in message.tool_calls}
+        made |= {call.id for call in turn.calls}
 
 
-def spoken(messages: Sequence[ChatMessage]) -> list[FromField]:
+def spoken(turns: Sequence[Turn]) -> list[FromField]:
     """Who says what. Names tell those of one role apart: there are none in the model's format, so that each goes before
     its text where a role has several, and says nothing where it has one. A tool's goes with its call."""
     names = defaultdict(set)
-    for each in messages:
+    for each in turns:
         names[each.role].add(each.name)
     said = []
-    for at, each in enumerate(messages):
+    for each in turns:
         is_told = each.name and len(names[each.role]) > 1 and each.role != "tool"
         content = f"{each.name}: {each.content}" if is_told else each.content
         role = markup.RESULT if each.role == "tool" else each.role
-        said.append((f"messages.{at}", Message(role, content, tuple(map(called, each.tool_calls)))))
+        said.append((each.field, Message(role, content, tuple(map(called, each.calls)))))
     return said
 
 
 def called(call: EarlierCall) -> str:
     """A call as the model writes it, however the client has its arguments."""
-    return markup.call(call.function.name, json.loads(call.function.arguments or "{}"))
+    return markup.call(call.name, json.loads(call.arguments or "{}"))

@@ -2,24 +2,26 @@
 
 from collections.abc import Sequence
 
-from service.api.openai.request import ChatMessage, CompletionRequest
-from service.api.openai.tools import Function, FunctionTool, ToolChoice
+from service.api.openai.conversation import Turn
+from service.api.openai.tools import Function, ToolChoice
 from service.chat.tools.offer import Offer, Tool
 from service.errors import InvalidRequest
 
 NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
-def offered(body: CompletionRequest, *, are_called: bool, are_ignored: bool) -> list[Tool]:
-    """The tools that the model is told of. Raises InvalidRequest for what counts on calls where there are none: the
-    model's format has none (`are_called`), or whoever runs the server wants none (`are_ignored`)."""
-    require_sayable(body.messages, are_called=are_called)
-    require_names(body.tools)
-    tools = [] if body.tool_choice.mode == "none" else [_tool(each.function) for each in body.tools]
+def offered(
+    functions: Sequence[tuple[str, Function]], choice: ToolChoice, *, are_called: bool, are_ignored: bool
+) -> list[Tool]:
+    """The tools that the model is told of; `functions`: each with its field of the body. Raises InvalidRequest for what
+    counts on calls where there are none: the model's format has none (`are_called`), or whoever runs the server wants
+    none (`are_ignored`)."""
+    require_names(functions)
+    tools = [] if choice.mode == "none" else [_tool(each) for _, each in functions]
     if are_called and not are_ignored:
         return tools
     why = "the server is told to ignore them" if are_called else "the model's format has none"
-    if body.tool_choice.mode == "required":
+    if choice.mode == "required":
         raise InvalidRequest(
             f"tool_choice demands the call of a tool, and none is called here: {why}. Switch tools off in the client",
             field="tool_choice",
@@ -33,8 +35,9 @@ def offered(body: CompletionRequest, *, are_called: bool, are_ignored: bool) -> 
     return []
 
 
-def offer_of(tools: Sequence[Tool], choice: ToolChoice) -> Offer | None:
-    """Those that may be called; None for none. Raises InvalidRequest where one must be that is not there."""
+def offer_of(tools: Sequence[Tool], choice: ToolChoice, *, thinking: bool) -> Offer | None:
+    """Those that may be called; None for none. Raises InvalidRequest where one must be that is not there, or that
+    `thinking` leaves no room for."""
     wanted = tuple(tool for tool in tools if choice.name in ("", tool.name))
     demanded = choice.mode == "required"
     if demanded and not wanted:
@@ -42,29 +45,32 @@ def offer_of(tools: Sequence[Tool], choice: ToolChoice) -> Offer | None:
         raise InvalidRequest(
             f"tool_choice demands the call of {missing}, which tools do not offer", field="tool_choice"
         )
+    if demanded and thinking:
+        raise InvalidRequest(
+            "thinking writes its reasoning into the answer, and tool_choice allows nothing but a call there; "
+            "send one of them",
+            field="tool_choice",
+        )
     return Offer(wanted, demanded) if wanted else None
 
 
-def require_sayable(messages: Sequence[ChatMessage], *, are_called: bool) -> None:
-    """Raises InvalidRequest for calls and results where the model's format has none."""
-    for at, message in enumerate([] if are_called else messages):
-        field = "tool_calls" if message.tool_calls else "role" if message.role == "tool" else ""
-        if field:
+def require_sayable(turns: Sequence[Turn], *, are_called: bool) -> None:
+    """Raises InvalidRequest for calls and results where the model's format has none (`are_called`)."""
+    for turn in [] if are_called else turns:
+        if turn.calls or turn.result_of:
             raise InvalidRequest(
-                "the model's format has no tools: leave out messages with tool_calls, and those of the role tool",
-                field=f"messages.{at}.{field}",
+                "the model's format has no tools: leave out their calls, and what they gave",
+                field=turn.calls[0].field if turn.calls else turn.field,
             )
 
 
-def require_names(tools: Sequence[FunctionTool]) -> None:
+def require_names(functions: Sequence[tuple[str, Function]]) -> None:
     """Raises InvalidRequest for two of one name."""
     names: set[str] = set()
-    for at, tool in enumerate(tools):
-        if tool.function.name in names:
-            raise InvalidRequest(
-                f"{tool.function.name} is the name of another tool, too", field=f"tools.{at}.function.name"
-            )
-        names.add(tool.function.name)
+    for field, function in functions:
+        if function.name in names:
+            raise InvalidRequest(f"{function.name} is the name of another tool, too", field=f"{field}.name")
+        names.add(function.name)
 
 
 def _tool(function: Function) -> Tool:

@@ -1,22 +1,25 @@
-"""Tools, as in OpenAI's API: those that a client offers, and the calls and results that its conversation has.
+"""What the forms of tools that OpenAI's API has in its routes have in common: functions, choices of them, their calls.
 
 Source: https://platform.openai.com/docs/guides/function-calling
 """
 
 import json
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, FailFast, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 
-from service.api.fields import MAX_TEXT_CHARACTERS, Label, Strict, Text
+from service.api.fields import MAX_TEXT_CHARACTERS, Strict, Text
 from service.chat.tools import markup
 
 MAX_TOOLS = 128
 
 NAME = "^[a-zA-Z0-9_-]{1,64}$"
 Name = Annotated[str, Field(pattern=NAME)]
+
+MODES = ("none", "auto", "required")
 
 
 class Function(Strict):
@@ -29,13 +32,6 @@ class Function(Strict):
     strict: bool | None = None
 
 
-class FunctionTool(Strict):
-    """A tool, of the one type that there is."""
-
-    type: Literal["function"]
-    function: Function
-
-
 def _as_text(value: object) -> str:
     """What a JSON value is as text. Raises ValueError for what can't be any."""
     try:
@@ -46,56 +42,44 @@ def _as_text(value: object) -> str:
     return text
 
 
-def _bounded(tools: list[FunctionTool]) -> list[FunctionTool]:
-    characters = sum(len(tool.function.description or "") + len(_as_text(tool.function.parameters)) for tool in tools)
+def require_bounded(functions: Iterable[Function]) -> None:
+    """Raises ValueError for more text than is read of tools."""
+    characters = sum(len(each.description or "") + len(_as_text(each.parameters)) for each in functions)
     if characters > MAX_TEXT_CHARACTERS:
         raise ValueError(
             f"its tools have {characters} characters together; at most {MAX_TEXT_CHARACTERS} are read. Offer fewer."
         )
-    return tools
-
-
-Tools = Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS), FailFast(), AfterValidator(_bounded)]
-"""At the first fault the others are not looked at: to complain of each would take seconds in which nobody is served."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """Whether a tool is called: `mode` is none, auto or required, which one of them where it is `name`d."""
+    """Whether a tool is called: `mode` is one of MODES, and which one of them where it is `name`d."""
 
     mode: str
     name: str = ""
 
 
-def _chosen(choice: object) -> ToolChoice:
-    match choice:
-        case "none" | "auto" | "required":
-            return ToolChoice(str(choice))
-        case {"type": "function", "function": {"name": str(name), **inside}, **beside} if not inside and not beside:
-            if re.fullmatch(NAME, name):
-                return ToolChoice("required", name)
-    raise ValueError('it is none, auto, required or {"type": "function", "function": {"name": "…"}}, by a tool\'s name')
+AUTO = ToolChoice("auto")
 
 
-Choice = Annotated[
-    ToolChoice,
-    PlainValidator(_chosen),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"enum": ["none", "auto", "required"]},
-                {
-                    "type": "object",
-                    "properties": {
-                        "type": {"enum": ["function"]},
-                        "function": {"type": "object", "properties": {"name": {"type": "string"}}},
-                    },
-                    "required": ["type", "function"],
-                },
-            ]
-        }
-    ),
-]
+def chosen(name_in: Callable[[object], str | None], form: str) -> PlainValidator:
+    """Reads a choice: a mode, or what `name_in` finds a tool's name in, which has this `form`."""
+
+    def choose(choice: object) -> ToolChoice:
+        if isinstance(choice, str) and choice in MODES:
+            return ToolChoice(choice)
+        name = name_in(choice)
+        if name is None or not re.fullmatch(NAME, name):
+            raise ValueError(f"it is none, auto, required or {form}, by a tool's name")
+        return ToolChoice("required", name)
+
+    return PlainValidator(choose)
+
+
+def choice_schema(**properties: dict[str, Any]) -> WithJsonSchema:
+    """The schema of a choice: a mode, or an object with these `properties`."""
+    by_name = {"type": "object", "properties": properties, "required": list(properties)}
+    return WithJsonSchema({"anyOf": [{"enum": list(MODES)}, by_name]})
 
 
 def _an_object(arguments: str) -> str:
@@ -109,25 +93,10 @@ def _an_object(arguments: str) -> str:
     return arguments
 
 
-class EarlierFunction(Strict):
-    """Which tool was called, and with what: the text of a JSON object."""
-
-    name: Name
-    arguments: Annotated[Text, AfterValidator(_an_object)]
+Arguments = Annotated[Text, AfterValidator(_an_object)]
+"""With what a tool was called."""
 
 
-class EarlierCall(Strict):
-    """A call in an earlier answer. Its place among the answer's calls, `index`, is that in their list."""
-
-    id: Label
-    type: Literal["function"] = "function"
-    function: EarlierFunction
-    index: int | None = None
-
-    @property
-    def characters(self) -> int:
-        """About as many as the model is told of it: marks and names are text, too."""
-        return len(markup.call(self.function.name, {})) + len(self.function.arguments)
-
-
-Calls = Annotated[list[EarlierCall], Field(max_length=MAX_TOOLS), FailFast()]
+def call_characters(name: str, arguments: str) -> int:
+    """About as many as the model is told of an earlier call: marks and names are text, too."""
+    return len(markup.call(name, {})) + len(arguments)

@@ -58,6 +58,9 @@ OF_MESSAGE: Neutral = {
 }
 """The same of a message: clients send back what they were answered, whole."""
 
+OF_PART: Neutral = {"annotations": ([],)}
+"""The same of a part of a message's text."""
+
 OF_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,)}
 
 REASONING = ("reasoning", "reasoning_content")

@@ -8,9 +8,10 @@ import pytest
 
 from service.api.answer import Transcript
 from service.api.health import Identity
-from service.api.openai.answer import CompletionWriter
-from service.api.openai.completions import reported
-from service.api.openai.request import DEFAULT_NEW_TOKENS, LOGPROBS_IN_ONE_PIECE, CompletionRequest, StreamOptions
+from service.api.openai.completions.request import CompletionRequest, StreamOptions
+from service.api.openai.completions.route import to_chat
+from service.api.openai.completions.writer import CompletionWriter
+from service.api.openai.logprobs import MOST_IN_ONE_PIECE
 from service.chat.logprobs import Likelihood, TokenReport
 from service.chat.pieces import Done, TextDelta
 from service.chat.stopwatch import Counts
@@ -96,29 +97,28 @@ async def test_who_did_not_ask_gets_null() -> None:
     assert await events(answer(left=[]), reports=False) == [None] * 3
 
 
-def request(**fields: Any) -> CompletionRequest:
-    return CompletionRequest(messages=[{"role": "user", "content": "hi"}], **fields)
+def reported(**fields: Any) -> int | None:
+    body = CompletionRequest(messages=[{"role": "user", "content": "hi"}], logprobs=True, **fields)
+    return to_chat(body, [], []).logprobs
 
 
 @pytest.mark.parametrize(
-    ("fields", "tokens", "field"),
+    ("fields", "field"),
     [
-        ({"logprobs": True, "top_logprobs": 20}, 32_768, "top_logprobs"),
-        ({"logprobs": True, "top_logprobs": 20, "n": 16}, DEFAULT_NEW_TOKENS, "top_logprobs"),
-        ({"logprobs": True, "n": 16}, 32_768, "logprobs"),
+        ({"top_logprobs": 20, "max_tokens": 32_768}, "top_logprobs"),
+        ({"top_logprobs": 20, "n": 16}, "top_logprobs"),
+        ({"n": 16, "max_tokens": 32_768}, "logprobs"),
     ],
 )
-def test_more_than_is_sent_in_one_piece_is_refused_and_streamed(
-    fields: dict[str, Any], tokens: int, field: str
-) -> None:
-    with pytest.raises(InvalidRequest, match=f"at most {LOGPROBS_IN_ONE_PIECE}.* or for a stream") as refused:
-        reported(request(**fields), tokens)
+def test_more_than_is_sent_in_one_piece_is_refused_and_streamed(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"at most {MOST_IN_ONE_PIECE}.* or for a stream") as refused:
+        reported(**fields)
     assert refused.value.field == field
-    assert reported(request(**fields, stream=True), tokens) == fields.get("top_logprobs", 0)
+    assert reported(**fields, stream=True) == fields.get("top_logprobs", 0)
 
 
 def test_the_usual_limit_of_an_answer_has_room_for_all_of_the_likeliest() -> None:
-    assert reported(request(logprobs=True, top_logprobs=20), DEFAULT_NEW_TOKENS) == 20
+    assert reported(top_logprobs=20) == 20
 
 
 async def test_an_engine_that_has_no_probabilities_says_so(service: Service) -> None:

@@ -16,7 +16,7 @@ import msgspec
 import openai
 import pytest
 
-from service.api.openai.request import ChatMessage
+from service.api.openai.completions.messages import ChatMessage
 from service.api.openai.tools import MAX_TOOLS
 from service.chat.tools import markup
 from service.chat.tools.grammar import calling_grammar
@@ -430,6 +430,6 @@ async def test_the_description_says_what_there_is(service: Service) -> None:
     assert {"tools", "tool_choice"} <= asked.keys()
     assert asked["tool_choice"]["default"] == "auto"
     assert schemas["ChatMessage"]["required"] == ["role"]
-    assert "pattern" in schemas["EarlierFunction"]["properties"]["name"]
+    assert "pattern" in schemas["MadeFunction"]["properties"]["name"]
     assert schemas["Function"]["properties"].keys() == {"name", "description", "parameters", "strict"}
     assert {"AnsweredCall", "CallingMessage", "CallBegins", "CallGoesOn"} <= schemas.keys()

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from service.api.openai import unserved
+from service.api.openai.completions.request import DEFAULT_NEW_TOKENS
 from service.api.openai.models import require_model
-from service.api.openai.request import DEFAULT_NEW_TOKENS
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from service.engine.fake import FakeScript
 from service.errors import NotReady
@@ -50,7 +50,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("null content", {"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
     ("NUL in the content", {"messages": [USER, USER | {"content": "a\x00"}]}, "messages.1.content"),
     ("an unknown role", {"messages": [USER, {"role": "function", "content": "1"}]}, "messages.1.role"),
-    ("a tool's message", {"messages": [USER, {"role": "tool", "content": "1"}]}, "messages.1.role"),
+    ("a tool's message", {"messages": [USER, {"role": "tool", "content": "1"}]}, "messages.1"),
     ("an escape in a name", {"messages": [USER | {"name": "\x1b[31m"}]}, "messages.0.name"),
     ("NUL in the user", {"user": "a\x00"}, "user"),
     ("a name without an end", {"messages": [USER | {"name": "A" * 257}]}, "messages.0.name"),

@@ -8,7 +8,7 @@ from service.api import sse
 from service.api.answer import Answer, Call
 from service.api.health import Identity
 from service.api.openai import errors
-from service.api.openai.completion import (
+from service.api.openai.completions.completion import (
     AnsweredCall,
     AnswerMessage,
     Arguments,
@@ -30,7 +30,7 @@ from service.api.openai.completion import (
     PromptTokens,
     TextPiece,
 )
-from service.api.openai.request import StreamOptions
+from service.api.openai.completions.request import StreamOptions
 from service.chat.logprobs import TokenReport
 from service.chat.pieces import Delta, Done, TextDelta
 from service.chat.stopwatch import Counts

@@ -9,12 +9,14 @@ from service.api import openapi
 from service.api.answer import respond
 from service.api.body import json_body
 from service.api.health import Identity
-from service.api.openai.answer import CompletionWriter
-from service.api.openai.completion import Completion
+from service.api.openai.completions.completion import Completion
+from service.api.openai.completions.messages import turns
+from service.api.openai.completions.request import DEFAULT_NEW_TOKENS, CompletionRequest
+from service.api.openai.completions.writer import CompletionWriter
 from service.api.openai.conversation import conversation, field_of
+from service.api.openai.logprobs import reported
 from service.api.openai.models import require_model
-from service.api.openai.offering import offer_of, offered
-from service.api.openai.request import DEFAULT_NEW_TOKENS, LOGPROBS_IN_ONE_PIECE, CompletionRequest
+from service.api.openai.offering import offer_of, offered, require_sayable
 from service.chat.choices import side_by_side, variants
 from service.chat.endings import FieldNames
 from service.chat.generation import Chat, Generation
@@ -64,14 +66,17 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
             note(user=user)
         writer = CompletionWriter(identity, body.stream_options, reports=body.logprobs)
         logged = body.messages[-1].content if settings.log_prompts else None
-        tools = offered(body, are_called=model.calls_tools, are_ignored=settings.ignore_tools)
-        messages = conversation(body, tools)
+        said = turns(body.messages)
+        require_sayable(said, are_called=model.calls_tools)
+        functions = [(f"tools.{at}.function", tool.function) for at, tool in enumerate(body.tools)]
+        tools = offered(functions, body.tool_choice, are_called=model.calls_tools, are_ignored=settings.ignore_tools)
+        messages = conversation(said, tools, thinking=body.thinking)
         try:
             chats = variants(to_chat(body, [message for _, message in messages], tools), body.n)
             pieces = side_by_side([model.stream(chat) for chat in chats]) if body.n > 1 else model.stream(*chats)
             return await respond(request, pieces, writer, stream=body.stream, logged_prompt=logged, choices=body.n)
         except MessageRefused as refusal:
-            refusal.field = field_of(refusal.index, messages)
+            refusal.field = field_of(refusal.index, messages, "messages")
             raise
 
     return routes
@@ -81,18 +86,12 @@ def to_chat(body: CompletionRequest, messages: list[Message], tools: list[Tool])
     """The wire's fields as the use case has them. Raises InvalidRequest for fields that exclude each other."""
     if "stream_options" in body.model_fields_set and not body.stream:
         raise InvalidRequest("stream_options is for streams; leave it out, or set stream", field="stream_options")
-    schema, may_call = body.answer_schema(), offer_of(tools, body.tool_choice)
+    schema, may_call = body.answer_schema(), offer_of(tools, body.tool_choice, thinking=body.thinking)
     if body.ignore_eos and (schema is not None or may_call):
         other = "tools" if may_call else "response_format"
         raise InvalidRequest(
             f"ignore_eos goes on past the answer's end, and {other} allows nothing there; send one of them",
             field="ignore_eos",
-        )
-    if body.thinking and may_call and may_call.demanded:
-        raise InvalidRequest(
-            "thinking writes its reasoning into the answer, and tool_choice allows nothing but a call there; "
-            "send one of them",
-            field="tool_choice",
         )
     wanted = new_tokens(body)
     return Chat(
@@ -104,27 +103,15 @@ def to_chat(body: CompletionRequest, messages: list[Message], tools: list[Tool])
         ignore_eos=body.ignore_eos,
         schema=schema,
         offer=may_call,
-        logprobs=reported(body, wanted or DEFAULT_NEW_TOKENS),
+        logprobs=reported(
+            body.top_logprobs,
+            body.n * (wanted or DEFAULT_NEW_TOKENS),
+            switch="logprobs",
+            is_on=body.logprobs,
+            stream=body.stream,
+        ),
         fields=FIELDS._replace(max_new_tokens=body.limit_name, grammar="tools" if may_call else FIELDS.grammar),
     )
-
-
-def reported(body: CompletionRequest, new_tokens: int) -> int | None:
-    """How many of the likeliest tokens each one of up to `new_tokens` is reported beside; None: without a report.
-    Raises InvalidRequest for likeliest tokens without logprobs, and for too many in one piece."""
-    if not body.logprobs:
-        if body.top_logprobs:
-            raise InvalidRequest("top_logprobs is told with logprobs; set that, or leave it out", field="top_logprobs")
-        return None
-    count = body.n * new_tokens * (1 + body.top_logprobs)
-    if count > LOGPROBS_IN_ONE_PIECE and not body.stream:
-        raise InvalidRequest(
-            f"{body.n} x {new_tokens} tokens with {body.top_logprobs} of the likeliest beside each may be {count} "
-            f"log-probabilities, and at most {LOGPROBS_IN_ONE_PIECE} are sent in one piece: ask for fewer, "
-            "or for a stream",
-            field="top_logprobs" if body.top_logprobs else "logprobs",
-        )
-    return body.top_logprobs
 
 
 def new_tokens(body: CompletionRequest) -> int | None:

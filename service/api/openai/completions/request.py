@@ -1,12 +1,14 @@
 """What a client of OpenAI's API may send: bounds and defaults are those of our own route where both have a field."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from service.api.fields import MAX_TURNS, Label, NewTokens, Stops, Strict, Text, bounded
+from service.api.fields import MAX_TURNS, Label, NewTokens, Stops, Strict, bounded
 from service.api.openai import unserved
-from service.api.openai.tools import MAX_TOOLS, Calls, Choice, ToolChoice, Tools
+from service.api.openai.completions.messages import ChatMessage, cleaned
+from service.api.openai.completions.tools import Choice, Tools, plain
+from service.api.openai.tools import AUTO, MAX_TOOLS
 from service.api.response_format import Formatted
 from service.engine.defaults import MOST_LOGPROBS
 from service.errors import InvalidRequest
@@ -18,76 +20,9 @@ context holds, since every token that an answer may have is reserved in the KV c
 MOST_CHOICES = 16
 """Each takes a place among the requests that run at once."""
 
-LOGPROBS_IN_ONE_PIECE = 200_000
-"""Most of an answer that is not streamed: some 15 MB, and a tenth of a second in which nobody else is
-served."""
-
-TEXT_PART = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {"type": {"enum": ["text"]}, "text": {"type": "string"}},
-    "required": ["type", "text"],
-}
-
-
-def _joined(content: Any) -> Any:
-    """Parts of text as one text, a line each."""
-    if not isinstance(content, list):
-        return content
-    parts = [unserved.without({}, part) for part in content]
-    for at, part in enumerate(parts):
-        is_text = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        if not is_text or len(part) > 2:
-            raise ValueError(f'part {at} is not {{"type": "text", "text": "…"}}, and nothing else is understood')
-    return "\n".join(part["text"] for part in parts)
-
 
 def _listed(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
-
-
-Content = Annotated[
-    Text,
-    BeforeValidator(_joined),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": TEXT_PART}]}),
-]
-
-
-def _of_the_models_format(role: str) -> str:
-    """A developer's message is a system's by another name."""
-    return "system" if role == "developer" else role
-
-
-Role = Annotated[Literal["system", "developer", "user", "assistant", "tool"], AfterValidator(_of_the_models_format)]
-
-
-def _of_an_assistant(message: Any) -> Any:
-    """Without its reasoning; who calls a tool need not say anything."""
-    if not isinstance(message, dict) or message.get("role") != "assistant":
-        return message
-    said = {name: each for name, each in message.items() if name not in unserved.REASONING}
-    if said.get("tool_calls") and said.get("content") is None:
-        said["content"] = ""
-    return said
-
-
-def _plain(tool: Any) -> Any:
-    """Without nulls and hints."""
-    tool = unserved.without({}, tool)
-    if isinstance(tool, dict) and "function" in tool:
-        tool["function"] = unserved.without({}, tool["function"])
-    return tool
-
-
-def _require_few_calls(messages: list[Any]) -> None:
-    """Raises InvalidRequest for more calls than there may be messages."""
-    calls = [message.get("tool_calls") for message in messages if isinstance(message, dict)]
-    count = sum(len(each) for each in calls if isinstance(each, list))
-    if count > MAX_TURNS:
-        raise InvalidRequest(
-            f"its messages have {count} calls of tools; at most {MAX_TURNS} are read. Leave out the oldest messages.",
-            field="messages",
-        )
 
 
 def _read_as_ours(body: dict[str, Any]) -> None:
@@ -103,27 +38,6 @@ def _read_as_ours(body: dict[str, Any]) -> None:
             "chat_template_kwargs.enable_thinking is another name of thinking; send one of them",
             field="chat_template_kwargs.enable_thinking",
         )
-
-
-def _without_content(schema: dict[str, Any]) -> None:
-    """Who calls a tool need not say anything."""
-    schema["required"].remove("content")
-
-
-class ChatMessage(Strict):
-    """One message of the conversation."""
-
-    model_config = ConfigDict(json_schema_extra=_without_content)
-
-    role: Role
-    content: Content
-    name: Label = ""
-    tool_calls: Calls = Field([], description="Of an assistant's message, which then need not have a content.")
-    tool_call_id: Label = Field("", description="Of a tool's message: which call it answers.")
-
-    @property
-    def characters(self) -> int:
-        return len(self.content) + sum(call.characters for call in self.tool_calls)
 
 
 class StreamOptions(Strict):
@@ -159,7 +73,7 @@ class CompletionRequest(Formatted):
     )
     tools: Tools = Field([], description="Functions of yours that the model may ask for, one in each answer.")
     tool_choice: Choice = Field(
-        default_factory=lambda: ToolChoice("auto"),
+        AUTO,
         description="auto: it may call one; required, or a name: it must; none: it must not.",
         json_schema_extra={"default": "auto"},
     )
@@ -178,14 +92,10 @@ class CompletionRequest(Formatted):
             value["stream_options"] = options
         tools = value.get("tools")
         if isinstance(tools, list) and len(tools) <= MAX_TOOLS:
-            value["tools"] = [_plain(tool) for tool in tools]
+            value["tools"] = list(map(plain, tools))
         messages = value.get("messages")
         if isinstance(messages, list) and len(messages) <= MAX_TURNS:  # of more, none is looked at
-            _require_few_calls(messages)
-            value["messages"] = [
-                unserved.without(unserved.OF_MESSAGE, _of_an_assistant(message), f"messages.{at}.")
-                for at, message in enumerate(messages)
-            ]
+            value["messages"] = cleaned(messages)
         return value
 
     @property

@@ -1,0 +1,110 @@
+"""The messages of a chat completion, as its clients write them."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, FailFast, Field
+
+from service.api.fields import MAX_TURNS, Label, Strict, Text
+from service.api.openai import unserved
+from service.api.openai.content import AS_SYSTEM, in_parts, joined
+from service.api.openai.conversation import EarlierCall, ResultOf, Turn
+from service.api.openai.tools import MAX_TOOLS, Arguments, Name, call_characters
+from service.errors import InvalidRequest
+
+Content = Annotated[Text, joined("text"), in_parts("text")]
+Role = Annotated[Literal["system", "developer", "user", "assistant", "tool"], AS_SYSTEM]
+
+
+class MadeFunction(Strict):
+    """Which tool was called, and with what: the text of a JSON object."""
+
+    name: Name
+    arguments: Arguments
+
+
+class MadeCall(Strict):
+    """A call in an earlier answer. Its place among the answer's calls, `index`, is that in their list."""
+
+    id: Label
+    type: Literal["function"] = "function"
+    function: MadeFunction
+    index: int | None = None
+
+
+def _without_content(schema: dict[str, Any]) -> None:
+    """Who calls a tool need not say anything."""
+    schema["required"].remove("content")
+
+
+class ChatMessage(Strict):
+    """One message of the conversation."""
+
+    model_config = ConfigDict(json_schema_extra=_without_content)
+
+    role: Role
+    content: Content
+    name: Label = ""
+    tool_calls: Annotated[list[MadeCall], Field(max_length=MAX_TOOLS), FailFast()] = Field(
+        [], description="Of an assistant's message, which then need not have a content."
+    )
+    tool_call_id: Label = Field("", description="Of a tool's message: which call it answers.")
+
+    @property
+    def characters(self) -> int:
+        calls = (call_characters(call.function.name, call.function.arguments) for call in self.tool_calls)
+        return len(self.content) + sum(calls)
+
+
+def cleaned(messages: list[Any]) -> list[Any]:
+    """Messages that nobody has checked yet, without what asks for nothing. Raises InvalidRequest for what is not
+    served, and for more calls than there may be messages."""
+    _require_few_calls(messages)
+    return [
+        unserved.without(unserved.OF_MESSAGE, _of_an_assistant(message), f"messages.{at}.")
+        for at, message in enumerate(messages)
+    ]
+
+
+def _of_an_assistant(message: Any) -> Any:
+    """Without its reasoning; who calls a tool need not say anything."""
+    if not isinstance(message, dict) or message.get("role") != "assistant":
+        return message
+    said = {name: each for name, each in message.items() if name not in unserved.REASONING}
+    if said.get("tool_calls") and said.get("content") is None:
+        said["content"] = ""
+    return said
+
+
+def _require_few_calls(messages: list[Any]) -> None:
+    calls = [message.get("tool_calls") for message in messages if isinstance(message, dict)]
+    count = sum(len(each) for each in calls if isinstance(each, list))
+    if count > MAX_TURNS:
+        raise InvalidRequest(
+            f"its messages have {count} calls of tools; at most {MAX_TURNS} are read. Leave out the oldest messages.",
+            field="messages",
+        )
+
+
+def turns(messages: Sequence[ChatMessage]) -> list[Turn]:
+    """The conversation. Raises InvalidRequest for calls, and for results, in messages that can't have any."""
+    return [_turn(f"messages.{at}", message) for at, message in enumerate(messages)]
+
+
+def _turn(field: str, message: ChatMessage) -> Turn:
+    if message.tool_calls and message.role != "assistant":
+        raise InvalidRequest("only an assistant's message has calls", field=f"{field}.tool_calls")
+    if message.tool_call_id and message.role != "tool":
+        raise InvalidRequest("only a tool's message answers a call", field=f"{field}.tool_call_id")
+    return Turn(
+        field,
+        message.role,
+        message.content,
+        name=message.name,
+        calls=tuple(_call(call, f"{field}.tool_calls") for call in message.tool_calls),
+        result_of=ResultOf(message.tool_call_id, f"{field}.tool_call_id") if message.role == "tool" else None,
+    )
+
+
+def _call(call: MadeCall, field: str) -> EarlierCall:
+    return EarlierCall(call.id, call.function.name, call.function.arguments, field)

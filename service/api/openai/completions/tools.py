@@ -1,0 +1,47 @@
+"""Tools as chat completions have them: what a function is lies within an object of its own."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, FailFast, Field
+
+from service.api.fields import Strict
+from service.api.openai import unserved
+from service.api.openai.tools import MAX_TOOLS, Function, ToolChoice, choice_schema, chosen, require_bounded
+
+
+class FunctionTool(Strict):
+    """A tool, of the one type that there is."""
+
+    type: Literal["function"]
+    function: Function
+
+
+def plain(tool: Any) -> Any:
+    """A tool that nobody has checked yet, without nulls and hints."""
+    tool = unserved.without({}, tool)
+    if isinstance(tool, dict) and "function" in tool:
+        tool["function"] = unserved.without({}, tool["function"])
+    return tool
+
+
+def _bounded(tools: list[FunctionTool]) -> list[FunctionTool]:
+    require_bounded(tool.function for tool in tools)
+    return tools
+
+
+Tools = Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS), FailFast(), AfterValidator(_bounded)]
+"""At the first fault the others are not looked at: to complain of each would take seconds in which nobody is served."""
+
+
+def _name_in(choice: object) -> str | None:
+    match choice:
+        case {"type": "function", "function": {"name": str(name), **inside}, **beside} if not inside and not beside:
+            return name
+    return None
+
+
+Choice = Annotated[
+    ToolChoice,
+    chosen(_name_in, '{"type": "function", "function": {"name": "…"}}'),
+    choice_schema(type={"enum": ["function"]}, function={"type": "object", "properties": {"name": {"type": "string"}}}),
+]
