@@ -44,8 +44,9 @@ def ratio(part: str, whole: str) -> str:
     return f"sum(rate({part}[$range])) / sum(rate({whole}[$range]))"
 
 
-CHATS = 'internlm_http_requests_total{$series,route=~"/v1/chat(/completions)?"}'
-TURNED_AWAY = 'internlm_http_requests_total{$series,route=~"/v1/chat(/completions)?",status="429"}'
+ROUTES = 'route=~"/v1/(chat(/completions)?|responses)"'
+CHATS = f"internlm_http_requests_total{{$series,{ROUTES}}}"
+TURNED_AWAY = f'internlm_http_requests_total{{$series,{ROUTES},status="429"}}'
 NOTHING = ({"type": "special", "options": {"match": "null+nan", "result": {"text": "no traffic"}}},)
 
 ROWS: dict[str, tuple[Panel, ...]] = {

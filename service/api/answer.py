@@ -41,11 +41,11 @@ class Answer(NamedTuple):
 class Writer(Protocol):
     """How one route writes the answers to one request."""
 
-    def delta(self, piece: Delta) -> BaseModel:
+    def delta(self, piece: Delta) -> Sequence[BaseModel]:
         """A piece of a streamed answer."""
         ...
 
-    def last(self, response: str, done: Done) -> BaseModel:
+    def last(self, response: str, done: Done) -> Sequence[BaseModel]:
         """How a streamed answer ends; `response` is all of its text."""
         ...
 
@@ -94,11 +94,13 @@ class Transcript:
     def encode(self, piece: Delta | Done) -> bytes:
         """The event, or events, of one piece."""
         self._add(piece)
+        return b"".join(map(sse.event, self._written(piece)))
+
+    def _written(self, piece: Delta | Done) -> Sequence[BaseModel]:
         if not isinstance(piece, Done):
-            return sse.event(self._writer.delta(piece))
+            return self._writer.delta(piece)
         last = self._writer.last(self._whole[piece.choice].text, piece)
-        behind = self._writer.behind(self._answers) if self._is_whole else []
-        return b"".join(map(sse.event, [last, *behind]))
+        return [*last, *self._writer.behind(self._answers)] if self._is_whole else last
 
     async def collect(self, pieces: Pieces) -> BaseModel:
         """All answers; they are over, and counted, before they are sent."""

@@ -13,6 +13,7 @@ from service.api.health import Identity
 from service.api.middleware import RequestContext
 from service.api.openai import models
 from service.api.openai.completions import route as completions
+from service.api.openai.responses import route as responses
 from service.api.unread_body import UnreadBody
 from service.chat.generation import Generation
 from service.engine.base import EngineStatus
@@ -47,6 +48,7 @@ def create_app(
     for router, errors in (
         (chat.router(generation, settings), openapi.problems),
         (completions.router(generation, identity, settings), openapi.openai_errors),
+        (responses.router(generation, identity, settings), openapi.openai_errors),
         (models.router(identity, status), openapi.openai_errors),
     ):
         app.include_router(router, dependencies=locks, responses=errors(401, 503) if keys else None)

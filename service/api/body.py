@@ -89,9 +89,15 @@ def _validate(model: type[Model], value: Any) -> Model:
         raise _first_complaint(model, error) from None
 
 
+def tag(kind: str) -> str:
+    """The tag of one member of a union: it tells members apart and is no field, so that complaints leave it out."""
+    return f"\0{kind}"
+
+
 def _first_complaint(model: type[BaseModel], error: ValidationError) -> InvalidRequest:
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"])[:LONGEST_FIELD] or "body"
+    parts = [str(part) for part in first["loc"]]
+    field = ".".join(part for part in parts if not part.startswith("\0"))[:LONGEST_FIELD] or "body"
     if first["type"] == "extra_forbidden":
         known = f"; known: {', '.join(model.model_fields)}" if len(first["loc"]) == 1 else ""
         return InvalidRequest(f"{field} is not a field of this request{known}", field=field)

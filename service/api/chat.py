@@ -106,12 +106,12 @@ class ChatWriter:
     def __init__(self) -> None:
         self._id = request_id.get()
 
-    def delta(self, piece: Piece) -> Delta:
+    def delta(self, piece: Piece) -> list[Delta]:
         assert isinstance(piece, TextDelta), "no tools are offered here"
-        return Delta(id=self._id, delta=piece.text)
+        return [Delta(id=self._id, delta=piece.text)]
 
-    def last(self, response: str, done: Done) -> FinalDelta:
-        return FinalDelta(**self.whole([Answer(response, done)]).model_dump())
+    def last(self, response: str, done: Done) -> list[FinalDelta]:
+        return [FinalDelta(**self.whole([Answer(response, done)]).model_dump())]
 
     def behind(self, answers: Sequence[Answer]) -> list[BaseModel]:
         return []

@@ -135,7 +135,7 @@ def _simple_kind(document: Schema, schema: Schema) -> str:
 def _alternatives(document: Schema, schema: Schema) -> list[Schema]:
     """What a value may be, but for null, which is a field unset."""
     resolved = _resolved(document, schema)
-    each = (_resolved(document, one) for one in resolved.get("anyOf", [resolved]))
+    each = (_resolved(document, one) for one in resolved.get("anyOf") or resolved.get("oneOf") or [resolved])
     return [one for one in each if one.get("type") != "null"]
 
 

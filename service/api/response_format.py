@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from service.api.fields import Label, Sampled, Strict, Text
-from service.chat.endings import OURS
+from service.chat.endings import OURS, FieldNames
 from service.engine.grammars.bounds import excess
 from service.engine.grammars.schema import ANY_OBJECT
 from service.errors import InvalidRequest
@@ -59,12 +59,18 @@ class Formatted(Sampled):
         schema = self.response_format.schema_of_json if self.response_format else None
         if schema is None:
             return None
-        if self.thinking:
-            raise InvalidRequest(
-                "thinking writes its reasoning into the answer, and response_format allows nothing but JSON there; "
-                "send one of them",
-                field="response_format",
-            )
-        if too_much := excess(schema):
-            raise InvalidRequest(f"the schema asks for too much: {too_much}", field=OURS.schema)
-        return schema
+        return schema_kept_to(schema, thinking=self.thinking, form="response_format", fields=OURS)
+
+
+def schema_kept_to(schema: dict[str, Any], *, thinking: bool, form: str, fields: FieldNames) -> dict[str, Any]:
+    """What an answer's JSON must fit, if it can. `form`: the field that says what form the answer has. Raises
+    InvalidRequest for `thinking` beside it, and for a schema that is too large."""
+    if thinking:
+        raise InvalidRequest(
+            f"thinking writes its reasoning into the answer, and {form} allows nothing but JSON there; "
+            "send one of them",
+            field=form,
+        )
+    if too_much := excess(schema):
+        raise InvalidRequest(f"the schema asks for too much: {too_much}", field=fields.schema)
+    return schema

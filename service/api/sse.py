@@ -35,15 +35,23 @@ SEPARATORS = "\x85\u2028\u2029"
 _ESCAPED = str.maketrans({separator: f"\\u{ord(separator):04x}" for separator in SEPARATORS})
 
 
+class NamedEvent(BaseModel):
+    """What is sent under a name, which is its `type`."""
+
+    type: str
+
+
 def event(data: BaseModel) -> bytes:
     text = data.model_dump_json()
     if any(separator in text for separator in SEPARATORS):  # to translate takes longer than all else here
         text = text.translate(_ESCAPED)
-    return b"data: " + text.encode() + b"\n\n"
+    name = f"event: {data.type}\n" if isinstance(data, NamedEvent) else ""
+    return f"{name}data: {text}\n\n".encode()
 
 
 class _Problem(BaseModel, extra="allow"):
-    """A problem document inside a stream: a model, since events are written from models alone."""
+    """A problem document inside a stream: a model, since events are written from models alone; it has a type that is no
+    name."""
 
 
 def error(problem: ServiceError) -> bytes:

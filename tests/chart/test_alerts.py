@@ -160,11 +160,18 @@ CASES: dict[str, dict[str, tuple[dict[str, str], int, dict[str, str] | None]]] =
     },
     "InternlmChatRejecting": {
         "one in ten for long": (answered(ok="0+90x100", full="0+10x100"), 20, JOB),
-        "the same of OpenAI's clients": (
-            answered(ok="0+90x100", full="0x100")
-            | answered(ok="0+90x100", full="0+20x100", route="/v1/chat/completions"),
+        **{
+            f"the same of clients of {route}": (
+                answered(ok="0+90x100", full="0x100") | answered(ok="0+90x100", full="0+20x100", route=route),
+                20,
+                JOB,
+            )
+            for route in ("/v1/chat/completions", "/v1/responses")
+        },
+        "of other routes": (
+            answered(ok="0+90x100", full="0x100") | answered(ok="0+90x100", full="0+20x100", route="/v1/models"),
             20,
-            JOB,
+            None,
         ),
         "one in a hundred": (answered(ok="0+99x100", full="0+1x100"), 20, None),
         "prompts that are too long": (

@@ -51,6 +51,22 @@ def test_calls_and_their_results_go_to_and_fro(client: openai.OpenAI) -> None:
     assert last.usage.prompt_tokens > 200
 
 
+def test_calls_and_their_results_go_to_and_fro_in_responses_as_well(client: openai.OpenAI) -> None:
+    model = client.models.list().data[0].id
+    tools: Any = [each["function"] | {"type": "function"} for each in (BUILD, NOW)]
+    items: list[Any] = [{"role": "user", "content": "Build me some cities."}]
+    for turn in range(3):
+        drawn = DRAWN | {"extra_body": {"top_k": 0, "seed": turn}}
+        with client.responses.stream(model=model, input=items, tools=tools, tool_choice="required", **drawn) as stream:
+            final = stream.get_final_response()
+        (call,) = final.output
+        assert call.type == "function_call"
+        jsonschema.validate(json.loads(call.arguments), {"build": CITY, "now": {"maxProperties": 0}}[call.name])
+        items += [call, {"type": "function_call_output", "call_id": call.call_id, "output": json.dumps({"done": turn})}]
+    last = client.responses.create(model=model, input=items, tools=tools, tool_choice="none", max_output_tokens=20)
+    assert [item.type for item in last.output] == ["message"]
+
+
 def test_a_stream_is_the_same_call(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"tool_choice": {"type": "function", "function": {"name": "build"}}, "seed": 5, **DRAWN}
     messages: list[Any] = [{"role": "user", "content": "Build."}]

@@ -178,16 +178,16 @@ def test_a_tool_whose_schema_cannot_be_kept_to_is_called_with_any_object(
 
 @pytest.mark.parametrize("parameters", LAX.values(), ids=LAX)
 def test_unless_it_is_strict(language: Language, parameters: dict[str, Any]) -> None:
-    offer = Offer((NOW, Tool("lax", "", parameters, strict=True)))
+    offer = Offer((NOW, Tool("lax", "", parameters, strict=True, field="tools.1.parameters")))
     with pytest.raises(InvalidRequest, match=r"the parameters of lax cannot be kept to: .+Leave out") as caught:
         language.begin(offer)
-    assert caught.value.field == "tools.1.function.parameters"
+    assert caught.value.field == "tools.1.parameters"
 
 
 def many(count: int, properties: int, *, strict: bool = False) -> tuple[Tool, ...]:
     each = {f"property_{n}": {"type": "string", "description": "What it is for. " * 20} for n in range(properties)}
     parameters = {"type": "object", "properties": each, "additionalProperties": False}
-    return tuple(Tool(f"tool_{n}", "", parameters, strict) for n in range(count))
+    return tuple(Tool(f"tool_{n}", "", parameters, strict, f"tools.{n + 1}") for n in range(count))
 
 
 def test_descriptions_do_not_count_and_forty_tools_are_kept_to(language: Language) -> None:

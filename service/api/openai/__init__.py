@@ -1,1 +1,1 @@
-"""The API that the `openai` client and everything built on it speak: the one model, chat completions, their errors."""
+"""The API that the `openai` client and everything built on it speak: the model, chat completions, responses, errors."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
-from service.api.openai import unserved
+from service.api.openai.unserved import OF_PART, PART_LABELS, without
 
 
 def joined(*types: str) -> BeforeValidator:
@@ -15,10 +15,10 @@ def joined(*types: str) -> BeforeValidator:
     def join(content: Any) -> Any:
         if not isinstance(content, list):
             return content
-        parts = [unserved.without(unserved.OF_PART, part) for part in content]
+        parts = [without(OF_PART, part) for part in content]
         for at, part in enumerate(parts):
             is_text = isinstance(part, dict) and part.get("type") in types and isinstance(part.get("text"), str)
-            if not is_text or len(part) > 2:
+            if not is_text or part.keys() - {"type", "text", *PART_LABELS}:
                 raise ValueError(f"part {at} is not {known}, and nothing else is understood")
         return "\n".join(part["text"] for part in parts)
 

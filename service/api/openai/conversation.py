@@ -58,11 +58,6 @@ def conversation(turns: Sequence[Turn], tools: Sequence[Tool], *, thinking: bool
     return messages
 
 
-def field_of(index: int | None, messages: Sequence[FromField], all_of_them: str) -> str:
-    """The field that one of `messages` comes from; `index` None: `all_of_them`."""
-    return all_of_them if index is None else messages[index][0]
-
-
 def require_no_system(messages: Sequence[FromField]) -> None:
     for name, message in messages:
         if message.role == "system":

@@ -27,4 +27,7 @@ def reported(top_logprobs: int, tokens: int, *, switch: str, is_on: bool, stream
 
 def require_none(top_logprobs: int, switch: str) -> None:
     if top_logprobs:
-        raise InvalidRequest(f"top_logprobs is told with {switch}; set that, or leave it out", field="top_logprobs")
+        raise InvalidRequest(
+            f"top_logprobs goes with log-probabilities, and {switch} asks for none; have it ask, or leave this out",
+            field="top_logprobs",
+        )

@@ -17,7 +17,7 @@ def offered(
     counts on calls where there are none: the model's format has none (`are_called`), or whoever runs the server wants
     none (`are_ignored`)."""
     require_names(functions)
-    tools = [] if choice.mode == "none" else [_tool(each) for _, each in functions]
+    tools = [] if choice.mode == "none" else [_tool(*each) for each in functions]
     if are_called and not are_ignored:
         return tools
     why = "the server is told to ignore them" if are_called else "the model's format has none"
@@ -73,6 +73,6 @@ def require_names(functions: Sequence[tuple[str, Function]]) -> None:
         names.add(function.name)
 
 
-def _tool(function: Function) -> Tool:
+def _tool(field: str, function: Function) -> Tool:
     parameters = NO_ARGUMENTS if function.parameters is None else function.parameters
-    return Tool(function.name, function.description or "", parameters, function.strict is True)
+    return Tool(function.name, function.description or "", parameters, function.strict is True, f"{field}.parameters")

@@ -7,64 +7,14 @@ from service.errors import InvalidRequest
 
 Neutral = dict[str, tuple[object, ...]]
 
-OF_REQUEST: Neutral = {
-    "audio": (),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "metadata": ({},),
-    "modalities": (["text"],),
-    "moderation": (),
-    "parallel_tool_calls": (False, True),
-    "prediction": (),
-    "reasoning_effort": ("none",),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "verbosity": ("medium",),
-    "web_search_options": (),
-}
-"""With the values, besides null, that change nothing. Source: https://platform.openai.com/docs/api-reference/chat/create"""
-
-OF_OTHER_SERVERS: Neutral = {
-    "add_generation_prompt": (True,),
-    "add_special_tokens": (False,),
-    "allowed_token_ids": ([],),
-    "bad_words": ([],),
-    "best_of": (1,),
-    "continue_final_message": (False,),
-    "echo": (False,),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "include_stop_str_in_output": (False,),
-    "length_penalty": (1,),
-    "min_tokens": (0,),
-    "priority": (0,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "stop_token_ids": ([],),
-    "structured_outputs": (),
-    "use_beam_search": (False,),
-}
-"""The same of what vLLM's server takes beside OpenAI's own, and clients made for it send, often with its defaults.
-Source: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html"""
-
-OF_MESSAGE: Neutral = {
-    "annotations": ([],),
-    "audio": (),
-    "function_call": (),
-    "refusal": ("",),
-}
-"""The same of a message: clients send back what they were answered, whole."""
-
 OF_PART: Neutral = {"annotations": ([],)}
-"""The same of a part of a message's text."""
+"""What a part of a message's text may have, with the values, besides null, that change nothing."""
+
+PART_LABELS = ("logprobs",)
+"""What stands on a part that a client was answered with, and says nothing to the model."""
 
 OF_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,)}
-
-REASONING = ("reasoning", "reasoning_content")
-"""Of an assistant's earlier messages: what a model thought before it answered is no part of the conversation."""
+"""The same of a stream."""
 
 HINTS = ("cache_control", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")
 """Of caches: they cannot change an answer, and the prefix cache does by itself what they ask for."""

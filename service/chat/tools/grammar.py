@@ -82,7 +82,7 @@ def _as_far_as_possible(answers: _Answers, wanted: Mapping[str, dict[str, Any] |
     """What calls are made to fit where not all can be kept to: strict tools' schemas first. Raises InvalidRequest as
     `calling_grammar`."""
     tools = answers.offer.tools
-    alone = {tool.name: _kept(tool, at, wanted[tool.name]) for at, tool in enumerate(tools)}
+    alone = {tool.name: _kept(tool, wanted[tool.name]) for tool in tools}
     order = [tool.name for tool in sorted(tools, key=lambda tool: not tool.strict)]
 
     def of_first(count: int) -> Schemas:
@@ -90,17 +90,17 @@ def _as_far_as_possible(answers: _Answers, wanted: Mapping[str, dict[str, Any] |
         return {name: each if name in kept else ANY_OBJECT for name, each in alone.items()}
 
     most = bisect_left(range(len(order)), True, key=lambda count: bool(answers.problem(of_first(count + 1))))
-    for at, tool in enumerate(tools):
+    for tool in tools:
         if tool.strict and tool.name in order[most:]:
             raise InvalidRequest(
                 f"the parameters of {tool.name} cannot be kept to beside those of other strict tools: "
                 f"{answers.problem(of_first(most + 1))}. Offer fewer, or leave out strict",
-                field=_field(at),
+                field=tool.field,
             )
     return of_first(most)
 
 
-def _kept(tool: Tool, at: int, wanted: dict[str, Any] | None) -> dict[str, Any]:
+def _kept(tool: Tool, wanted: dict[str, Any] | None) -> dict[str, Any]:
     """What a call of `tool` is made to fit, if there is no other. Raises InvalidRequest as `calling_grammar`."""
     problem = TOO_DEEP if wanted is None else _problem_alone(wanted)
     if wanted is not None and not problem:
@@ -109,17 +109,13 @@ def _kept(tool: Tool, at: int, wanted: dict[str, Any] | None) -> dict[str, Any]:
         raise InvalidRequest(
             f"the parameters of {tool.name} cannot be kept to: {problem}. Leave out strict, and it is called with "
             "any object",
-            field=_field(at),
+            field=tool.field,
         )
     return ANY_OBJECT
 
 
 def _problem_alone(schema: dict[str, Any]) -> str:
     return NO_OBJECT if schema["type"] != "object" else excess(schema) or problem_of(json_grammar(schema))
-
-
-def _field(at: int) -> str:
-    return f"tools.{at}.function.parameters"
 
 
 def _json(schema: dict[str, Any]) -> str:

@@ -7,12 +7,14 @@ from typing import Any
 @dataclass(frozen=True, slots=True)
 class Tool:
     """One that the model may call. `parameters`: the JSON schema of the object that it is called with. `strict`: no
-    call may ever not fit it, so that a schema that cannot be kept to is refused."""
+    call may ever not fit it, so that a schema that cannot be kept to is refused. `field`: of the request, where that
+    stands."""
 
     name: str
     description: str
     parameters: dict[str, Any]
     strict: bool = False
+    field: str = "tools"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, FailFast, Field
 
 from service.api.fields import MAX_TURNS, Label, Strict, Text
-from service.api.openai import unserved
+from service.api.openai.completions import unserved
 from service.api.openai.content import AS_SYSTEM, in_parts, joined
 from service.api.openai.conversation import EarlierCall, ResultOf, Turn
 from service.api.openai.tools import MAX_TOOLS, Arguments, Name, call_characters
+from service.api.openai.unserved import without
 from service.errors import InvalidRequest
 
 Content = Annotated[Text, joined("text"), in_parts("text")]
@@ -56,12 +57,12 @@ class ChatMessage(Strict):
         return len(self.content) + sum(calls)
 
 
-def cleaned(messages: list[Any]) -> list[Any]:
+def cleaned_messages(messages: list[Any]) -> list[Any]:
     """Messages that nobody has checked yet, without what asks for nothing. Raises InvalidRequest for what is not
     served, and for more calls than there may be messages."""
     _require_few_calls(messages)
     return [
-        unserved.without(unserved.OF_MESSAGE, _of_an_assistant(message), f"messages.{at}.")
+        without(unserved.OF_MESSAGE, _of_an_assistant(message), f"messages.{at}.")
         for at, message in enumerate(messages)
     ]
 

@@ -5,17 +5,15 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from service.api.fields import MAX_TURNS, Label, NewTokens, Stops, Strict, bounded
-from service.api.openai import unserved
-from service.api.openai.completions.messages import ChatMessage, cleaned
-from service.api.openai.completions.tools import Choice, Tools, plain
+from service.api.openai.completions import unserved
+from service.api.openai.completions.messages import ChatMessage, cleaned_messages
+from service.api.openai.completions.tools import Choice, Tools, cleaned_tools
+from service.api.openai.limits import DEFAULT_NEW_TOKENS
 from service.api.openai.tools import AUTO, MAX_TOOLS
+from service.api.openai.unserved import OF_STREAM_OPTIONS, without
 from service.api.response_format import Formatted
 from service.engine.defaults import MOST_LOGPROBS
 from service.errors import InvalidRequest
-
-DEFAULT_NEW_TOKENS = 4096
-"""Clients of this API seldom set a limit and seldom show that one was reached, so it is high; and not all that the
-context holds, since every token that an answer may have is reserved in the KV cache before it begins."""
 
 MOST_CHOICES = 16
 """Each takes a place among the requests that run at once."""
@@ -29,7 +27,7 @@ def _read_as_ours(body: dict[str, Any]) -> None:
     """What vLLM's server calls otherwise: -1 for all tokens, and the switch that the templates of other models have."""
     if body.get("top_k") == -1:
         body["top_k"] = 0
-    options = unserved.without({}, body.get("chat_template_kwargs"))
+    options = without({}, body.get("chat_template_kwargs"))
     if not isinstance(options, dict) or options.keys() - {"enable_thinking"}:
         return  # there is none, or what is refused by name
     del body["chat_template_kwargs"]
@@ -83,19 +81,19 @@ class CompletionRequest(Formatted):
     @model_validator(mode="before")
     @classmethod
     def _served(cls, value: Any) -> Any:
-        value = unserved.without(unserved.OF_REQUEST | unserved.OF_OTHER_SERVERS, value)
+        value = without(unserved.OF_REQUEST | unserved.OF_OTHER_SERVERS, value)
         if not isinstance(value, dict):
             return value
         _read_as_ours(value)
         if "stream_options" in value:
-            options = unserved.without(unserved.OF_STREAM_OPTIONS, value["stream_options"], "stream_options.")
+            options = without(OF_STREAM_OPTIONS, value["stream_options"], "stream_options.")
             value["stream_options"] = options
         tools = value.get("tools")
         if isinstance(tools, list) and len(tools) <= MAX_TOOLS:
-            value["tools"] = list(map(plain, tools))
+            value["tools"] = cleaned_tools(tools)
         messages = value.get("messages")
         if isinstance(messages, list) and len(messages) <= MAX_TURNS:  # of more, none is looked at
-            value["messages"] = cleaned(messages)
+            value["messages"] = cleaned_messages(messages)
         return value
 
     @property

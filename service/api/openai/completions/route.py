@@ -11,18 +11,17 @@ from service.api.body import json_body
 from service.api.health import Identity
 from service.api.openai.completions.completion import Completion
 from service.api.openai.completions.messages import turns
-from service.api.openai.completions.request import DEFAULT_NEW_TOKENS, CompletionRequest
+from service.api.openai.completions.request import CompletionRequest
 from service.api.openai.completions.writer import CompletionWriter
-from service.api.openai.conversation import conversation, field_of
+from service.api.openai.limits import DEFAULT_NEW_TOKENS
 from service.api.openai.logprobs import reported
 from service.api.openai.models import require_model
-from service.api.openai.offering import offer_of, offered, require_sayable
+from service.api.openai.offering import offer_of
+from service.api.openai.prompt import Prompt, prompt_of
 from service.chat.choices import side_by_side, variants
 from service.chat.endings import FieldNames
 from service.chat.generation import Chat, Generation
-from service.chat.templates import Message
-from service.chat.tools.offer import Tool
-from service.errors import InvalidRequest, MessageRefused
+from service.errors import InvalidRequest
 from service.log import note
 from service.settings import Settings
 
@@ -64,29 +63,29 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
         require_model(body.model, identity.model)
         if user := body.user or body.safety_identifier:
             note(user=user)
+        prompt = prompt_of(
+            turns(body.messages),
+            [(f"tools.{at}.function", tool.function) for at, tool in enumerate(body.tools)],
+            body.tool_choice,
+            thinking=body.thinking,
+            calls_tools=model.calls_tools,
+            ignores_tools=settings.ignore_tools,
+        )
         writer = CompletionWriter(identity, body.stream_options, reports=body.logprobs)
         logged = body.messages[-1].content if settings.log_prompts else None
-        said = turns(body.messages)
-        require_sayable(said, are_called=model.calls_tools)
-        functions = [(f"tools.{at}.function", tool.function) for at, tool in enumerate(body.tools)]
-        tools = offered(functions, body.tool_choice, are_called=model.calls_tools, are_ignored=settings.ignore_tools)
-        messages = conversation(said, tools, thinking=body.thinking)
-        try:
-            chats = variants(to_chat(body, [message for _, message in messages], tools), body.n)
+        with prompt.blamed("messages"):
+            chats = variants(to_chat(body, prompt), body.n)
             pieces = side_by_side([model.stream(chat) for chat in chats]) if body.n > 1 else model.stream(*chats)
             return await respond(request, pieces, writer, stream=body.stream, logged_prompt=logged, choices=body.n)
-        except MessageRefused as refusal:
-            refusal.field = field_of(refusal.index, messages, "messages")
-            raise
 
     return routes
 
 
-def to_chat(body: CompletionRequest, messages: list[Message], tools: list[Tool]) -> Chat:
+def to_chat(body: CompletionRequest, prompt: Prompt) -> Chat:
     """The wire's fields as the use case has them. Raises InvalidRequest for fields that exclude each other."""
     if "stream_options" in body.model_fields_set and not body.stream:
         raise InvalidRequest("stream_options is for streams; leave it out, or set stream", field="stream_options")
-    schema, may_call = body.answer_schema(), offer_of(tools, body.tool_choice, thinking=body.thinking)
+    schema, may_call = body.answer_schema(), offer_of(prompt.tools, body.tool_choice, thinking=body.thinking)
     if body.ignore_eos and (schema is not None or may_call):
         other = "tools" if may_call else "response_format"
         raise InvalidRequest(
@@ -95,7 +94,7 @@ def to_chat(body: CompletionRequest, messages: list[Message], tools: list[Tool])
         )
     wanted = new_tokens(body)
     return Chat(
-        messages=messages,
+        messages=prompt.messages,
         sampling=body.sampling(),
         max_new_tokens=wanted or DEFAULT_NEW_TOKENS,
         or_what_fits=wanted is None,

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, FailFast, Field
 
 from service.api.fields import Strict
-from service.api.openai import unserved
 from service.api.openai.tools import MAX_TOOLS, Function, ToolChoice, choice_schema, chosen, require_bounded
+from service.api.openai.unserved import without
 
 
 class FunctionTool(Strict):
@@ -16,11 +16,15 @@ class FunctionTool(Strict):
     function: Function
 
 
-def plain(tool: Any) -> Any:
-    """A tool that nobody has checked yet, without nulls and hints."""
-    tool = unserved.without({}, tool)
+def cleaned_tools(tools: list[Any]) -> list[Any]:
+    """Tools that nobody has checked yet, without nulls and hints."""
+    return list(map(_cleaned, tools))
+
+
+def _cleaned(tool: Any) -> Any:
+    tool = without({}, tool)
     if isinstance(tool, dict) and "function" in tool:
-        tool["function"] = unserved.without({}, tool["function"])
+        tool["function"] = without({}, tool["function"])
     return tool
 
 

@@ -1,6 +1,5 @@
 """Writes what a client of OpenAI's API is answered: one chat completion, or the chunks of one."""
 
-import secrets
 import time
 from collections.abc import Sequence
 
@@ -31,6 +30,7 @@ from service.api.openai.completions.completion import (
     TextPiece,
 )
 from service.api.openai.completions.request import StreamOptions
+from service.api.openai.ids import new_id
 from service.chat.logprobs import TokenReport
 from service.chat.pieces import Delta, Done, TextDelta
 from service.chat.stopwatch import Counts
@@ -56,11 +56,11 @@ class CompletionWriter:
         """An event without a name: clients look for `error` in the data of any."""
         return sse.event(errors.body(problem))
 
-    def delta(self, piece: Delta) -> Chunk:
+    def delta(self, piece: Delta) -> list[Chunk]:
         delta = self._delta(piece)
         self._begun.add(piece.choice)
         logprobs = self._logprobs(piece.tokens if isinstance(piece, TextDelta) else [])
-        return self._chunk(ChunkChoice(index=piece.choice, delta=delta, logprobs=logprobs), [piece.counts])
+        return [self._chunk(ChunkChoice(index=piece.choice, delta=delta, logprobs=logprobs), piece.counts)]
 
     def _delta(self, piece: Delta) -> FirstDelta | TextPiece | FirstCallDelta | CallPiece:
         has_begun = piece.choice in self._begun
@@ -68,14 +68,14 @@ class CompletionWriter:
             return TextPiece(content=piece.text) if has_begun else FirstDelta(content=piece.text)
         if not piece.name:
             return CallPiece(tool_calls=[CallGoesOn(function=Arguments(arguments=piece.arguments))])
-        call = CallBegins(id=call_id(), function=CalledFunction(name=piece.name, arguments=piece.arguments))
+        call = CallBegins(id=new_id("call"), function=CalledFunction(name=piece.name, arguments=piece.arguments))
         return CallPiece(tool_calls=[call]) if has_begun else FirstCallDelta(tool_calls=[call])
 
-    def last(self, response: str, done: Done) -> Chunk:
+    def last(self, response: str, done: Done) -> list[Chunk]:
         delta = NoDelta() if done.choice in self._begun else FirstDelta(content=response)
         logprobs = self._logprobs(done.tokens) if done.tokens else None
         choice = ChunkChoice(index=done.choice, delta=delta, logprobs=logprobs, finish_reason=done.finish_reason)
-        return self._chunk(choice, [done.counts])
+        return [self._chunk(choice, done.counts)]
 
     def behind(self, answers: Sequence[Answer]) -> list[Chunk]:
         if not self._options.include_usage:
@@ -98,10 +98,10 @@ class CompletionWriter:
         # As they are: to look at each of them again would take longer than to make them.
         return ChoiceLogprobs.model_construct(content=tokens) if self._reports else None
 
-    def _chunk(self, choice: ChunkChoice, counts: list[Counts]) -> Chunk:
+    def _chunk(self, choice: ChunkChoice, counts: Counts) -> Chunk:
         if not self._options.include_usage:
             return Chunk(**self._named, choices=[choice])
-        so_far = usage(counts) if self._options.continuous_usage_stats else None
+        so_far = usage([counts]) if self._options.continuous_usage_stats else None
         return CountedChunk(**self._named, choices=[choice], usage=so_far)
 
 
@@ -109,13 +109,8 @@ def message_of(text: str, call: Call | None) -> AnswerMessage | CallingMessage:
     """What an answer says, and calls."""
     if call is None:
         return AnswerMessage(content=text)
-    answered = AnsweredCall(id=call_id(), function=CalledFunction(**call._asdict()))
+    answered = AnsweredCall(id=new_id("call"), function=CalledFunction(**call._asdict()))
     return CallingMessage(content=text or None, tool_calls=[answered])
-
-
-def call_id() -> str:
-    """A new one: it must be told from those of the conversation's other answers."""
-    return f"call_{secrets.token_hex(12)}"
 
 
 def usage(counts: Sequence[Counts]) -> CompletionUsage:

@@ -8,7 +8,6 @@ import json
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,10 @@ from service.api.openai.completions.messages import ChatMessage
 from service.api.openai.tools import MAX_TOOLS
 from service.chat.tools import markup
 from service.chat.tools.grammar import calling_grammar
-from service.engine.base import Event, Finish, FinishReason, GenerationRequest, Token
+from service.engine.base import Event, Finish, FinishReason, GenerationRequest
 from service.tokenizer.loading import load_tokenizer
-from service.tokenizer.tokenizer import Tokenizer
 from tests.api.conftest import Service, Start
-from tests.api.openai.conftest import official_client
-from tests.support.tokenizers import write_sentencepiece_dir
+from tests.api.openai.conftest import Scripted, official_client
 
 WEATHER: Any = {
     "type": "function",
@@ -40,53 +37,13 @@ ASKED: list[Any] = [{"role": "user", "content": "What is the weather in Shanghai
 CALL = f'{markup.CALL_BEGINS}{{"name": "weather", "parameters": {{"city": "上海"}}}}{markup.CALL_ENDS}'
 
 
-@dataclass
-class Scripted:
-    """Says `text`, and ends for `reason`; what it was asked."""
-
-    tokenizer: Tokenizer
-    text: str = ""
-    reason: FinishReason = FinishReason.STOP
-    asked: list[GenerationRequest] = field(default_factory=list)
-
-    async def submit(self, request: GenerationRequest) -> AsyncGenerator[Event]:
-        self.asked.append(request)
-        for part in self.tokenizer.split(self.text):
-            for token in [part] if isinstance(part, int) else self.tokenizer.encode_text(part):
-                yield Token(request.id, token)
-        yield Finish(request.id, self.reason)
-
-    @property
-    def prompt(self) -> str:
-        """The last one, with its special tokens."""
-        runs: list[list[int]] = [[]]
-        for token in self.asked[-1].prompt_ids:
-            if token in self.tokenizer.special_ids:
-                runs += [[token], []]
-            else:
-                runs[-1].append(token)
-        return "".join(self.tokenizer.special_name((*run, -1)[0]) or self.tokenizer.decode(run) for run in runs)
-
-    @property
-    def rules(self) -> str:
-        (grammar,) = json.loads(self.asked[-1].grammar)["grammars"]
-        return str(grammar["lark_grammar"])
-
-
-@pytest.fixture(scope="session")
-def internlm3_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sentencepiece_dir(tmp_path_factory.mktemp("internlm3"))
+@pytest.fixture
+def service(calling: Service) -> Service:
+    return calling
 
 
 @pytest.fixture
-async def service(start: Start, internlm3_dir: Path) -> Service:
-    return await start(model_dir=internlm3_dir)
-
-
-@pytest.fixture
-def engine(service: Service, internlm3_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    scripted = Scripted(load_tokenizer(internlm3_dir))
-    monkeypatch.setattr(service.engine, "submit", scripted.submit)
+def engine(scripted: Scripted) -> Scripted:
     return scripted
 
 
@@ -292,6 +249,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "longer than the context": ({"tools": [tool(description="word " * 60_000)]}, "messages"),
     "a strict one that can't be kept to": (
         {"tools": [NOW, tool(strict=True, parameters={"type": "object", "not": {}})]},
+        "tools.1.function.parameters",
+    ),
+    "the same where it is chosen": (
+        {"tools": [NOW, tool(name="b", strict=True, parameters={"type": "object", "not": {}})], **named("b")},
         "tools.1.function.parameters",
     ),
     "a choice that is none": ({"tool_choice": "any"}, "tool_choice"),

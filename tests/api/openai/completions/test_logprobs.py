@@ -12,6 +12,7 @@ from service.api.openai.completions.request import CompletionRequest, StreamOpti
 from service.api.openai.completions.route import to_chat
 from service.api.openai.completions.writer import CompletionWriter
 from service.api.openai.logprobs import MOST_IN_ONE_PIECE
+from service.api.openai.prompt import Prompt
 from service.chat.logprobs import Likelihood, TokenReport
 from service.chat.pieces import Done, TextDelta
 from service.chat.stopwatch import Counts
@@ -99,7 +100,7 @@ async def test_who_did_not_ask_gets_null() -> None:
 
 def reported(**fields: Any) -> int | None:
     body = CompletionRequest(messages=[{"role": "user", "content": "hi"}], logprobs=True, **fields)
-    return to_chat(body, [], []).logprobs
+    return to_chat(body, Prompt([], [])).logprobs
 
 
 @pytest.mark.parametrize(

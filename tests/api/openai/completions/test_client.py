@@ -16,7 +16,7 @@ from tests.api.openai.conftest import official_client
 from tests.api.test_failures import samples
 from tests.support.server import until
 
-README = Path(__file__).parents[3] / "README.md"
+README = Path(__file__).parents[4] / "README.md"
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "你好，世界 🌍"}]
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api.openai import unserved
-from service.api.openai.completions.request import DEFAULT_NEW_TOKENS
+from service.api.openai.completions import unserved
+from service.api.openai.limits import DEFAULT_NEW_TOKENS
 from service.api.openai.models import require_model
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from service.engine.fake import FakeScript
@@ -120,12 +120,14 @@ async def test_what_the_router_refuses_has_the_same_form(service: Service) -> No
     assert response.json()["error"]["type"] == "invalid_request_error"
     other = await service.http.post("/v1/embeddings", json={})
     assert (other.status_code, other.json()["error"]["code"]) == (404, "http_error")
-    assert "there are POST /v1/chat/completions and GET /v1/models" in other.json()["error"]["message"]
+    assert (
+        "there are POST /v1/chat/completions, POST /v1/responses and GET /v1/models" in other.json()["error"]["message"]
+    )
     ours = await service.http.get("/v1/chat")
     assert (ours.status_code, ours.headers["content-type"]) == (405, "application/problem+json")
 
 
-@pytest.mark.parametrize("path", ["/chat/completions", "/v1/responses", "//v1/chat/completions", "/v1/v1/models"])
+@pytest.mark.parametrize("path", ["/chat/completions", "/responses", "//v1/chat/completions", "/v1/v1/models"])
 async def test_a_client_with_a_wrong_base_url_is_told_what_there_is(service: Service, path: str) -> None:
     response = await service.http.post(service.running.url + path, json={})
     assert response.status_code == 404

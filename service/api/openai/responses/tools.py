@@ -1,0 +1,60 @@
+"""Tools as responses have them: a tool is a function, without an object around it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, FailFast, Field
+
+from service.api.openai.responses import unserved
+from service.api.openai.tools import MAX_TOOLS, Function, ToolChoice, choice_schema, chosen, require_bounded
+from service.api.openai.unserved import without
+from service.errors import InvalidRequest
+
+
+class ResponseTool(Function):
+    """A tool, of the one type that there is."""
+
+    type: Literal["function"]
+
+    def repeated(self) -> dict[str, Any]:
+        """As a response tells it again."""
+        return self.model_dump() | {"strict": self.strict is True}
+
+
+def cleaned_tools(tools: list[Any]) -> list[Any]:
+    """Tools that nobody has checked yet, without nulls and hints. Raises InvalidRequest for what is not served."""
+    for at, tool in enumerate(tools):
+        kind = tool.get("type", "function") if isinstance(tool, dict) else "function"
+        if kind != "function":
+            raise InvalidRequest(
+                "the server has no tools of its own: of the type function alone are those that clients call; "
+                "leave others out",
+                field=f"tools.{at}.type",
+            )
+    return [without(unserved.OF_TOOL, tool, f"tools.{at}.") for at, tool in enumerate(tools)]
+
+
+def _bounded(tools: list[ResponseTool]) -> list[ResponseTool]:
+    require_bounded(tools)
+    return tools
+
+
+Tools = Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS), FailFast(), AfterValidator(_bounded)]
+
+
+def _name_in(choice: object) -> str | None:
+    match choice:
+        case {"type": "function", "name": str(name), **beside} if not beside:
+            return name
+    return None
+
+
+Choice = Annotated[
+    ToolChoice,
+    chosen(_name_in, '{"type": "function", "name": "…"}'),
+    choice_schema(type={"enum": ["function"]}, name={"type": "string"}),
+]
+
+
+def choice_repeated(choice: ToolChoice) -> str | dict[str, str]:
+    """As a response tells it again."""
+    return {"type": "function", "name": choice.name} if choice.name else choice.mode
