@@ -33,6 +33,11 @@ Includable = Literal[
 """All but LOGPROBS is of things that no answer here has."""
 
 
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+
+
 class TextFormat(NamedSchema):
     """What form the answer has: text, or the JSON of some object or of a schema, which lies beside its type."""
 
@@ -92,6 +97,7 @@ class ResponseRequest(Sampled):
     top_logprobs: int = Field(
         0, ge=0, le=MOST_LOGPROBS, description="With logprobs: so many of the likeliest tokens in each place, too."
     )
+    metadata: Metadata = Field({}, description="Names and values of yours, which the response repeats.")
     user: Label | None = Field(None, description="For whom you ask; the service's log names it with the request.")
     safety_identifier: Label | None = Field(None, description="The same by its newer name.")
 

@@ -100,6 +100,7 @@ class Asked(BaseModel):
     text: dict[str, Any]
     tools: list[dict[str, Any]]
     tool_choice: str | dict[str, str]
+    metadata: dict[str, str]
     user: str | None
     safety_identifier: str | None
 
@@ -119,7 +120,6 @@ class ModelResponse(Asked):
     usage: ResponseUsage | None = None
     background: Literal[False] = False
     max_tool_calls: None = None
-    metadata: dict[str, str] = {}
     parallel_tool_calls: Literal[False] = False
     previous_response_id: None = None
     prompt_cache_key: None = None

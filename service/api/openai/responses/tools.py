@@ -26,8 +26,8 @@ def cleaned_tools(tools: list[Any]) -> list[Any]:
         kind = tool.get("type", "function") if isinstance(tool, dict) else "function"
         if kind != "function":
             raise InvalidRequest(
-                "the server has no tools of its own: of the type function alone are those that clients call; "
-                "leave others out",
+                "of tools, those of the type function alone are served, which the client calls itself; "
+                "switch others off in the client",
                 field=f"tools.{at}.type",
             )
     return [without(unserved.OF_TOOL, tool, f"tools.{at}.") for at, tool in enumerate(tools)]

@@ -12,7 +12,6 @@ OF_REQUEST: Neutral = {
     "context_management": ([],),
     "image": (),
     "max_tool_calls": (),
-    "metadata": ({},),
     "moderation": (),
     "parallel_tool_calls": (False, True),
     "service_tier": ("auto", "default"),
@@ -47,6 +46,9 @@ OF_OPTIONS: dict[str, Neutral] = {
 }
 """Objects of which nothing is served: there is no reasoning apart from the answer, and so no summary of it."""
 
+LABELS = ("client_metadata",)
+"""What a client says of itself."""
+
 KEPT_ELSEWHERE = ("conversation", "previous_response_id", "prompt")
 
 
@@ -62,7 +64,7 @@ def served(body: dict[str, Any]) -> dict[str, Any]:
     for name, neutral in OF_OPTIONS.items():
         _require_nothing(name, without(neutral, body.get(name) or {}, f"{name}."))
     left_in: dict[str, Any] = without(OF_REQUEST, body)
-    return {name: value for name, value in left_in.items() if name not in OF_OPTIONS}
+    return {name: value for name, value in left_in.items() if name not in (*OF_OPTIONS, *LABELS)}
 
 
 def _require_nothing(name: str, options: Any) -> None:

@@ -31,10 +31,17 @@ async def test_a_question_is_answered(client: openai.AsyncOpenAI, model: str) ->
 
 async def test_what_was_asked_for_is_repeated(client: openai.AsyncOpenAI, model: str) -> None:
     response = await client.responses.create(
-        model=model, input=HELLO, instructions="Be brief.", temperature=0.5, max_output_tokens=500, user="ann"
+        model=model,
+        input=HELLO,
+        instructions="Be brief.",
+        temperature=0.5,
+        max_output_tokens=500,
+        user="ann",
+        metadata={"topic": "x"},
     )
     assert (response.instructions, response.temperature, response.max_output_tokens) == ("Be brief.", 0.5, 500)
     assert (response.top_p, response.tool_choice, response.tools, response.user) == (0.8, "auto", [], "ann")
+    assert response.metadata == {"topic": "x"}
     assert response.text is not None
     assert response.text.format is not None
     assert response.text.format.type == "text"

@@ -124,6 +124,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an unknown field": ({"grammar": "x"}, "grammar"),
     "another's field": ({"messages": [USER]}, "messages"),
+    "too many names": ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
+    "a number as a value": ({"metadata": {"a": 1}}, "metadata.a"),
+    "a long value": ({"metadata": {"a": "x" * 513}}, "metadata.a"),
     "a number as user": ({"user": 5}, "user"),
     "a number as model": ({"model": 1}, "model"),
 }
@@ -149,6 +152,7 @@ async def test_a_parameter_that_is_not_served_is_refused_unless_it_asks_for_noth
 
 
 HARMLESS: dict[str, dict[str, Any]] = {
+    "what a client says of itself": {"client_metadata": {"session_id": "1"}},
     "hints for a cache": {"prompt_cache_key": "session-1", "prompt_cache_retention": "24h"},
     "nothing of all that is kept": {"previous_response_id": None, "conversation": None, "prompt": None},
     "no reasoning": {"reasoning": {"effort": "none", "summary": "auto"}},
