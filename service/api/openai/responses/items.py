@@ -109,7 +109,8 @@ def _cleaned(item: Any, field: str) -> Any:
 
 
 def turns(instructions: str | None, items: Sequence[Item]) -> list[Turn]:
-    """The conversation. Calls belong to what the assistant says before them, if it does."""
+    """The conversation. Calls belong to what the assistant says before them, if it does. Raises InvalidRequest where
+    nobody says anything."""
     said = [Turn("instructions", "system", instructions)] if instructions else []
     for at, item in enumerate(items):
         field = f"input.{at}"
@@ -121,4 +122,6 @@ def turns(instructions: str | None, items: Sequence[Item]) -> list[Turn]:
             before = said.pop() if said and said[-1].role == "assistant" else Turn(field, "assistant", "")
             call = EarlierCall(item.call_id, item.name, item.arguments, field)
             said.append(replace(before, calls=(*before.calls, call)))
+    if not said:
+        raise InvalidRequest("it has reasoning and nothing else; send what was said", field="input")
     return said

@@ -43,6 +43,7 @@ def talk(*items: object) -> dict[str, object]:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no input": ({"input": []}, "input"),
     "null as input": ({"input": None}, "input"),
+    "reasoning alone": ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
     "a number as input": ({"input": 5}, "input"),
     "too many items": ({"input": [USER] * 1001}, "input"),
     "items longer than any context": ({"input": [USER | {"content": "x" * 300_000}] * 2}, "input"),
