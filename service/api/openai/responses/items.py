@@ -93,7 +93,7 @@ def cleaned_items(items: list[Any]) -> list[Any]:
 def _cleaned(item: Any, field: str) -> Any:
     if not isinstance(item, dict):
         return item
-    kind = item.get("type") or "message"
+    kind = "message" if item.get("type") is None else item["type"]
     if kind == "item_reference":
         raise InvalidRequest(
             "it refers to what a server would have kept, and nothing is kept here; send the item itself, which clients "

@@ -56,6 +56,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a part with more than text": (talk(USER | {"content": [PART | {"x": 1}]}), "input.1.content"),
     "an annotated part": (talk(USER | {"content": [PART | {"annotations": [1]}]}), "annotations"),
     "an unknown item": (talk({"type": "computer_call"}), "input.1.type"),
+    "an item of no type": (talk(USER | {"type": ""}), "input.1.type"),
+    "an item of a number": (talk(USER | {"type": 0}), "input.1.type"),
     "an item whose type is none": (talk({"type": ["message"]}), "input.1.type"),
     "an item that is kept elsewhere": (talk({"type": "item_reference", "id": "msg_1"}), "input.1"),
     "a call": (talk(CALL), "input.1"),
@@ -154,6 +156,7 @@ async def test_a_parameter_that_is_not_served_is_refused_unless_it_asks_for_noth
 
 HARMLESS: dict[str, dict[str, Any]] = {
     "what a client says of itself": {"client_metadata": {"session_id": "1"}},
+    "null as a type": talk(USER | {"type": None}),
     "hints for a cache": {"prompt_cache_key": "session-1", "prompt_cache_retention": "24h"},
     "nothing of all that is kept": {"previous_response_id": None, "conversation": None, "prompt": None},
     "no reasoning": {"reasoning": {"effort": "none", "summary": "auto"}},
