@@ -67,6 +67,14 @@ class TextOptions(Strict):
         return {"format": self.format.model_dump(by_alias=True, exclude_unset=True)}
 
 
+def _plain(text: Any) -> Any:
+    """Without nulls, and without what asks for nothing."""
+    text = without(unserved.OF_TEXT, text, "text.")
+    if isinstance(text, dict) and "format" in text:
+        text["format"] = without({}, text["format"])
+    return text
+
+
 def _or_a_text(schema: dict[str, Any]) -> None:
     items = {name: schema.pop(name) for name in ("type", "items", "minItems", "maxItems")}
     schema["anyOf"] = [{"type": "string"}, items]
@@ -108,7 +116,7 @@ class ResponseRequest(Sampled):
             return value
         value = unserved.served(value)
         if "text" in value:
-            value["text"] = without(unserved.OF_TEXT, value["text"], "text.")
+            value["text"] = _plain(value["text"])
         tools = value.get("tools")
         if isinstance(tools, list) and len(tools) <= MAX_TOOLS:
             value["tools"] = cleaned_tools(tools)

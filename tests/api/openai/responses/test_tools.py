@@ -123,6 +123,21 @@ async def test_the_model_is_told_of_the_tools_and_the_client_what_it_offered(
     assert [(tool.name, tool.strict) for tool in response.tools] == [("weather", False), ("now", False)]
 
 
+def nested(levels: int) -> dict[str, Any]:
+    return {"items": nested(levels - 1)} if levels > 1 else {}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_response_repeats_tools_as_deep_as_they_may_be(
+    calling: Service, scripted: Scripted, stream: bool
+) -> None:
+    scripted.text = "No."
+    tools = [NOW | {"parameters": nested(100)}]
+    answer = await calling.http.post("/v1/responses", json={"input": "hi", "tools": tools, "stream": stream})
+    assert answer.status_code == 200, answer.text
+    assert json.dumps(nested(100), separators=(",", ":")) in answer.text
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two of one name": ({"tools": [NOW, NOW]}, "tools.1.name"),
     "a name of no tool": ({"tool_choice": {"type": "function", "name": "missing"}}, "tool_choice"),
@@ -134,6 +149,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "too many": ({"tools": [NOW | {"name": f"t{at}"} for at in range(129)]}, "tools"),
     "more than is read": ({"tools": [each | {"description": "x" * 300_000} for each in (NOW, WEATHER)]}, "tools"),
+    "deeper than is repeated": ({"tools": [NOW | {"parameters": nested(102)}]}, "tools"),
     "a result of nothing": (
         {"input": [ASKED, {"type": "function_call_output", "call_id": "a", "output": "22"}]},
         "input.1.call_id",

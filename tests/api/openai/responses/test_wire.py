@@ -162,6 +162,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "no reasoning": {"reasoning": {"effort": "none", "summary": "auto"}},
     "null as reasoning": {"reasoning": None},
     "the usual text": {"text": {"format": {"type": "text"}, "verbosity": "medium"}},
+    "nulls in the format": {"text": {"format": {"type": "text", "name": None, "schema": None}, "verbosity": None}},
     "no padding": {"stream": True, "stream_options": {"include_obfuscation": False}},
     "to include what no answer has": {"include": ["reasoning.encrypted_content", "file_search_call.results"]},
     "labels of an item": talk(USER | {"id": "msg_1", "status": "completed", "phase": "final_answer"}),
