@@ -10,7 +10,7 @@ from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.linear_check import matrices
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.stopwatch import seconds
-from service.engine.kernels.tuning import AttentionTuning, LinearTuning, tuning_for
+from service.engine.kernels.tuning import DEFAULT, AttentionTuning, LinearTuning, Tuning, tuning_for
 from tests.bench.kernel_cases import Case, attention_case, linear_case
 
 Line = dict[str, object]
@@ -46,7 +46,7 @@ def one_row(shapes: ServedShapes) -> Group:
     """On the widest matrix of a layer."""
     from service.engine.kernels.gemv import OneRowLinear
 
-    c, overlaps = shapes.config, _overlaps(shapes.device)
+    c, overlaps = shapes.config, _generation(shapes.device).overlaps
     return Group(
         "one_row",
         [LinearTuning(*v) for v in itertools.product((2, 4, 8, 16), (512, 1024, 2048, 4096), (4, 8), (1,))],
@@ -59,12 +59,15 @@ def few_rows(shapes: ServedShapes, rows: int) -> Group:
     """On each matrix of a layer."""
     from service.engine.kernels.few_rows import FewRowsLinear
 
-    units, overlaps = _units(shapes.device), _overlaps(shapes.device)
+    units, generation = _units(shapes.device), _generation(shapes.device)
     return Group(
         f"few_rows_{rows}",
         [LinearTuning(*v) for v in itertools.product(*(FEW if rows <= 64 else MANY))],
         lambda tuning: Ops(
-            few_rows_linear=FewRowsLinear({rows: tuning}, units, overlaps=overlaps).linear, few_rows=(rows,)
+            few_rows_linear=FewRowsLinear(
+                {rows: tuning}, units, overlaps=generation.overlaps, settles=generation.settles
+            ).linear,
+            few_rows=(rows,),
         ),
         lambda: [linear_case(shapes, rows, *matrix) for matrix in matrices(shapes.config)[:-1]],
     )
@@ -74,7 +77,7 @@ def decode_attention(shapes: ServedShapes, contexts: list[list[int]]) -> Group:
     """On each of these batches of contexts."""
     from service.engine.kernels.decode_attention import PagedDecodeAttention
 
-    units, overlaps = _units(shapes.device), _overlaps(shapes.device)
+    units, overlaps = _units(shapes.device), _generation(shapes.device).overlaps
 
     def ops(tuning: AttentionTuning) -> Ops:
         kernel = PagedDecodeAttention(tuning, units, overlaps=overlaps)
@@ -113,8 +116,8 @@ def _microseconds(took: float) -> float:
     return round(took * 1e6, 2)
 
 
-def _overlaps(device: torch.device) -> bool:
-    return device.type == "cuda" and tuning_for(torch.cuda.get_device_capability(device)).overlaps
+def _generation(device: torch.device) -> Tuning:
+    return tuning_for(torch.cuda.get_device_capability(device)) if device.type == "cuda" else DEFAULT
 
 
 def _units(device: torch.device) -> int:

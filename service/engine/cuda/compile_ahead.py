@@ -147,7 +147,9 @@ def compute_products(model: ModelConfig, tuning: Tuning, dtype: torch.dtype, qua
     sizes divide them."""
     one_row = OneRowLinear(tuning.one_row, overlaps=tuning.overlaps)
     tiles = tuning.tiles(quantization)
-    few_rows = [FewRowsLinear(tiles, count, overlaps=tuning.overlaps) for count in MULTIPROCESSORS]
+    few_rows = [
+        FewRowsLinear(tiles, count, overlaps=tuning.overlaps, settles=tuning.settles) for count in MULTIPROCESSORS
+    ]
     for width, depth, gated in matrices(model, model.vocab_size):
         weight = empty_matrix(width, depth, quantization, META, dtype)
         x = torch.empty(max(tiles), depth, dtype=dtype, device=META)

@@ -63,18 +63,18 @@ def _every_candidate(tuning: Tuning, multiprocessors: int, quantization: Quantiz
 
 
 def _products(tuning: Tuning, multiprocessors: int, quantization: Quantization) -> Iterator[Candidate]:
-    overlaps = tuning.overlaps
+    overlaps, settles = tuning.overlaps, tuning.settles
     one_row = OneRowLinear(tuning.one_row, overlaps=overlaps)
     yield Candidate("one_row_linear", {"one_row_linear": one_row.linear}, partial(check_linear, rows=(1,)))
     few, many = few_and_many(tuning.tiles(quantization))
     beyond = [PARTS * max(many or few)] if quantization == "int8" else []
-    few_rows = FewRowsLinear(few, multiprocessors, overlaps=overlaps)
+    few_rows = FewRowsLinear(few, multiprocessors, overlaps=overlaps, settles=settles)
     rows = [*range(2, max(few) + 1), *([] if many else beyond)]
     yield Candidate("few_rows_linear", {"few_rows_linear": few_rows.linear}, partial(check_linear, rows=rows))
     edges = [2, *chain.from_iterable(map(_edges, few)), *([] if many else beyond)]
     yield Candidate("few_rows_chain", {"few_rows_chain": few_rows.chain}, partial(check_chain, rows=edges))
     if many:
-        many_rows = FewRowsLinear(many, multiprocessors, overlaps=overlaps)
+        many_rows = FewRowsLinear(many, multiprocessors, overlaps=overlaps, settles=settles)
         edges = [*chain.from_iterable(map(_edges, many)), *beyond]
         yield Candidate("many_rows_linear", {"many_rows_linear": many_rows.linear}, partial(check_linear, rows=edges))
         yield Candidate("many_rows_chain", {"many_rows_chain": many_rows.chain}, partial(check_chain, rows=edges))

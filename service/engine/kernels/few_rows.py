@@ -36,14 +36,23 @@ class _Stream:
 class FewRowsLinear:
     """`ops.Linear` and `ops.Chain` with `tunings` by the most rows that each serves.
 
-    x and weights are contiguous. More rows than the largest tile takes are computed part by part. Not for use on
-    several streams at once, whose programs would count each other's parts.
+    `settles`: products with quantized weights are waited for step by step, which Triton's interpreter can't. x and
+    weights are contiguous. More rows than the largest tile takes are computed part by part. Not for use on several
+    streams at once, whose programs would count each other's parts.
     """
 
-    def __init__(self, tunings: Mapping[int, LinearTuning], multiprocessors: int, *, overlaps: bool = False) -> None:
+    def __init__(
+        self,
+        tunings: Mapping[int, LinearTuning],
+        multiprocessors: int,
+        *,
+        overlaps: bool = False,
+        settles: bool = False,
+    ) -> None:
         self._tunings = tunings
         self._multiprocessors = multiprocessors
         self._overlaps = overlaps
+        self._settles = settles
         self._arrivals: dict[torch.device, torch.Tensor] = {}
 
     def linear(self, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, gated: bool = False) -> torch.Tensor:
@@ -127,6 +136,7 @@ class FewRowsLinear:
             stream.norm.eps if stream else 0.0,
             normed_tiles,
             HAS_SCALES=scales is not None,
+            SETTLES=self._settles and scales is not None,
             HAS_BIAS=affine.bias is not None,
             GATED=gated,
             ADDS=into is not None,

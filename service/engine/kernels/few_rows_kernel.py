@@ -96,6 +96,18 @@ def finish(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def settled(product):  # type: ignore[no-untyped-def]
+    """The same, once it is there: whatever reads a product waits for the tensor cores that compute it.
+
+    Those of Hopper compute on while the threads go on, and read a left operand that was converted, as quantized weights
+    are, out of the threads' registers. Triton leaves one step's product under way while the next step is loaded, and
+    nothing has the loads wait until its registers were read (https://github.com/triton-lang/triton/issues/9433). 16-bit
+    weights lie in shared memory, which is not written before.
+    """
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [product], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
 def columns(pointers, k, K, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
     """The columns k of each row; zeros from K on."""
     if EVEN:
@@ -126,6 +138,7 @@ def few_rows_kernel(
     normed_tiles: int,
     OVERLAPS: tl.constexpr,
     HAS_SCALES: tl.constexpr,
+    SETTLES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     GATED: tl.constexpr,
     ADDS: tl.constexpr,
@@ -144,6 +157,8 @@ def few_rows_kernel(
     N: outputs of a row, of which each has two weight rows with GATED. EVEN: K is a multiple of BLOCK_K. PIECES of PIECE
     columns of each row are prefetched, none for 0. `arrivals` counts the parts that are done with each tile; it is zero
     before the launch, and again after it.
+
+    SETTLES: each step's product is waited for, see `settled`.
 
     ADDS: the product goes into the residual stream, and `out` is what a norm makes of that but for each row's factor
     (see `add_residual`). NORMED_TILES: x is such an `out`, of `normed_tiles` tiles, rounded up to a power of two; 0
@@ -169,6 +184,8 @@ def few_rows_kernel(
         k = start + tl.arange(0, BLOCK_K)
         value = tl.trans(columns(value_row, k, K, EVEN))
         product = tl.dot(columns(row, k, K, EVEN).to(value.dtype), value, product, input_precision="ieee")
+        if SETTLES:
+            product = settled(product)
 
     if SPLIT and program >= whole:
         counter = arrivals + tile - whole

@@ -80,6 +80,7 @@ class Tuning:
     rows: Tiles = field(default_factory=lambda: dict(ROWS))
     int8_rows: Tiles = field(default_factory=lambda: dict(INT8_ROWS))
     overlaps: bool = False  # whether a kernel's start overlaps the end of the one before it
+    settles: bool = False  # whether products with quantized weights are waited for step by step
     skip: frozenset[str] = frozenset()  # kernels that lost to torch on this generation, or do not fit it
 
     def tiles(self, quantization: Quantization) -> Tiles:
@@ -124,6 +125,7 @@ BY_CAPABILITY = {
             256: LinearTuning(block_n=128, block_k=64, warps=8, stages=4, alone=True),
         },
         overlaps=True,
+        settles=True,
     ),
     # Cards of 8.6, 8.9 and 12.0 have 99 KiB of shared memory a block, 7.5 has 64.
     8: Tuning(source="estimated from shared memory", attention=AttentionTuning(tile=32)),

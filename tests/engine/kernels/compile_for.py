@@ -1,8 +1,8 @@
 """Compiles every kernel for the given GPUs, as served with the 8B model, on a machine that needs none of them.
 
 `python -m tests.engine.kernels.compile_for 80 90` prints one JSON line a kernel: shared memory and local-memory stack
-in bytes, registers, the widest global load in bytes, and what is read before the wait for inputs. Needs
-TRITON_INTERPRET unset.
+in bytes, registers, the widest global load in bytes, what is read before the wait for inputs, and how many products may
+be under way that read registers. Needs TRITON_INTERPRET unset.
 """
 
 import json
@@ -33,6 +33,7 @@ def report(name: str, compiled: Any) -> dict[str, Any]:
         "widest_load": max([int(n or 1) * int(bits) // 8 for n, bits in widths] + [16 * async_copies]),
         "waits": ptx.count(WAIT),
         "read_before_wait": read_before_wait(ptx, parameters),
+        "products_of_registers_under_way": products_of_registers_under_way(ptx),
         **resources(compiled.asm["cubin"]),
     }
 
@@ -53,6 +54,14 @@ def read_before_wait(ptx: str, parameters: list[str]) -> list[str]:
             )
             sources[written[1]] = read.union(*(sources.get(each, set()) for each in re.findall(r"%\w+", written[2])))
     return sorted(found)
+
+
+def products_of_registers_under_way(ptx: str) -> int:
+    """How many groups of tensor-core products may be unfinished after a wait, of a kernel that has their left operand
+    in registers: the registers must not be written meanwhile, which PTX leaves to whoever writes the kernel."""
+    reads_registers = re.search(r"wgmma\.mma_async\S+\s+\{[^}]*\},\s*\{", ptx)
+    waits = re.findall(r"wgmma\.wait_group\S*\s+(\d+)", ptx)
+    return max(map(int, waits)) if reads_registers and waits else 0
 
 
 def resources(cubin: bytes) -> dict[str, int]:
