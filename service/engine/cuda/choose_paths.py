@@ -2,7 +2,7 @@
 replaced and named; a CPU has one path only."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -43,10 +43,13 @@ def choose_paths(shapes: ServedShapes, max_running: int) -> Choice:
     return assemble(proved_together(shapes, _proved_and_raced), shapes, max_running)
 
 
-def _proved_and_raced(shapes: ServedShapes, *, alone: bool = False) -> Proof:
-    """The kernels that proved right, and of those the ones that torch does not outrun. A race that breaks is on trial
-    like a kernel: it is the first to record launches, and the first to meet products as large as the served ones."""
-    proof = prove(shapes, alone=alone)
+def _proved_and_raced(shapes: ServedShapes, *, alone: bool = False, only: Collection[str] = ()) -> Proof:
+    """The kernels that proved right, and of those the ones that torch does not outrun; with `only` some are tried, and
+    none is raced. A race that breaks is on trial like a kernel: it is the first to record launches, and the first to
+    meet products as large as the served ones."""
+    proof = prove(shapes, alone=alone, only=only)
+    if only:
+        return proof
     raced = [proof.ops]
 
     def run(ops: Ops, shapes: ServedShapes) -> None:
@@ -83,19 +86,25 @@ def proved_together(shapes: ServedShapes, prove: Callable[..., Proof], overlap: 
     def disagreement() -> list[str]:
         return prove_candidates([overlap], shapes, proof.ops).degraded
 
-    reasons = proof.degraded or disagreement()
+    reasons = disagreement() if _fails_anyway(proof, shapes, prove) else proof.degraded
     if not reasons:
         return proof
     alone = prove(shapes, alone=True)
-    if _fail_alike(proof, alone) and not disagreement():
-        return proof
     return replace(alone, degraded=[f"overlap: {reasons[0].removeprefix('overlap: ')}", *alone.degraded])
 
 
-def _fail_alike(overlapping: Proof, alone: Proof) -> bool:
-    """Whether what fails does so without overlap, too. A race that fails says nothing of that: it runs all kernels."""
-    failed, failed_alone = ({reason.partition(":")[0] for reason in each.degraded} for each in (overlapping, alone))
-    return bool(failed) and failed == failed_alone and "race" not in failed
+def _fails_anyway(proof: Proof, shapes: ServedShapes, prove: Callable[..., Proof]) -> bool:
+    """Whether what fails, if anything does, fails without overlap, too: that is tried of it alone, which is compiled
+    anew for it. A race that fails says nothing of that: it runs all kernels."""
+    failed = _names(proof)
+    if not failed:
+        return True
+    return "race" not in failed and _names(prove(shapes, alone=True, only=failed)) == failed
+
+
+def _names(proof: Proof) -> set[str]:
+    """The kernels that do not serve."""
+    return {reason.partition(":")[0] for reason in proof.degraded}
 
 
 def assemble(

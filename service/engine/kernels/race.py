@@ -2,7 +2,7 @@
 chains of two products, and an attention that rotates.
 
 No search: a kernel has one launch choice per tile of rows, from the table in `tuning`, and runs once against the
-library for each matrix of the model. That takes a second, some more on a slow GPU with quantized weights, and keeps a
+library for each matrix of the model. That takes some seconds, more on a slow GPU with quantized weights, and keeps a
 choice that was made for another card, or without one, from costing time.
 """
 

@@ -196,9 +196,15 @@ def test_the_second_way_to_the_flash_kernel_serves_when_the_first_is_gone(proof:
 OVERLAPPING = Proof(replace(Ops(), silu_mul=lambda x: torch_ops.silu_mul(x)), [], 0.0, overlaps=True)
 
 
-def proves(proof: Proof, alone: Proof = PROVED) -> Any:
-    """What proves the first kernels, or others when they are to run alone."""
-    return lambda _, **options: alone if options.get("alone") else proof
+def proves(proof: Proof, alone: Proof = PROVED, asked: list[Any] | None = None) -> Any:
+    """What proves the first kernels, or others when they are to run alone; and what it was `asked` to try."""
+
+    def prove(_: ServedShapes, **options: Any) -> Proof:
+        if asked is not None:
+            asked.append(options)
+        return alone if options.get("alone") else proof
+
+    return prove
 
 
 def judge(verdict: str, seen: list[Ops]) -> Candidate:
@@ -224,7 +230,7 @@ def test_kernels_that_do_not_overlap_need_no_such_proof() -> None:
 
 def race_by(monkeypatch: pytest.MonkeyPatch, race: Callable[[Ops], Ops]) -> None:
     """A card whose kernels overlap; `race` stands in for the one against torch."""
-    monkeypatch.setattr(subject, "prove", lambda _, alone: PROVED if alone else OVERLAPPING)
+    monkeypatch.setattr(subject, "prove", lambda _, alone, only: PROVED if alone else OVERLAPPING)
     monkeypatch.setattr(subject, "race", lambda ops, shapes: race(ops))
 
 
@@ -308,12 +314,16 @@ def test_a_kernel_that_fails_alone_too_does_not_keep_the_others_from_overlapping
     seen: list[Ops] = []
     reasons = [f"many_rows_linear: {why}" for why in ("out of resources", "out of resources, too")]
     broken, alone = (replace(p, degraded=[why]) for p, why in zip((OVERLAPPING, PROVED), reasons, strict=True))
-    proof = proved_together(SHAPES, proves(broken, alone), judge(disagreement, seen))
+    asked: list[Any] = []
+    proof = proved_together(SHAPES, proves(broken, alone, asked), judge(disagreement, seen))
     assert seen == [OVERLAPPING.ops], "they are tried together first"
+    again = {"alone": True, "only": {"many_rows_linear"}}
     if disagreement:
-        assert (proof.ops, proof.degraded) == (PROVED.ops, [f"overlap: {reasons[0]}", reasons[1]])
+        assert (proof.ops, proof.degraded) == (PROVED.ops, [f"overlap: {disagreement}", reasons[1]])
+        assert asked == [{}, again, {"alone": True}]
     else:
         assert proof == broken
+        assert asked == [{}, again], "the others are not compiled anew"
 
 
 def test_the_check_itself_holds_plain_attention_right() -> None:

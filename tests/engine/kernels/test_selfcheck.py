@@ -614,6 +614,8 @@ def test_a_gpu_is_offered_what_its_generation_can(
     assert (proof.ops.few_rows, proof.ops.many_rows) == rows
     assert tunings[0].overlaps == overlaps
     assert offered == [{c.name for c in all_of_them(Tuning(""), 77)} - left_out]
+    prove(shapes, alone=alone, only={"sample", "few_rows_chain", "no such"})
+    assert offered[1] == {"sample", "few_rows_chain"} - left_out
 
 
 def test_a_gpu_without_triton_serves_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
