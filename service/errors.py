@@ -26,7 +26,7 @@ class ServiceError(Exception):
 
     def __init__(self, message: str, *, field: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = message.encode("utf-8", "replace").decode()  # it may quote half a surrogate pair
         self.field = field
         self.retry_after = retry_after
 

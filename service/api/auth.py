@@ -58,7 +58,7 @@ class ApiKeys:
 
 
 def read_keys(file: Path) -> list[bytes]:
-    lines = (line.strip() for line in file.read_text("utf-8", "replace").splitlines())
+    lines = (line.strip() for line in file.read_text("utf-8-sig", "replace").splitlines())
     return [_digest(line) for line in lines if line and not line.startswith("#")]
 
 
@@ -70,7 +70,9 @@ def guard(keys: ApiKeys) -> Guard:
     """A FastAPI dependency that lets only holders of a key pass."""
 
     async def check(request: Request) -> None:
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        # Starlette reads a header's bytes as Latin-1, and the file is UTF-8, as are the bytes that clients send.
+        header = request.headers.get("authorization", "").encode("latin-1").decode("utf-8", "surrogateescape")
+        scheme, _, key = header.partition(" ")
         if not keys.current():
             raise NotReady("the service has no API keys at the moment", retry_after=30)
         if scheme.lower() != "bearer" or not keys.accepts(key.strip()):

@@ -103,6 +103,8 @@ def _first_complaint(model: type[BaseModel], error: ValidationError) -> InvalidR
         return InvalidRequest(f"{field} is not a field of this request{known}", field=field)
     if first["type"] == "missing":
         return InvalidRequest(f"{field} is missing; it is required", field=field)
+    if first["type"] == "value_error":  # a sentence of ours
+        return InvalidRequest(f"{field}: {first['msg'].removeprefix('Value error, ')}", field=field)
     return InvalidRequest(f"{field}: {first['msg']}{_shown(first['input'])}", field=field)
 
 

@@ -20,6 +20,7 @@ _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PROBES = {"/", "/health", "/healthz"}
 METHODS = frozenset(HTTPMethod)
 LONGEST_PATH = 200
+LONGEST_METHOD = 20
 
 
 class RequestContext:
@@ -66,11 +67,16 @@ class RequestContext:
         logger.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %d",
-            scope["method"],
+            shown_method(scope["method"]),
             shown_path(scope["path"]),
             status,
             extra={"fields": fields | (request_notes.get() or {})},
         )
+
+
+def shown_method(method: str) -> str:
+    """The same of a method, which may be any word."""
+    return method[:LONGEST_METHOD]
 
 
 def shown_path(path: str) -> str:

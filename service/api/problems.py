@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from service.api.disconnect import ClientGoneError
-from service.api.middleware import shown_path
+from service.api.middleware import shown_method, shown_path
 from service.api.openai import errors as openai_errors
 from service.errors import ServiceError
 from service.log import note
@@ -59,7 +59,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["path"]
     way = openai_errors.way_to(path) if error.status_code == HTTPStatus.NOT_FOUND else ""
-    refusal = ServiceError(f"{request.method} {shown_path(path)}: {error.detail}{way}")
+    refusal = ServiceError(f"{shown_method(request.method)} {shown_path(path)}: {error.detail}{way}")
     refusal.status, refusal.code = error.status_code, "http_error"
     answer = response(refusal, path)
     answer.headers.update(error.headers or {})

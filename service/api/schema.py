@@ -1,11 +1,12 @@
 """The wire models of our own routes: what a chat is asked with, and everything that is answered."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from service.api.fields import MAX_TURNS, NewTokens, NonEmptyText, Stops, Strict, Text, bounded
 from service.api.response_format import Formatted
+from service.chat.printable import without_control
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 DEFAULT_NEW_TOKENS = 1024
@@ -16,6 +17,13 @@ class Turn(Strict):
 
     role: Literal["user", "assistant"]
     content: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sent_back(cls, turn: Any) -> Any:
+        """An answer as it may be sent: it may hold what is no text."""
+        is_answer = isinstance(turn, dict) and turn.get("role") == "assistant" and isinstance(turn.get("content"), str)
+        return turn | {"content": without_control(turn["content"])} if is_answer else turn
 
     @property
     def characters(self) -> int:

@@ -75,6 +75,13 @@ class Generation:
         info, marks = self._engine.status.info, self._template.call_marks
         return marks is not None and info is not None and max(marks) < info.vocab_size
 
+    @property
+    def max_running(self) -> int:
+        """How many requests are answered at once."""
+        info = self._engine.status.info
+        assert info is not None, "a model that is asked was loaded"
+        return info.max_running
+
     async def stream(self, chat: Chat) -> Pieces:
         """Deltas, then one Done. Closing it early stops the work within one engine step.
 
@@ -107,9 +114,12 @@ class Generation:
                     if answer.stopped:
                         watch.end(Finish(request.id, FinishReason.STOP))
                         break
+            rest = answer.flush(watch.counts)
+            if answer.stopped and watch.finish and watch.finish.reason is FinishReason.LENGTH:
+                watch.end(Finish(request.id, FinishReason.STOP))  # in what was held back
             reason = reason_of(watch, self._request_timeout, chat.fields)
-            if delta := answer.flush(watch.counts):
-                yield delta
+            if rest:
+                yield rest
             yield answer.done(reason, watch.counts)
 
     async def _request(self, chat: Chat, watch: Stopwatch) -> GenerationRequest:

@@ -26,6 +26,8 @@ CHECKING_THREADS = 2
 
 INLINE_CHARACTERS = 4096
 """A prompt up to so long is tokenized in about a millisecond, which is not worth the way to a thread and back."""
+MESSAGE_CHARACTERS = 32
+"""What a message costs besides its text, in characters."""
 
 Result = TypeVar("Result")
 
@@ -55,7 +57,8 @@ class Preparation:
 
     async def prompt(self, messages: list[Message], shared: Shared | None) -> list[int]:
         """The conversation's tokens. Raises MessageRefused."""
-        if sum(message.characters for message in messages) <= INLINE_CHARACTERS:
+        length = sum(message.characters + MESSAGE_CHARACTERS for message in messages)
+        if length <= INLINE_CHARACTERS and shared is None:
             return self._template.encode(messages)
         return await self._in_thread(self._tokenizing, shared, "prompt", self._template.encode, messages)
 

@@ -45,6 +45,14 @@ async def test_each_key_opens(guarded: Service, key: str) -> None:
     assert response.status_code == 200
 
 
+async def test_a_key_may_be_of_any_letters_and_the_file_may_begin_with_a_mark(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbf" + "schlüssel-1\n钥匙\n".encode())
+    service = await start(api_keys_file=tmp_path / "keys")
+    for key, status in (("schlüssel-1", 200), ("钥匙", 200), ("schlussel-1", 401)):
+        headers = {b"Authorization": f"Bearer {key}".encode()}
+        assert (await service.http.get("/v1/models", headers=headers)).status_code == status
+
+
 async def test_the_log_tells_which_key_was_used_without_telling_the_key(
     guarded: Service, caplog: pytest.LogCaptureFixture
 ) -> None:

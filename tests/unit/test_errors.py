@@ -34,3 +34,7 @@ def test_codes_are_unique() -> None:
 def test_an_error_carries_field_and_retry() -> None:
     error = errors.QueueFull("full", retry_after=7)
     assert (str(error), error.retry_after, error.field) == ("full", 7, None)
+
+
+def test_an_error_can_be_told_whatever_it_quotes() -> None:
+    assert errors.InvalidRequest("a name of \ud800").message == "a name of ?"

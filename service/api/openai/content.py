@@ -6,6 +6,9 @@ from typing import Any
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 from service.api.openai.unserved import OF_PART, PART_LABELS, without
+from service.chat.printable import without_control
+
+MAX_PARTS = 1000
 
 
 def joined(*types: str) -> BeforeValidator:
@@ -15,12 +18,16 @@ def joined(*types: str) -> BeforeValidator:
     def join(content: Any) -> Any:
         if not isinstance(content, list):
             return content
-        parts = [without(OF_PART, part) for part in content]
-        for at, part in enumerate(parts):
-            is_text = isinstance(part, dict) and part.get("type") in types and isinstance(part.get("text"), str)
-            if not is_text or part.keys() - {"type", "text", *PART_LABELS}:
-                raise ValueError(f"part {at} is not {known}, and nothing else is understood")
-        return "\n".join(part["text"] for part in parts)
+        if len(content) > MAX_PARTS:
+            raise ValueError(f"it has {len(content)} parts; at most {MAX_PARTS} are read. Send fewer, longer ones")
+        return "\n".join(text_of(at, part) for at, part in enumerate(content))
+
+    def text_of(at: int, part: Any) -> str:
+        part = without(OF_PART, part)
+        is_text = isinstance(part, dict) and part.get("type") in types and isinstance(part.get("text"), str)
+        if not is_text or part.keys() - {"type", "text", *PART_LABELS}:
+            raise ValueError(f"part {at} is not {known}, and nothing else is understood")
+        return str(part["text"])
 
     return BeforeValidator(join)
 
@@ -34,6 +41,18 @@ def in_parts(*types: str) -> WithJsonSchema:
         "required": ["type", "text"],
     }
     return WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": part}]})
+
+
+def as_it_may_be_sent(content: Any) -> Any:
+    """A content that nobody has checked yet, of an answer or a result that is sent back: without what is no text."""
+    if isinstance(content, str):
+        return without_control(content)
+    return list(map(_part, content)) if isinstance(content, list) and len(content) <= MAX_PARTS else content
+
+
+def _part(part: Any) -> Any:
+    is_text = isinstance(part, dict) and isinstance(part.get("text"), str)
+    return part | {"text": without_control(part["text"])} if is_text else part
 
 
 def _of_the_models_format(role: str) -> str:

@@ -1,11 +1,11 @@
 """The conversation of a request as the model's own: each message beside the field of the body that it comes from."""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from service.api.openai.tools import called_with
 from service.chat.templates import Message
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
 from service.chat.tools import markup
@@ -16,7 +16,7 @@ FromField = tuple[str, Message]
 
 
 class EarlierCall(NamedTuple):
-    """A call in an earlier answer; `arguments` is the text of a JSON object. `field`: of the body, where it stands."""
+    """A call in an earlier answer; `arguments`: as it had them. `field`: of the body, where it stands."""
 
     id: str
     name: str
@@ -96,4 +96,4 @@ def spoken(turns: Sequence[Turn]) -> list[FromField]:
 
 def called(call: EarlierCall) -> str:
     """A call as the model writes it, however the client has its arguments."""
-    return markup.call(call.name, json.loads(call.arguments or "{}"))
+    return markup.call(call.name, called_with(call.arguments))

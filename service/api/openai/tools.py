@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema
 
 from service.api.fields import MAX_TEXT_CHARACTERS, Strict, Text
 from service.chat.tools import markup
@@ -82,19 +82,15 @@ def choice_schema(**properties: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"enum": list(MODES)}, by_name]})
 
 
-def _an_object(arguments: str) -> str:
+def called_with(arguments: str) -> object:
+    """What a tool was called with, which should be a JSON object. A call that was cut, and whatever else a client sends
+    back, is what it is: a text."""
     try:
-        called_with = json.loads(arguments or "{}")
-        _as_text(called_with)
+        value = json.loads(arguments or "{}")
+        _as_text(value)
     except (ValueError, RecursionError):
-        called_with = None
-    if not isinstance(called_with, dict):
-        raise ValueError("it is not the text of a JSON object")
-    return arguments
-
-
-Arguments = Annotated[Text, AfterValidator(_an_object)]
-"""With what a tool was called."""
+        return arguments
+    return value
 
 
 def call_characters(name: str, arguments: str) -> int:

@@ -45,8 +45,8 @@ def head(name: str) -> str:
     return f'{{"name": {json.dumps(name)}, "parameters": '
 
 
-def call(name: str, arguments: dict[str, Any]) -> str:
-    """A call, between its marks."""
+def call(name: str, arguments: object) -> str:
+    """A call, between its marks; `arguments`: a JSON object, unless a call was none."""
     return head(name) + json.dumps(arguments, ensure_ascii=False) + TAIL
 
 

@@ -6,6 +6,7 @@ tests/engine/grammars/test_bounds.py.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
@@ -31,6 +32,11 @@ MAX_ITEMS = 1000
 """Of items, and of properties."""
 MAX_LENGTH = 20_000
 """Of strings."""
+MAX_NUMBER = 10**308
+MAX_LEVELS = 120
+"""Of objects and lists in each other: the library reads no deeper JSON, and puts some around the schema."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 MAX_MULTIPLE, MAX_MULTIPLES = 100, 2
 """What numbers may be multiples of, and of how many different ones, powers of ten apart: an automaton has as
@@ -65,7 +71,12 @@ def excess(schema: dict[str, Any]) -> str:
     nodes = sum(isinstance(entry.value, dict | list) for entry in entries)
     if nodes > MAX_NODES or len(entries) == MAX_VALUES:
         return f"it has more than {MAX_NODES} objects and lists, or very many values; ask for less at once"
-    characters = len(json.dumps(schema, ensure_ascii=False))
+    if _is_deeper(schema, MAX_LEVELS):
+        return f"it is nested deeper than {MAX_LEVELS} levels of objects and lists; name parts of it in $defs"
+    text = json.dumps(schema, ensure_ascii=False)
+    if not text.isascii() and _SURROGATE.search(text):
+        return "it holds half a surrogate pair, as \\ud800 alone is, which is no text; leave that out"
+    characters = len(text)
     if characters > MAX_CHARACTERS:
         return (
             f"it has {characters} characters, more than {MAX_CHARACTERS}; leave out its descriptions, or ask for less"
@@ -75,16 +86,34 @@ def excess(schema: dict[str, Any]) -> str:
 
 def _entries(schema: dict[str, Any]) -> Iterator[_Entry]:
     """Every value in a schema, itself first, without recursion: it may be nested as deeply as a body can be."""
-    waiting = [_Entry("", schema)]
+    waiting = [iter([_Entry("", schema)])]  # and none is made before it is asked for: there may be millions
     while waiting:
-        entry = waiting.pop()
+        entry = next(waiting[-1], None)
+        if entry is None:
+            waiting.pop()
+            continue
         yield entry
-        is_constant = entry.is_constant or entry.key in CONSTANTS
-        if isinstance(entry.value, dict):
-            waiting += [_Entry(key, value, is_constant) for key, value in entry.value.items()]
-            waiting += [_Entry(NAME, key) for key in entry.value]
-        elif isinstance(entry.value, list):
-            waiting += [_Entry("", value, is_constant) for value in entry.value]
+        waiting.append(_inside(entry))
+
+
+def _inside(entry: _Entry) -> Iterator[_Entry]:
+    is_constant = entry.is_constant or entry.key in CONSTANTS
+    if isinstance(entry.value, dict):
+        for key, value in entry.value.items():
+            yield _Entry(NAME, key)
+            yield _Entry(key, value, is_constant)
+    elif isinstance(entry.value, list):
+        for value in entry.value:
+            yield _Entry("", value, is_constant)
+
+
+def _is_deeper(schema: dict[str, Any], levels: int) -> bool:
+    """Whether objects and lists lie in each other more often."""
+    layer: list[Any] = [schema]
+    for _ in range(levels):
+        inner = (each for outer in layer for each in (outer.values() if isinstance(outer, dict) else outer))
+        layer = [each for each in inner if isinstance(each, dict | list)]
+    return bool(layer)
 
 
 def _excess_of_value(entry: _Entry) -> str:
@@ -93,13 +122,16 @@ def _excess_of_value(entry: _Entry) -> str:
         return f"{key} is not kept to; name the properties"
     is_forced = entry.is_constant or key in (NAME, "const", "pattern")
     if isinstance(value, str) and is_forced and len(value) > MAX_TEXT:
-        return f"a text of {key or 'enum'} has {len(value)} characters, more than {MAX_TEXT}"
+        where = "enum" if not key else key if key in (NAME, *CONSTANTS, "pattern") else "a constant"
+        return f"a text of {where} has {len(value)} characters, more than {MAX_TEXT}"
     if not isinstance(value, int | float):
         return ""
     if key == "multipleOf" and _digits(value) > MAX_MULTIPLE:
         return f"multipleOf is {_shown(value)}; only 1 to {MAX_MULTIPLE}, times a power of ten, is kept to"
     most = MAX_ITEMS if key in COUNTS else MAX_LENGTH if key in LENGTHS else value
-    return f"{key} is {_shown(value)}, more than {most}" if value > most else ""
+    if value > most:
+        return f"{key} is {_shown(value)}, more than {most}"
+    return "" if abs(value) < MAX_NUMBER else "a number is beyond what numbers may be, 1e308, or none"  # as NaN is
 
 
 def _digits(number: float) -> int:

@@ -1,13 +1,15 @@
 """The worst schemas that are let through are cheap, and what would not be is refused with its limit."""
 
 import json
+import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.engine.grammars.bounds import MAX_CHARACTERS, MAX_CHOICES, MAX_NODES, excess
+from service.engine.grammars.bounds import MAX_CHARACTERS, MAX_CHOICES, MAX_LEVELS, MAX_NODES, MAX_VALUES, excess
 from service.engine.grammars.compiler import GrammarCompiler
 from service.engine.grammars.schema import json_grammar, problem_of
 
@@ -219,3 +221,45 @@ def test_the_worst_that_is_let_through_costs_little(compiler: GrammarCompiler, s
 def test_the_bounds_count_json_as_it_is_sent() -> None:
     assert excess(json.loads('{"description": "' + "你" * (MAX_CHARACTERS - 19) + '"}')) == ""
     assert "characters" in excess({"description": "你" * MAX_CHARACTERS})
+
+
+class Counting(list[int]):
+    """Many numbers, and how many of them were looked at."""
+
+    looked_at = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for value in super().__iter__():
+            self.looked_at += 1
+            yield value
+
+
+def test_of_very_many_values_only_the_first_are_looked_at() -> None:
+    many = Counting([0] * 1_000_000)
+    assert "very many values" in excess({"enum": many})
+    assert many.looked_at <= MAX_VALUES
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"minimum": math.nan}, "a number is beyond"),
+        ({"minimum": math.inf}, "a number is beyond"),
+        ({"minimum": 10**4000}, "a number is beyond"),
+        ({"const": "\ud800"}, "half a surrogate pair"),
+        ({"properties": {"\ud800": {}}}, "half a surrogate pair"),
+        ({"const": {"\ud800": "x" * 513}}, "half a surrogate pair"),
+        ({"const": {"a": "x" * 513}}, "a text of a constant has 513"),
+        (nested(130), "nested deeper than 120 levels"),
+    ],
+)
+def test_what_no_json_is_made_of_is_refused_in_words(schema: dict[str, Any], words: str) -> None:
+    assert words in excess(schema)
+
+
+def test_as_deep_as_it_may_be_is_kept_to(compiler: GrammarCompiler) -> None:
+    deep: dict[str, Any] = {"type": "string"}
+    for _ in range(MAX_LEVELS // 2 - 1):
+        deep = {"type": "object", "properties": {"a": deep}}
+    assert excess(deep) == ""
+    assert problem_of(json_grammar(deep)) == ""

@@ -7,9 +7,9 @@ from pydantic import ConfigDict, FailFast, Field
 
 from service.api.fields import MAX_TURNS, Label, Strict, Text
 from service.api.openai.completions import unserved
-from service.api.openai.content import AS_SYSTEM, in_parts, joined
+from service.api.openai.content import AS_SYSTEM, as_it_may_be_sent, in_parts, joined
 from service.api.openai.conversation import EarlierCall, ResultOf, Turn
-from service.api.openai.tools import MAX_TOOLS, Arguments, Name, call_characters
+from service.api.openai.tools import MAX_TOOLS, Name, call_characters
 from service.api.openai.unserved import without
 from service.errors import InvalidRequest
 
@@ -18,10 +18,10 @@ Role = Annotated[Literal["system", "developer", "user", "assistant", "tool"], AS
 
 
 class MadeFunction(Strict):
-    """Which tool was called, and with what: the text of a JSON object."""
+    """Which tool was called, and with what: the text of a JSON object, unless the call was cut."""
 
     name: Name
-    arguments: Arguments
+    arguments: Text
 
 
 class MadeCall(Strict):
@@ -61,15 +61,16 @@ def cleaned_messages(messages: list[Any]) -> list[Any]:
     """Messages that nobody has checked yet, without what asks for nothing. Raises InvalidRequest for what is not
     served, and for more calls than there may be messages."""
     _require_few_calls(messages)
-    return [
-        without(unserved.OF_MESSAGE, _of_an_assistant(message), f"messages.{at}.")
-        for at, message in enumerate(messages)
-    ]
+    return [without(unserved.OF_MESSAGE, _sent_back(message), f"messages.{at}.") for at, message in enumerate(messages)]
 
 
-def _of_an_assistant(message: Any) -> Any:
-    """Without its reasoning; who calls a tool need not say anything."""
-    if not isinstance(message, dict) or message.get("role") != "assistant":
+def _sent_back(message: Any) -> Any:
+    """An assistant's message without its reasoning, and it or a tool's without what is no text; who calls a tool need
+    not say anything."""
+    if not isinstance(message, dict) or message.get("role") not in ("assistant", "tool"):
+        return message
+    message = message | {"content": as_it_may_be_sent(message.get("content"))}
+    if message["role"] == "tool":
         return message
     said = {name: each for name, each in message.items() if name not in unserved.REASONING}
     if said.get("tool_calls") and said.get("content") is None:

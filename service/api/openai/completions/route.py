@@ -61,6 +61,7 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
     async def completions(request: Request, body: Annotated[CompletionRequest, Depends(parse)]) -> Response:
         model = generation()  # before the name is looked at: until it is loaded none is known
         require_model(body.model, identity.model)
+        require_room(body.n, model.max_running + settings.max_queue)
         if user := body.user or body.safety_identifier:
             note(user=user)
         prompt = prompt_of(
@@ -71,7 +72,7 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
             calls_tools=model.calls_tools,
             ignores_tools=settings.ignore_tools,
         )
-        writer = CompletionWriter(identity, body.stream_options, reports=body.logprobs)
+        writer = CompletionWriter(identity, body.stream_options, reports=body.logprobs, choices=body.n)
         logged = body.messages[-1].content if settings.log_prompts else None
         with prompt.blamed("messages"):
             chats = variants(to_chat(body, prompt), body.n)
@@ -79,6 +80,14 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
             return await respond(request, pieces, writer, stream=body.stream, logged_prompt=logged, choices=body.n)
 
     return routes
+
+
+def require_room(answers: int, most: int) -> None:
+    """Raises InvalidRequest for more answers than there is ever room for: to come back later would not help."""
+    if answers > most:
+        raise InvalidRequest(
+            f"n is {answers}, and at most {most} are answered or wait at once; ask for fewer", field="n"
+        )
 
 
 def to_chat(body: CompletionRequest, prompt: Prompt) -> Chat:

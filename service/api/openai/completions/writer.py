@@ -39,9 +39,9 @@ from service.log import request_id
 
 
 class CompletionWriter:
-    """Writes the answers to one request; with `reports`, what their tokens are reported with."""
+    """Writes the answers to one request, so many `choices`; with `reports`, what their tokens are reported with."""
 
-    def __init__(self, identity: Identity, options: StreamOptions, *, reports: bool) -> None:
+    def __init__(self, identity: Identity, options: StreamOptions, *, reports: bool, choices: int = 1) -> None:
         self._named = {
             "id": f"chatcmpl-{request_id.get()}",
             "created": int(time.time()),
@@ -50,6 +50,7 @@ class CompletionWriter:
         }
         self._options = options
         self._reports = reports
+        self._choices = choices
         self._begun: set[int] = set()
 
     def error(self, problem: ServiceError) -> bytes:
@@ -57,10 +58,20 @@ class CompletionWriter:
         return sse.event(errors.body(problem))
 
     def delta(self, piece: Delta) -> list[Chunk]:
+        begins = self._begin_in_order(piece.counts)
         delta = self._delta(piece)
         self._begun.add(piece.choice)
         logprobs = self._logprobs(piece.tokens if isinstance(piece, TextDelta) else [])
-        return [self._chunk(ChunkChoice(index=piece.choice, delta=delta, logprobs=logprobs), piece.counts)]
+        return [*begins, self._chunk(ChunkChoice(index=piece.choice, delta=delta, logprobs=logprobs), piece.counts)]
+
+    def _begin_in_order(self, counts: Counts) -> list[Chunk]:
+        """Of several answers, each one's role before any of their texts: the official client has a place only for the
+        next one that begins."""
+        if self._choices == 1 or self._begun:
+            return []
+        self._begun.update(range(self._choices))
+        none_yet = counts._replace(completion_tokens=0)
+        return [self._chunk(_role_alone(index, self._logprobs([])), none_yet) for index in range(self._choices)]
 
     def _delta(self, piece: Delta) -> FirstDelta | TextPiece | FirstCallDelta | CallPiece:
         has_begun = piece.choice in self._begun
@@ -72,10 +83,11 @@ class CompletionWriter:
         return CallPiece(tool_calls=[call]) if has_begun else FirstCallDelta(tool_calls=[call])
 
     def last(self, response: str, done: Done) -> list[Chunk]:
+        begins = self._begin_in_order(done.counts)
         delta = NoDelta() if done.choice in self._begun else FirstDelta(content=response)
         logprobs = self._logprobs(done.tokens) if done.tokens else None
         choice = ChunkChoice(index=done.choice, delta=delta, logprobs=logprobs, finish_reason=done.finish_reason)
-        return [self._chunk(choice, done.counts)]
+        return [*begins, self._chunk(choice, done.counts)]
 
     def behind(self, answers: Sequence[Answer]) -> list[Chunk]:
         if not self._options.include_usage:
@@ -103,6 +115,10 @@ class CompletionWriter:
             return Chunk(**self._named, choices=[choice])
         so_far = usage([counts]) if self._options.continuous_usage_stats else None
         return CountedChunk(**self._named, choices=[choice], usage=so_far)
+
+
+def _role_alone(index: int, logprobs: ChoiceLogprobs | None) -> ChunkChoice:
+    return ChunkChoice(index=index, delta=FirstDelta(content=""), logprobs=logprobs)
 
 
 def message_of(text: str, call: Call | None) -> AnswerMessage | CallingMessage:

@@ -8,10 +8,10 @@ from pydantic import Discriminator, Tag
 
 from service.api.body import tag
 from service.api.fields import Label, Strict, Text
-from service.api.openai.content import AS_SYSTEM, in_parts, joined
+from service.api.openai.content import AS_SYSTEM, as_it_may_be_sent, in_parts, joined
 from service.api.openai.conversation import EarlierCall, ResultOf, Turn
 from service.api.openai.responses import unserved
-from service.api.openai.tools import Arguments, Name, call_characters
+from service.api.openai.tools import Name, call_characters
 from service.api.openai.unserved import without
 from service.errors import InvalidRequest
 
@@ -38,7 +38,7 @@ class InputCall(Strict):
     type: Literal["function_call"]
     call_id: Label
     name: Name
-    arguments: Arguments
+    arguments: Text
 
     @property
     def characters(self) -> int:
@@ -105,6 +105,9 @@ def _cleaned(item: Any, field: str) -> Any:
     if kind == "reasoning":
         return {"type": kind}
     unlabelled = {name: value for name, value in item.items() if name not in unserved.ITEM_LABELS}
+    back = "output" if kind == "function_call_output" else "content" if item.get("role") == "assistant" else ""
+    if back:
+        unlabelled[back] = as_it_may_be_sent(item.get(back))
     return without(unserved.OF_ITEM, unlabelled, f"{field}.")
 
 

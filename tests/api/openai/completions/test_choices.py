@@ -1,10 +1,17 @@
 """`n` answers to one request: whole and streamed, counted once for the prompt, and gone together."""
 
+import asyncio
 import json
 from typing import Any
 
 import openai
 
+from service.api.answer import Transcript
+from service.api.health import Identity
+from service.api.openai.completions.request import StreamOptions
+from service.api.openai.completions.writer import CompletionWriter
+from service.chat.pieces import Done, TextDelta
+from service.chat.stopwatch import Counts
 from service.engine.fake import FakeScript
 from tests.api.conftest import Service, Start
 from tests.api.openai.conftest import official_client
@@ -59,12 +66,41 @@ async def test_all_answers_of_a_client_that_leaves_end(start: Start) -> None:
 
 async def test_answers_that_find_no_place_are_refused_together(start: Start) -> None:
     service = await start(FakeScript(step_seconds=0.05), max_running=2, max_queue=1)
-    body = {"messages": HELLO, "n": 4}
+    body = {"messages": HELLO, "n": 3}
+    other = asyncio.create_task(service.ask(prompt="word " * 40))
+    await until(lambda: service.engine.open_requests == 1)
     answer = await service.http.post("/v1/chat/completions", json=body)
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1
+    await other
     await until(lambda: service.engine.open_requests == 0)
-    assert (await service.http.post("/v1/chat/completions", json=body | {"n": 3})).status_code == 200
+    assert (await service.http.post("/v1/chat/completions", json=body)).status_code == 200
+
+
+async def test_more_answers_than_there_is_ever_room_for_are_refused_for_good(start: Start) -> None:
+    service = await start(max_running=2, max_queue=1)
+    answer = await service.http.post("/v1/chat/completions", json={"messages": HELLO, "n": 4})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
+    assert "at most 3 are answered or wait" in answer.json()["error"]["message"]
+
+
+async def test_streamed_answers_begin_in_order_whichever_speaks_first() -> None:
+    """The official client's helper has a place only for the next one that begins."""
+    writer = CompletionWriter(Identity(model="m"), StreamOptions(), reports=False, choices=3)
+    transcript = Transcript(writer, None, choices=3)
+    counts = Counts(3, 0, 1)
+    pieces = [TextDelta("hi", counts, [], 2), Done("stop", counts, [], 1), Done("stop", counts, [], 2)]
+    stream = b"".join(map(transcript.encode, [*pieces, Done("length", counts, [], 0)])).decode()
+    events = [json.loads(event.removeprefix("data: "))["choices"][0] for event in stream.strip().split("\n\n")]
+    told = [(event["index"], event["delta"], event["finish_reason"]) for event in events]
+    role = {"role": "assistant", "content": ""}
+    assert told == [
+        *((index, role, None) for index in range(3)),
+        (2, {"content": "hi"}, None),
+        (1, {}, "stop"),
+        (2, {}, "stop"),
+        (0, {}, "length"),
+    ]
 
 
 async def test_prompts_and_answers_are_logged_once_for_each(start: Start, caplog: Any) -> None:

@@ -280,15 +280,44 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a result before its call": (talk(result(), calling()), "messages.1.tool_call_id"),
     "a result without a call": (talk(calling(), {"role": "tool", "content": "x"}), "messages.2.tool_call_id"),
     "a call without an id": (talk(calling({"function": {}})), "messages.1.tool_calls.0.id"),
-    "arguments that are none": (talk(calling(a_call(arguments="{"))), ARGUMENTS),
-    "arguments that are no object": (talk(calling(a_call(arguments="[]"))), ARGUMENTS),
-    "half a character": (talk(calling(a_call(arguments='{"a": "\\ud800"}'))), ARGUMENTS),
     "more calls than are read": (talk(*[calling(*[a_call()] * 100)] * 11), "messages"),
     "more wrong calls than are read": (talk(*[calling(*[{"x": 1}] * 128)] * 900), "messages"),
     "wrong calls": (talk(*[calling({"x": 1})] * 900), "messages.1.tool_calls.0.id"),
-    "arguments without end": (talk(calling(a_call(arguments='{"a":' + "[" * 100_000))), ARGUMENTS),
     "calls longer than any context": (talk(*[calling(a_call(arguments=LONG))] * 2), "messages"),
 }
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Shang', "[]", "5", '{"a": "\\ud800"}', '{"a":' + "[" * 2000])
+async def test_a_call_that_was_cut_goes_back_as_the_text_that_it_is(
+    client: openai.AsyncOpenAI, engine: Scripted, arguments: str
+) -> None:
+    """OpenAI's API says of arguments that they may be no JSON, and an agent sends back what it was answered."""
+    engine.text = "Once more?"
+    await ask(client, **talk(calling(a_call(arguments=arguments)), result()))
+    try:
+        told = json.loads(arguments)
+        json.dumps(told, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        told = arguments
+    assert f'"parameters": {json.dumps(told, ensure_ascii=False)}}}' in engine.prompt
+
+
+async def test_an_answer_that_holds_a_control_character_goes_back(client: openai.AsyncOpenAI, engine: Scripted) -> None:
+    engine.text = "Well."
+    parts = [{"type": "text", "text": "a\x1bb"}]
+    for content in ("a\x1bb", parts):
+        messages = [calling() | {"content": content}, result() | {"content": "2\x0b2"}]
+        await ask(client, **talk(*messages))
+        assert "assistant\nab" in engine.prompt
+        assert "\n22<|im_end|>" in engine.prompt
+
+
+async def test_a_stop_that_is_found_in_what_was_held_back_is_no_limit(
+    client: openai.AsyncOpenAI, engine: Scripted
+) -> None:
+    engine.text, engine.reason = "say xab", FinishReason.LENGTH
+    (choice,) = (await ask(client, stop=["ab", "xabz"])).choices
+    assert (choice.message.content, choice.finish_reason) == ("say x", "stop")
 
 
 @pytest.mark.parametrize(("body", "param"), REFUSED.values(), ids=REFUSED)

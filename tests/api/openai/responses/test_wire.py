@@ -64,7 +64,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a call's output": (talk(OUTPUT), "input.1"),
     "a call without a name": (talk({"type": "function_call", "call_id": "1", "arguments": "{}"}), "input.1.name"),
     "a call of no text": (talk(CALL | {"arguments": {}}), "input.1.arguments"),
-    "a call with no object": (talk(CALL | {"arguments": "[]"}), "input.1.arguments"),
     "a call for another server": (talk(CALL | {"namespace": "crm"}), "input.1.namespace"),
     "instructions with an escape": ({"instructions": "\x1b[31m"}, "instructions"),
     "thinking beside instructions": ({"thinking": True, "instructions": "Be brief."}, "thinking"),
@@ -178,6 +177,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
         USER,
     ),
     "tools that may not be called": {"tools": [NOW], "tool_choice": "none"},
+    "a control character of an answer": talk({"role": "assistant", "content": "a\x1bb"}, USER),
     "empty instructions": {"instructions": "", "thinking": True},
 }
 
