@@ -279,7 +279,7 @@ def text() -> str:
 
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "overview.json").write_text(text())
+    (FOLDER / "internlm-chat-overview.json").write_text(text())
 
 
 if __name__ == "__main__":

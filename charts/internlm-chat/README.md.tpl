@@ -14,6 +14,8 @@ No GPU at hand? `--set mode=cpu` serves a small real chat model anywhere, kind i
 
 ## What it needs
 - Kubernetes 1.25 or later; a node with an NVIDIA GPU of 24 GB or more, or of 16 GB with [eight-bit weights](#eight-bit-weights), and the device plugin (`nvidia.com/gpu`).
+- NVIDIA's driver 580 or later on that node (CUDA 13). The images are for x86-64 nodes: where there are others, set `gpu.nodeSelector` with `kubernetes.io/arch: amd64`.
+- 4 CPUs and 16Gi of memory free on that node, as the pod requests them: a node with no more than that in all has less to give. `resources` sets others, at most what the node can.
 - A StorageClass that gives 40Gi: two models of this size. The claim outlives `helm uninstall`, so that the next install downloads nothing.
 
 ## How to
@@ -47,7 +49,8 @@ period shorter than the longest answer, a claim smaller than the model, and so o
   and the chart says which.
 - **Uninstall**: the claim stays (`storage.keep`). Reinstalling under the same name takes it up again and downloads nothing.
 - **Another StorageClass or access mode**: Kubernetes changes neither for a claim that exists. Uninstall, delete the claim, install again: the model is
-  downloaded anew; or copy it to a claim of your own and name that in `storage.existingClaim`. A larger size works where the class can expand.
+  downloaded anew; or copy it to a claim of your own and name that in `storage.existingClaim`. A larger size works where the class can expand; with
+  `storage.perReplica` it is in a StatefulSet, which Kubernetes does not let change: enlarge the claims, `kubectl delete statefulset <name> --cascade=orphan`, then upgrade.
 - **`helm test`** leaves its finished pod behind for its log; the next test replaces it.
 - **A GPU nobody has tried**: at every start each kernel is compared with torch on the very card, and timed against it. What fails is replaced by
   torch's own operations, slower and never wrong, and named in `internlm_engine_degraded`, with its reason in `degraded` of `GET /` and in the log:

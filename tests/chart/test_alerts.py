@@ -310,4 +310,4 @@ def test_dashboards_are_labelled_for_grafanas_sidecar() -> None:
     config = made.one("ConfigMap", "chat-internlm-chat-dashboards")
     assert config["metadata"]["labels"]["dash"] == "1"
     assert config["metadata"]["annotations"] == {"grafana_folder": "Models"}
-    assert "internlm-chat-overview" in config["data"]["overview.json"]
+    assert "internlm-chat-overview" in config["data"]["internlm-chat-overview.json"]

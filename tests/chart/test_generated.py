@@ -39,7 +39,9 @@ def test_readme_and_schema_are_as_generated() -> None:
 
 
 def test_the_dashboard_is_as_generated() -> None:
-    assert (CHART / "files/dashboards/overview.json").read_text() == dashboards.text(), "python charts/dashboards.py"
+    assert (CHART / "files/dashboards/internlm-chat-overview.json").read_text() == dashboards.text(), (
+        "python charts/dashboards.py"
+    )
 
 
 def test_every_value_is_explained() -> None:

@@ -32,6 +32,15 @@ IMPOSSIBLE: dict[str, tuple[Values, str]] = {
     ),
     "a volume without a claim": ({"model": {"source": "volume"}}, "name its claim in storage.existingClaim"),
     "an image volume without an image": ({"model": {"source": "image"}}, "needs model.image"),
+    "an air gap with a way out": (
+        {
+            "airGap": True,
+            "model": {"source": "volume"},
+            "storage": CLAIM,
+            "networkPolicy": {"extraEgress": [{"ports": [{"port": 443}]}]},
+        },
+        "set networkPolicy.enabled=true instead of airGap",
+    ),
     "an air gap and a hub": ({"airGap": True}, "use volume with storage.existingClaim, image, or builtin"),
     "an air gap and the other hub": ({"airGap": True, "model": {"source": "huggingface"}}, "source=huggingface cannot"),
     "a claim smaller than the model": ({"storage": {"size": "16Gi"}}, "storage.size=16Gi is smaller than the model"),
@@ -133,7 +142,7 @@ def test_what_cannot_work_is_refused_with_the_way_out(values: Values, sentence: 
 
 def test_image_volumes_are_refused_where_kubernetes_has_none() -> None:
     values: Values = {"model": {"source": "image", "image": "x"}}
-    assert "from 1.33 on; this cluster is v1.32.5" in refusal(values, kubernetes="1.32.5")
+    assert "from 1.35; this cluster is v1.32.5" in refusal(values, kubernetes="1.32.5")
     assert render(values, kubernetes="1.33.0")
 
 

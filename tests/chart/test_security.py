@@ -128,7 +128,7 @@ def test_the_network_policy_is_a_flag() -> None:
     assert "server" in policy["podSelector"]["matchExpressions"][1]["values"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert [rule["ports"][0]["port"] for rule in policy["ingress"]] == ["http", "metrics"]
-    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 443}
+    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 5353, 443}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_the_network_policy_is_a_flag() -> None:
 def test_the_hub_can_be_reached_at_its_port(endpoint: str, port: int) -> None:
     values: Values = {"networkPolicy": {"enabled": True}, "model": {"endpoint": endpoint}}
     egress = render(values).one("NetworkPolicy")["spec"]["egress"]
-    assert {p["port"] for rule in egress for p in rule["ports"]} == {53, port}
+    assert {p["port"] for rule in egress for p in rule["ports"]} == {53, 5353, port}
 
 
 def test_more_can_be_let_out() -> None:

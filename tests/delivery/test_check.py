@@ -151,7 +151,7 @@ def test_a_gpu_that_fits_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 @pytest.mark.parametrize(
     ("gpu", "settings", "check", "setting"),
     [
-        ({"cuda": (12, 4)}, {}, "CUDA", "CUDA 13"),
+        ({"cuda": (12, 4)}, {}, "CUDA", "CUDA 13, 580 or later"),
         ({"capability": (7, 0)}, {}, "compute capability", "Turing"),
         ({"capability": (7, 5)}, {"dtype": "bfloat16"}, "compute capability", "INTERNLM_DTYPE=float16"),
         ({"memory": Memory(GIB, GIB // 2)}, {}, "GPU memory", "use a GPU of 2 GiB"),

@@ -166,6 +166,15 @@ def test_the_gpu_image_builds_what_triton_builds_at_its_first_kernel() -> None:
     assert int(with_triton("python", "-c", BUILD_DRIVER)) > 0
 
 
+def test_the_gpu_image_finds_a_driver_that_is_mounted_without_nvidias_runtime() -> None:
+    """As on GKE, whose device plugin mounts it there and leaves it to the image to look."""
+    library = "/usr/local/nvidia/lib64/libnvidia-ml.so.1"
+    mount = f"mkdir -p {Path(library).parent} && cp /lib/x86_64-linux-gnu/libm.so.6 {library}"
+    load = "python -c 'import ctypes; print(ctypes.CDLL(\"libnvidia-ml.so.1\")._name)'"
+    options = ("--rm", "--user", "0", "--tmpfs", "/usr/local/nvidia:exec")
+    assert "libnvidia-ml" in podman("run", *options, build("server"), "sh", "-c", f"{mount} && {load}")
+
+
 def test_the_gpu_image_compiles_its_kernels_without_a_gpu() -> None:
     """As its build does, where the index's torch brings Triton along."""
     said = json.loads(with_triton("python", "-m", "service.engine.cuda.compile_ahead", "/tmp/compiled", "75"))

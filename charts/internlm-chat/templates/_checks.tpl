@@ -45,7 +45,10 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- fail "model.source=image needs model.image, the OCI image that holds the model's files." }}
 {{- end }}
 {{- if and (eq $source "image") (semverCompare "<1.33-0" .Capabilities.KubeVersion.Version) }}
-{{- fail (printf "model.source=image needs image volumes, which Kubernetes has from 1.33 on; this cluster is %s. Use modelscope, huggingface or volume." .Capabilities.KubeVersion.Version) }}
+{{- fail (printf "model.source=image needs image volumes, which Kubernetes has from 1.33 on, and without the feature gate ImageVolume from 1.35; this cluster is %s. Use modelscope, huggingface or volume." .Capabilities.KubeVersion.Version) }}
+{{- end }}
+{{- if and .Values.airGap .Values.networkPolicy.extraEgress }}
+{{- fail "airGap=true forbids all egress, and networkPolicy.extraEgress allows some: set networkPolicy.enabled=true instead of airGap, or leave it out." }}
 {{- end }}
 {{- if and .Values.airGap (include "chat.model.fromHub" .) }}
 {{- fail (printf "airGap=true forbids all egress, so model.source=%s cannot fetch anything: use volume with storage.existingClaim, image, or builtin." $source) }}

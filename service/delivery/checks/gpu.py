@@ -12,6 +12,9 @@ from service.delivery.symptoms import failure_of
 from service.errors import ConfigurationError
 from service.settings import Settings
 
+DRIVERS = {12: 525, 13: 580}
+"""The least for a CUDA of this major version. Source: CUDA Toolkit Release Notes, "CUDA Toolkit Driver Versions"."""
+
 NAMES = ("NVIDIA driver", "CUDA", "compute capability", "GPU memory")
 NUMBER_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -47,7 +50,8 @@ def _cuda(gpu: Gpu) -> Finding:
     found += f", torch built with {built[0]}.{built[1]}"
     # Minor versions are compatible within a major one (CUDA Compatibility, "minor version compatibility").
     if gpu.cuda[0] < built[0]:
-        return fail(NAMES[1], found, f"install a driver for CUDA {built[0]} on the node")
+        least = f", {DRIVERS[built[0]]} or later" if built[0] in DRIVERS else ""
+        return fail(NAMES[1], found, f"install a driver for CUDA {built[0]}{least}, on the node")
     return ok(NAMES[1], found)
 
 
