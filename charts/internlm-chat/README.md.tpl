@@ -171,6 +171,11 @@ eviction), "loading" (the engine was started again: see InternlmChatEngineRestar
 long as the phase it names goes on. Else `kubectl delete pod <pod>` starts a new one; where that fails as well, look at the GPU (`nvidia-smi` and Xid errors in
 the node's kernel log).
 
+### InternlmChatReplicaMissing
+Fewer pods answer than `replicas`, or `autoscaling.minReplicas`, for `startupBudget` seconds; the others carry what they would take on. `kubectl get pods`: Pending and
+ContainerCreating have their reason in `kubectl describe pod` ("Multi-Attach error" is a volume that a lost node still holds: `kubectl delete pod --force` of the pod there, once
+that node is really gone); one that runs and is not ready says why in `GET /`. None where there is to be one: look at the events of the ReplicaSet or StatefulSet.
+
 ### InternlmChatServerRestarting
 The server's process dies again and again; every answer it was giving is cut off. `kubectl describe pod <pod>`: OOMKilled wants a larger
 `resources.limits.memory`, a failed liveness probe names what hangs. If the container stays and only its worker goes, `kubectl logs <pod>` says what ended it.

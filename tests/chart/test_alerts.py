@@ -9,7 +9,11 @@ import pytest
 from tests.support.helm import CHART, Manifests, Values, render
 from tests.support.prometheus import needs_promtool, promtool, rule_test, write_rules
 
-VALUES: Values = {"monitoring": {"scrape": "serviceMonitor", "rules": True, "labels": {"release": "kps"}}}
+VALUES: Values = {
+    "monitoring": {"scrape": "serviceMonitor", "rules": True, "labels": {"release": "kps"}},
+    "replicas": 4,
+    "storage": {"accessMode": "ReadWriteMany"},
+}
 LABELS = 'namespace="models",job="chat",pod="chat-0",instance="10.0.0.1:6007"'
 SERIES = {"namespace": "models", "job": "chat", "pod": "chat-0", "instance": "10.0.0.1:6007"}
 SECOND_POD = 'up{namespace="models",job="chat",pod="chat-1"}'
@@ -47,6 +51,11 @@ def degraded(values: str) -> dict[str, str]:
     return {f'internlm_engine_degraded{{{LABELS},path="flash_decode"}}': values}
 
 
+def pods(*values: str) -> dict[str, str]:
+    """Whether each of some pods is ready."""
+    return {f'internlm_ready{{namespace="models",job="chat",pod="chat-{at}"}}': each for at, each in enumerate(values)}
+
+
 # alert -> name of the case -> (series over time in 15 s steps, minute to look at, labels of the firing alert or None)
 CASES: dict[str, dict[str, tuple[dict[str, str], int, dict[str, str] | None]]] = {
     "InternlmChatDown": {
@@ -66,6 +75,14 @@ CASES: dict[str, dict[str, tuple[dict[str, str], int, dict[str, str] | None]]] =
         "no pod at all": ({f"up{{{LABELS}}}": "0x600"}, 61, JOB),
         "still within the budget": ({f"internlm_ready{{{LABELS}}}": "0x600"}, 59, None),
         "ready after a while": ({f"internlm_ready{{{LABELS}}}": "0x100 1x500"}, 70, None),
+    },
+    "InternlmChatReplicaMissing": {
+        "one of four that cannot be scraped": (pods("1x600", "1x600", "1x600", "1x20 stale"), 70, JOB),
+        "one of four whose engine failed": (pods("1x600", "1x600", "1x600", "1x20 0x600"), 70, JOB),
+        "one that never came": (pods("1x600", "1x600", "1x600"), 70, JOB),
+        "all of them": (pods("1x600", "1x600", "1x600", "1x600"), 70, None),
+        "one that is replaced": (pods("1x600", "1x600", "1x600", "1x20 0x60 1x600"), 70, None),
+        "none, which another alert is for": (pods("0x600", "0x600", "0x600", "0x600"), 70, None),
     },
     "InternlmChatDecodeStalled": {
         "an engine that takes no step": (
@@ -271,11 +288,23 @@ def test_every_alert_has_a_runbook_and_no_runbook_is_left_over(manifests: Manife
     sections = re.findall(r"^### (InternlmChat\w+)\n(\S.+\n\S.+)", readme, re.MULTILINE)
     alerts = [rule["alert"] for rule in manifests.one("PrometheusRule")["spec"]["groups"][0]["rules"]]
     assert sorted(name for name, _ in sections) == sorted(alerts)
-    linked = render({"monitoring": VALUES["monitoring"] | {"runbookUrl": "https://wiki.internal/README.md"}})
+    linked = render(VALUES | {"monitoring": VALUES["monitoring"] | {"runbookUrl": "https://wiki.internal/README.md"}})
     for alert in alerts:
         annotations = rule_of(linked, alert)["annotations"]
         assert annotations["runbook_url"] == f"https://wiki.internal/README.md#{alert.lower()}"
         assert "runbook" not in annotations
+
+
+def test_replicas_are_missed_where_there_are_some_by_their_least_number() -> None:
+    def wanted(values: Values) -> list[str]:
+        rules = render(VALUES | values).one("PrometheusRule")["spec"]["groups"][0]["rules"]
+        return [rule["expr"].split("< ")[1].split()[0] for rule in rules if "Missing" in rule["alert"]]
+
+    scaled = {"kind": "keda", "prometheusAddress": "http://p:9090", "maxReplicas": 9}
+    assert wanted({}) == ["4"]
+    assert wanted({"replicas": 1}) == []
+    assert wanted({"autoscaling": scaled | {"minReplicas": 3}}) == ["3"]
+    assert wanted({"autoscaling": scaled}) == []
 
 
 def test_the_not_ready_alert_waits_for_the_startup_budget() -> None:

@@ -99,7 +99,10 @@ def test_the_autoscaler_goes_by_waiting_requests_and_owns_the_replicas() -> None
     (metric,) = spec["metrics"]
     assert metric["pods"]["metric"]["name"] == "internlm_num_requests_waiting"
     assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "8"}
-    assert spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 60
+    assert spec["behavior"]["scaleDown"] == {
+        "stabilizationWindowSeconds": 60,
+        "policies": [{"type": "Pods", "value": 1, "periodSeconds": 60}],
+    }
     assert "replicas" not in manifests.one("Deployment")["spec"]
 
 
