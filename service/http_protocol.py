@@ -22,7 +22,7 @@ PIECE_BYTES = 2048
 milliseconds."""
 
 MOST_AHEAD_BYTES = 64 * 1024
-"""Of further requests, while one is answered."""
+"""Of further requests, while one is answered: beyond, nothing is read until it is, not even that the client leaves."""
 
 
 class Line:
@@ -61,15 +61,13 @@ class HttpProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = _Flow(transport, self)
+        self.flow = self._flow = _Flow(transport, self)
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         self._arrived += data
-        if self._is_too_far_ahead():
-            self.transport.abort()
-        elif self._is_in_line or len(self._arrived) > PIECE_BYTES or self._is_in_chunks():
+        if self._is_in_line or len(self._arrived) > PIECE_BYTES or self._is_in_chunks():
             self._join_line()
         else:
             self._parse(len(self._arrived))
@@ -96,9 +94,10 @@ class HttpProtocol(H11Protocol):
         self._forget_unread()
 
     @property
-    def has_more(self) -> bool:
-        """Whether something has arrived that is not parsed yet."""
-        return bool(self._arrived)
+    def is_far_ahead(self) -> bool:
+        """Whether the client has sent much behind the request that is answered."""
+        is_answered = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        return is_answered and len(self._arrived) + len(self.conn.trailing_data[0]) > MOST_AHEAD_BYTES
 
     def take_turn(self) -> None:
         """Parse a piece of what has arrived; called by the line."""
@@ -111,10 +110,10 @@ class HttpProtocol(H11Protocol):
         if self._arrived:
             self._join_line()
         else:
-            self.flow.resume_reading()
+            self._flow.release()
 
     def _join_line(self) -> None:
-        self.flow.pause_reading()
+        self._flow.hold()
         if not self._is_in_line:
             self._is_in_line = True
             self._line.join(self)
@@ -133,10 +132,6 @@ class HttpProtocol(H11Protocol):
 
     def _has_two_lengths(self) -> bool:
         return _names(self.headers) >= {b"transfer-encoding", b"content-length"}
-
-    def _is_too_far_ahead(self) -> bool:
-        is_answered = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
-        return is_answered and len(self._arrived) + len(self.conn.trailing_data[0]) > MOST_AHEAD_BYTES
 
     def _follow_head(self) -> None:
         if self.conn.their_state is h11.IDLE:
@@ -161,14 +156,32 @@ class HttpProtocol(H11Protocol):
 
 
 class _Flow(FlowControl):
-    """Nothing more is read while what has arrived waits to be parsed, whoever wants to read on."""
+    """Nothing more is read while what has arrived waits to be parsed, or there is much of it already: whoever wants to
+    read on."""
 
     def __init__(self, transport: asyncio.Transport, connection: HttpProtocol) -> None:
         super().__init__(transport)
         self._connection = connection
+        self._is_held = self._is_wanted_paused = False
+
+    def hold(self) -> None:
+        self._is_held = True
+        super().pause_reading()
+
+    def release(self) -> None:
+        self._is_held = False
+        if not self._is_wanted_paused:
+            super().resume_reading()
+
+    def pause_reading(self) -> None:
+        self._is_wanted_paused = True
+        super().pause_reading()
 
     def resume_reading(self) -> None:
-        if not self._connection.has_more:
+        if self._connection.is_far_ahead:
+            return
+        self._is_wanted_paused = False
+        if not self._is_held:
             super().resume_reading()
 
 
