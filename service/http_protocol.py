@@ -29,19 +29,18 @@ class Line:
     """Connections on which much has arrived: in each turn of the event loop a piece of one is parsed, so that however
     many there are, whoever else is served waits for one piece."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._waiting: deque[HttpProtocol] = deque()
 
     def join(self, connection: "HttpProtocol") -> None:
         if not self._waiting:
-            self._loop.call_soon(self._turn)
+            connection.loop.call_soon(self._turn)
         self._waiting.append(connection)
 
     def _turn(self) -> None:
         connection = self._waiting.popleft()
         if self._waiting:
-            self._loop.call_soon(self._turn)
+            connection.loop.call_soon(self._turn)
         connection.take_turn()
 
 
@@ -57,7 +56,7 @@ class HttpProtocol(H11Protocol):
         self._unread_timer: asyncio.TimerHandle | None = None
         self._arrived = bytearray()  # and not parsed yet
         self._is_in_line = False
-        self._line = LINES.setdefault(self.loop, Line(self.loop))
+        self._line = LINES.setdefault(self.loop, Line())
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -30,7 +30,7 @@ No GPU at hand? `--set mode=cpu` serves a small real chat model anywhere, kind i
 | longer answers | `requestTimeout`: server, drain, grace period, Ingress and HTTPRoute follow |
 | a slow network or disk | `startupBudget`: download, startup probe, progress deadline follow |
 | more than one GPU | `replicas` with `storage.accessMode=ReadWriteMany`, or with `storage.perReplica=true` |
-| scaling on waiting requests | `autoscaling.kind=hpa` or `keda`, and `monitoring.scrape` |
+| scaling on waiting and running requests | `autoscaling.kind=hpa` or `keda`, and `monitoring.scrape` |
 | another model or revision | `model.revision`, `model.repository`, `model.source`: see [Another model](#another-model) |
 | an upgrade without a pause | `rollout.surge=true`: a spare GPU and a volume both pods can mount |
 | alerts and dashboards | `monitoring.scrape=serviceMonitor`, `monitoring.rules=true`, `monitoring.dashboards.enabled=true` |

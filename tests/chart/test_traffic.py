@@ -96,9 +96,11 @@ def test_the_autoscaler_goes_by_waiting_requests_and_owns_the_replicas() -> None
     spec = manifests.one("HorizontalPodAutoscaler")["spec"]
     assert (spec["minReplicas"], spec["maxReplicas"]) == (2, 6)
     assert spec["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": NAME}
-    (metric,) = spec["metrics"]
-    assert metric["pods"]["metric"]["name"] == "internlm_num_requests_waiting"
-    assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "8"}
+    metrics = {each["pods"]["metric"]["name"]: each["pods"]["target"] for each in spec["metrics"]}
+    assert metrics == {
+        "internlm_num_requests_waiting": {"type": "AverageValue", "averageValue": "8"},
+        "internlm_num_requests_running": {"type": "AverageValue", "averageValue": "192"},
+    }
     assert spec["behavior"]["scaleDown"] == {
         "stabilizationWindowSeconds": 60,
         "policies": [{"type": "Pods", "value": 1, "periodSeconds": 60}],
@@ -111,12 +113,33 @@ def test_keda_asks_prometheus_for_this_releases_queue() -> None:
     manifests = render({"autoscaling": scaling, "storage": {"perReplica": True}} | SCRAPED)
     spec = manifests.one("ScaledObject")["spec"]
     assert spec["scaleTargetRef"]["kind"] == "StatefulSet"
-    (trigger,) = spec["triggers"]
-    assert trigger["metadata"]["serverAddress"] == "http://p:9090"
-    assert trigger["metadata"]["query"] == (
-        'sum(max by (pod) (internlm_num_requests_waiting{namespace="models",pod=~"chat-internlm-chat-[0-9]+"}))'
-    )
+    triggers = [each["metadata"] for each in spec["triggers"]]
+    assert {each["serverAddress"] for each in triggers} == {"http://p:9090"}
+    pods = 'namespace="models",pod=~"chat-internlm-chat-[0-9]+"'
+    assert {each["query"]: each["threshold"] for each in triggers} == {
+        f"sum(max by (pod) (internlm_num_requests_waiting{{{pods}}}))": "4",
+        f"sum(max by (pod) (internlm_num_requests_running{{{pods}}}))": "192",
+    }
     assert "replicas" not in manifests.one("StatefulSet")["spec"]
+
+
+@pytest.mark.parametrize(
+    ("values", "running"),
+    [
+        ({}, "192"),
+        ({"settings": {"maxRunning": 64}}, "48"),
+        ({"settings": {"maxRunning": 1}}, "1"),
+        ({"mode": "cpu"}, "6"),
+        ({"autoscaling": {"runningRequests": 100}}, "100"),
+    ],
+)
+def test_replicas_that_are_busy_are_kept_and_full_ones_get_another(values: Values, running: str) -> None:
+    """By waiting requests alone a release would shrink as long as each replica has room for all that is its own."""
+    scaling = {"kind": "hpa"} | values.get("autoscaling", {})
+    manifests = render(values | {"autoscaling": scaling, "storage": {"accessMode": "ReadWriteMany"}} | SCRAPED)
+    metrics = manifests.one("HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert metrics[0]["pods"]["metric"]["name"] == "internlm_num_requests_running"
+    assert metrics[0]["pods"]["target"]["averageValue"] == running
 
 
 def test_a_disruption_budget_lets_unready_pods_go() -> None:
