@@ -3,13 +3,12 @@
 Unknown fields are refused, never ignored.
 """
 
-import re
 import secrets
 from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from service.chat.printable import CONTROL
+from service.chat.printable import CONTROL_CHARACTER
 from service.engine.base import SamplingParams
 
 MAX_TEXT_CHARACTERS = 400_000
@@ -18,11 +17,9 @@ MAX_TEXT_CHARACTERS = 400_000
 MAX_STOP_CHARACTERS = 1000
 MAX_TURNS = 1000
 
-_CONTROL = re.compile(f"[{CONTROL}]")
-
 
 def _printable(text: str) -> str:
-    found = _CONTROL.search(text)
+    found = CONTROL_CHARACTER.search(text)
     if found:
         raise ValueError(
             f"character {found.start() + 1} is the control character U+{ord(found.group()):04X}; "

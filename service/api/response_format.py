@@ -25,6 +25,11 @@ class NamedSchema(Strict):
     strict: bool | None = None
 
 
+def schema_of(form: str, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What an answer of this form must fit, JSON of `schema` or, without one, of any object; None for text."""
+    return None if form == "text" else ANY_OBJECT if schema is None else schema
+
+
 class ResponseFormat(Strict):
     """What form the answer has: text, or the JSON of some object or of a schema."""
 
@@ -40,10 +45,7 @@ class ResponseFormat(Strict):
     @property
     def schema_of_json(self) -> dict[str, Any] | None:
         """What the answer must fit; None for text."""
-        if self.type == "text":
-            return None
-        schema = self.json_schema.schema_ if self.json_schema else None
-        return ANY_OBJECT if schema is None else schema
+        return schema_of(self.type, self.json_schema.schema_ if self.json_schema else None)
 
 
 class Formatted(Sampled):

@@ -71,7 +71,7 @@ def excess(schema: dict[str, Any]) -> str:
     nodes = sum(isinstance(entry.value, dict | list) for entry in entries)
     if nodes > MAX_NODES or len(entries) == MAX_VALUES:
         return f"it has more than {MAX_NODES} objects and lists, or very many values; ask for less at once"
-    if _is_deeper(schema, MAX_LEVELS):
+    if is_deeper(schema, MAX_LEVELS):
         return f"it is nested deeper than {MAX_LEVELS} levels of objects and lists; name parts of it in $defs"
     text = json.dumps(schema, ensure_ascii=False)
     if not text.isascii() and _SURROGATE.search(text):
@@ -107,9 +107,9 @@ def _inside(entry: _Entry) -> Iterator[_Entry]:
             yield _Entry("", value, is_constant)
 
 
-def _is_deeper(schema: dict[str, Any], levels: int) -> bool:
+def is_deeper(value: dict[str, Any] | None, levels: int) -> bool:
     """Whether objects and lists lie in each other more often."""
-    layer: list[Any] = [schema]
+    layer: list[Any] = [{} if value is None else value]
     for _ in range(levels):
         inner = (each for outer in layer for each in (outer.values() if isinstance(outer, dict) else outer))
         layer = [each for each in inner if isinstance(each, dict | list)]

@@ -14,9 +14,8 @@ from service.api.openai.responses.items import Item, cleaned_items
 from service.api.openai.responses.tools import Choice, Tools, cleaned_tools
 from service.api.openai.tools import AUTO, MAX_TOOLS
 from service.api.openai.unserved import without
-from service.api.response_format import NamedSchema
+from service.api.response_format import NamedSchema, schema_of
 from service.engine.defaults import MOST_LOGPROBS
-from service.engine.grammars.schema import ANY_OBJECT
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -52,9 +51,7 @@ class TextFormat(NamedSchema):
     @property
     def schema_of_json(self) -> dict[str, Any] | None:
         """What the answer must fit; None for text."""
-        if self.type == "text":
-            return None
-        return ANY_OBJECT if self.schema_ is None else self.schema_
+        return schema_of(self.type, self.schema_)
 
 
 class TextOptions(Strict):

@@ -1,6 +1,5 @@
 """Tools as responses have them: a tool is a function, without an object around it."""
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, FailFast, Field
@@ -8,6 +7,7 @@ from pydantic import AfterValidator, FailFast, Field
 from service.api.openai.responses import unserved
 from service.api.openai.tools import MAX_TOOLS, Function, ToolChoice, choice_schema, chosen, require_bounded
 from service.api.openai.unserved import without
+from service.engine.grammars.bounds import is_deeper
 from service.errors import InvalidRequest
 
 MOST_LEVELS = 100
@@ -40,20 +40,9 @@ def cleaned_tools(tools: list[Any]) -> list[Any]:
 def _bounded(tools: list[ResponseTool]) -> list[ResponseTool]:
     require_bounded(tools)
     for tool in tools:
-        if _is_deeper(tool.parameters, MOST_LEVELS):
+        if is_deeper(tool.parameters, MOST_LEVELS):
             raise ValueError(f"the parameters of {tool.name} are nested deeper than {MOST_LEVELS} levels")
     return tools
-
-
-def _is_deeper(value: object, levels: int) -> bool:
-    layer = [value]
-    for _ in range(levels):
-        layer = [inner for outer in layer for inner in _inside(outer)]
-    return bool(layer)
-
-
-def _inside(value: object) -> Iterable[object]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 Tools = Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS), FailFast(), AfterValidator(_bounded)]
