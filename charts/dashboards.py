@@ -167,6 +167,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             (("sum by (path) (internlm_engine_degraded{$series})", "{{path}}"),),
             description="Fast paths that were replaced by slower ones. Empty is good.",
         ),
+        Panel(
+            "Pods by model",
+            "none",
+            (("count by (model, revision) (internlm_model_info{$series})", "{{model}} {{revision}}"),),
+            description="More than one line for longer than an upgrade: answers depend on the pod.",
+        ),
     ),
     "GPU memory and start": (
         Panel(

@@ -33,9 +33,9 @@ def parser() -> argparse.ArgumentParser:
         "--verify", action="store_true", help="hash every file again, even under a complete manifest"
     )
     download_.set_defaults(command=download)
-    commands.add_parser("check", help="can this machine serve the model? one line per reason why not").set_defaults(
-        command=check
-    )
+    check_ = commands.add_parser("check", help="can this machine serve the model? one line per reason why not")
+    check_.add_argument("--settings", action="store_true", help="look at the settings alone, as on another machine")
+    check_.set_defaults(command=check)
     chat_ = commands.add_parser("chat", help="chat in the terminal")
     chat_.add_argument("question", nargs="?", help="ask once and exit; without it, a conversation")
     chat_.add_argument("--url", default="http://127.0.0.1:6006", help="where the service is (default: %(default)s)")
@@ -61,10 +61,21 @@ def download(options: argparse.Namespace) -> int:
     return run(options.verify)
 
 
-def check(_: argparse.Namespace) -> int:
+def check(options: argparse.Namespace) -> int:
+    if options.settings:
+        return check_settings()
     from service.delivery.check import run
 
     return run()
+
+
+def check_settings() -> int:
+    """Raises ConfigurationError for what `serve` or `download` would refuse."""
+    from service.environment import load_download_settings, load_settings
+
+    load_settings()
+    load_download_settings()
+    return 0
 
 
 def chat(options: argparse.Namespace) -> int:

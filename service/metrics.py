@@ -74,8 +74,19 @@ class Metrics:
         Gauge("internlm_ready", "1 while the model answers.", registry=registry).set_function(lambda: float(ready()))
         build = Gauge("internlm_build_info", "Version of the service.", ["version"], registry=registry)
         build.labels(__version__).set(1)
+        self._model = Gauge(
+            "internlm_model_info",
+            "Which model was found: its manifest is the same where every file is.",
+            ["model", "revision", "manifest"],
+            registry=registry,
+        )
         registry.register(EngineCollector(status))
         ProcessCollector(registry=registry)  # of the web process, under the names that every dashboard knows
+
+    def model_found(self, model: str, revision: str | None, manifest: str | None) -> None:
+        """Of a directory without a manifest neither of the latter is known."""
+        self._model.clear()
+        self._model.labels(model, revision or "", manifest or "").set(1)
 
 
 class EngineCollector(Collector):

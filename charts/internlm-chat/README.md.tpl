@@ -44,6 +44,11 @@ period shorter than the longest answer, a claim smaller than the model, and so o
 ## What happens when
 - **Upgrade, drain, delete**: the pod first goes on for `rollout.preStopDelay` seconds until no one sends it new requests, then refuses new ones with
   503 and finishes every answer it has begun. Only then does it end. With one GPU the new pod starts after the old one (`Recreate`).
+- **What could keep the new pod from starting** is found while the old one still serves: before an upgrade to other images or settings, a Job pulls those, on the server's node if it has room, and tries
+  these. If it fails, or is not done within helm's `--timeout` (five minutes as it comes, and the server's image is gigabytes), nothing has changed: `kubectl describe pod -l app.kubernetes.io/component=preflight`
+  says why, and the next try takes up what has arrived. The pause of an upgrade is then a load, not a pull. There is none where no pod is ready, with `rollout.surge`, with `helm template` and Argo CD,
+  which do not see what is deployed, and with `rollout.preflight=false`, as for an upgrade that brings its own pull secret.
+- **Settings are the pod's own** (its `env`): a pod that starts again while others are replaced, or after an upgrade that failed, has those that it had, and `kubectl rollout undo` brings them back with the image.
 - **Another model or revision**: see [Another model](#another-model).
 - **Values of an earlier release** are kept by `helm upgrade --reset-then-reuse-values`: with `--reuse-values` alone what a newer chart has new is missing,
   and the chart says which.
@@ -88,7 +93,7 @@ nothing has changed.
 - **Going back** downloads nothing, as long as the old one is there.
 - **`rollout.prefetch=false`**: the init container brings the new model when the old pod is gone, and the download is part of the pause. So it is where there is no Job: with `helm template` and Argo CD, which
   do not see what is deployed, with `storage.perReplica`, `ReadWriteOncePod`, and a `model.path` that stays the same.
-- **What the Job needs**: Secrets and ConfigMaps that it refers to are there before the upgrade; a mesh's sidecar, which would keep it from ending, is switched off for it by `pod.annotations`; and no rule of
+- **What the Job needs**: Secrets and ConfigMaps that it refers to are there before the upgrade; a mesh's sidecar, which would keep it from ending (and the Job that tries images and settings), is switched off for it by `pod.annotations`; and no rule of
   another pod's that keeps everything of this release (`app.kubernetes.io/instance`) off its node.
 
 ## Through a proxy
@@ -175,6 +180,10 @@ the node's kernel log).
 Fewer pods answer than `replicas`, or `autoscaling.minReplicas`, for `startupBudget` seconds; the others carry what they would take on. `kubectl get pods`: Pending and
 ContainerCreating have their reason in `kubectl describe pod` ("Multi-Attach error" is a volume that a lost node still holds: `kubectl delete pod --force` of the pod there, once
 that node is really gone); one that runs and is not ready says why in `GET /`. None where there is to be one: look at the events of the ReplicaSet or StatefulSet.
+
+### InternlmChatModelsDiffer
+Pods have had different models for `startupBudget` seconds, longer than an upgrade takes. `internlm_model_info` says which pod has which revision and manifest. With
+`storage.perReplica` and no `model.revision` each downloaded what the branch had on its day: name a commit in `model.revision`. Else an upgrade is stuck half way: `kubectl rollout status` says where.
 
 ### InternlmChatServerRestarting
 The server's process dies again and again; every answer it was giving is cut off. `kubectl describe pod <pod>`: OOMKilled wants a larger

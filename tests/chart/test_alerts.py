@@ -51,9 +51,19 @@ def degraded(values: str) -> dict[str, str]:
     return {f'internlm_engine_degraded{{{LABELS},path="flash_decode"}}': values}
 
 
+def of_pod(at: int) -> str:
+    return f'namespace="models",job="chat",pod="chat-{at}",instance="10.0.0.{at}:6007"'
+
+
 def pods(*values: str) -> dict[str, str]:
     """Whether each of some pods is ready."""
-    return {f'internlm_ready{{namespace="models",job="chat",pod="chat-{at}"}}': each for at, each in enumerate(values)}
+    return {f"internlm_ready{{{of_pod(at)}}}": each for at, each in enumerate(values)}
+
+
+def models(*manifests: str, seen: tuple[str, ...] = ("1x600",) * 3) -> dict[str, str]:
+    """Which model each of some pods has, and when it could be scraped."""
+    series = 'internlm_model_info{%s,model="internlm3",revision="",manifest="%s"}'
+    return {series % (of_pod(at), each): seen[at] for at, each in enumerate(manifests)}
 
 
 # alert -> name of the case -> (series over time in 15 s steps, minute to look at, labels of the firing alert or None)
@@ -83,6 +93,16 @@ CASES: dict[str, dict[str, tuple[dict[str, str], int, dict[str, str] | None]]] =
         "all of them": (pods("1x600", "1x600", "1x600", "1x600"), 70, None),
         "one that is replaced": (pods("1x600", "1x600", "1x600", "1x20 0x60 1x600"), 70, None),
         "none, which another alert is for": (pods("0x600", "0x600", "0x600", "0x600"), 70, None),
+    },
+    "InternlmChatModelsDiffer": {
+        "a pod whose branch had moved on": (pods("1x600", "1x600", "1x600") | models("a", "a", "b"), 70, JOB),
+        "the same of all": (pods("1x600", "1x600") | models("a", "a"), 70, None),
+        "one that does not answer": (pods("1x600", "1x600", "0x600") | models("a", "a", "b"), 70, None),
+        "an upgrade": (
+            pods("1x600", "1x20 stale", "_x40 1x600") | models("b", "a", "b", seen=("1x600", "1x20 stale", "1x600")),
+            70,
+            None,
+        ),
     },
     "InternlmChatDecodeStalled": {
         "an engine that takes no step": (
@@ -255,7 +275,7 @@ def annotations(alert: str, manifests: Manifests) -> dict[str, str]:
         "{{ $labels.path }}": "flash_decode",
         "{{ $value | humanizePercentage }}": "10%",
         "{{ $value | humanizeDuration }}": "57s",
-        "{{ $value | humanize }}": "3",
+        "{{ $value | humanize }}": "2" if alert == "InternlmChatModelsDiffer" else "3",
     }
     texts: dict[str, str] = dict(rule_of(manifests, alert)["annotations"])
     for template, text in filled.items():
@@ -293,6 +313,15 @@ def test_every_alert_has_a_runbook_and_no_runbook_is_left_over(manifests: Manife
         annotations = rule_of(linked, alert)["annotations"]
         assert annotations["runbook_url"] == f"https://wiki.internal/README.md#{alert.lower()}"
         assert "runbook" not in annotations
+
+
+def test_only_pods_that_there_can_be_several_of_are_compared() -> None:
+    def alerts(values: Values) -> list[str]:
+        rules = render(VALUES | values).one("PrometheusRule")["spec"]["groups"][0]["rules"]
+        return [rule["alert"] for rule in rules]
+
+    assert "InternlmChatModelsDiffer" in alerts({})
+    assert "InternlmChatModelsDiffer" not in alerts({"replicas": 1})
 
 
 def test_replicas_are_missed_where_there_are_some_by_their_least_number() -> None:

@@ -136,6 +136,7 @@ def test_no_query_names_a_series_the_service_does_not_have() -> None:
     everything = EngineStatus(state=EngineState.READY, info=INFO, stats=EngineStats(gpus=[GPU]))
     metrics = Metrics(lambda: everything, lambda: True)
     metrics.http_requests.labels("/", "GET", "200").inc()
+    metrics.model_found("internlm3", None, None)
     known = {sample.name for family in metrics.registry.collect() for sample in family.samples}
     text = " ".join([*dashboards.queries(), *ALERTS.values()])
     asked = set(re.findall(r"(?:internlm|process)_\w+", text))

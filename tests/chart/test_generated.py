@@ -60,14 +60,14 @@ def test_every_value_has_its_place_in_the_schema_and_back() -> None:
     }
 
 
-def test_every_key_of_the_configmap_is_a_setting_of_the_service() -> None:
+def test_everything_that_a_container_is_told_is_a_setting_of_the_service() -> None:
     everything = {
         "model": HUB,
         "apiKeys": {"secretName": "keys"},
         "settings": {name: example(field) for name, field in generate.settings().items()},
     }
-    keys = set(render(everything).settings)
-    assert keys <= set(known_variables())
+    manifests = render(everything)
+    assert manifests.settings.keys() <= manifests.download_settings.keys() <= set(known_variables())
 
 
 def example(field: Values) -> object:

@@ -1,6 +1,5 @@
 """Names and labels: what operators call things renders as a string, and every label is said once."""
 
-import re
 from collections import Counter
 
 import pytest
@@ -16,7 +15,7 @@ LABELLED: Values = {
         "labels": {"release": "prometheus"},
         "dashboards": {"enabled": True, "label": "team"},
     },
-    "pod": {"annotations": {"checksum/config": "x"}, "labels": {"release": "pod"}},
+    "pod": {"labels": {"release": "pod"}},
 }
 ODD: Values = {
     "apiKeys": {"secretName": "123", "key": "true"},
@@ -63,8 +62,12 @@ def test_a_label_that_two_values_set_is_said_once() -> None:
     assert manifests.one("ServiceMonitor")["metadata"]["labels"]["release"] == "prometheus"
     assert manifests.one("Service", "chat-internlm-chat")["metadata"]["labels"]["release"] == "common"
     assert manifests.workload["spec"]["template"]["metadata"]["labels"]["release"] == "pod"
-    checksum = manifests.workload["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
-    assert re.fullmatch("[0-9a-f]{64}", checksum), "a changed setting must replace the pod, whatever is annotated"
+
+
+def test_where_the_metrics_are_is_said_once_and_by_the_chart() -> None:
+    values: Values = {"monitoring": {"scrape": "annotations"}, "pod": {"annotations": {"prometheus.io/port": "1"}}}
+    assert keys_said_twice(as_release("chat", values)) == []
+    assert render(values).workload["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == "6007"
 
 
 @pytest.mark.parametrize("name", ["r123", "true", "null"])

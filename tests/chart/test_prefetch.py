@@ -1,4 +1,4 @@
-"""Before an upgrade to another model, a Job brings it while the old one serves; nothing else makes one."""
+"""Before an upgrade to another model, a Job brings it while the old one serves."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import pytest
 
 from tests.chart.conftest import Complaints
 from tests.chart.test_security import restricted_violations
-from tests.support.helm import KUBERNETES, NAME, NAMESPACE, Manifest, Manifests, Values, render, render_upgrade
+from tests.chart.upgrades import claim, deployed, jobs, merged, only_container, selects
+from tests.support.helm import KUBERNETES, NAME, NAMESPACE, Manifests, Values, render, render_upgrade, settings_of
 from tests.support.tools import HELM, HELM3, Binary
 
 OLD, NEW = {"model": {"revision": "v1"}}, {"model": {"revision": "v2"}}
@@ -16,56 +17,36 @@ HELMS_PATIENCE = 300
 SHARED = {"storage": {"accessMode": "ReadWriteMany"}}
 
 
-def claim(name: str = f"{NAME}-model") -> Manifest:
-    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": NAMESPACE}}
-
-
-def deployed(values: Values) -> list[Manifest]:
-    """What such a release has in the cluster that the chart looks at."""
-    settings = render(values).one("ConfigMap", NAME)
-    settings["metadata"]["namespace"] = NAMESPACE
-    return [settings, claim()]
-
-
-def merged(*values: Values) -> Values:
-    """Sections of later values over those of earlier ones."""
-    sections = {name for each in values for name in each}
-    return {name: {k: v for each in values for k, v in each.get(name, {}).items()} for name in sections}
-
-
 def upgrade(values: Values, folder: Path, *, was: Values = OLD, binary: Binary = HELM) -> Manifests:
-    return render_upgrade(values, deployed(was), folder, binary=binary)
-
-
-def jobs(manifests: Manifests) -> list[str]:
-    return [each["metadata"]["name"] for each in manifests.all("Job")]
+    """Where no pod is ready, so that this Job is the only one."""
+    return render_upgrade(values, [*deployed(was, ready=0), claim()], folder, binary=binary)
 
 
 @pytest.mark.parametrize("binary", [HELM, HELM3], ids=lambda binary: binary.name)
 def test_an_upgrade_to_another_revision_brings_it_before_anything_is_touched(tmp_path: Path, binary: Binary) -> None:
     manifests = upgrade(NEW, tmp_path, binary=binary)
-    job, settings = manifests.one("Job", JOB), manifests.one("ConfigMap", JOB)
+    job = manifests.one("Job", JOB)
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
-    assert int(settings["metadata"]["annotations"]["helm.sh/hook-weight"]) < 0, "what the Job reads is there first"
-    (container,) = job["spec"]["template"]["spec"]["containers"]
+    container = only_container(job)
     assert container["args"] == ["download"]
-    assert container["envFrom"][-1] == {"configMapRef": {"name": JOB}}
+    assert "envFrom" not in container, "the release's ConfigMap is not upgraded yet"
     assert job["spec"]["activeDeadlineSeconds"] == 3600
 
 
 def test_it_fetches_what_the_new_pods_will_look_for_and_leaves_what_serves(tmp_path: Path) -> None:
     manifests = upgrade(NEW, tmp_path)
-    prefetch, server = (manifests.one("ConfigMap", name)["data"] for name in (JOB, NAME))
+    prefetch = settings_of(only_container(manifests.one("Job", JOB)))
     assert prefetch["INTERNLM_MODEL_DIR"].endswith("internlm3-8b-instruct@v2")
-    keep = render(OLD).settings["INTERNLM_MODEL_DIR"]
-    assert prefetch == server | {"INTERNLM_DOWNLOAD_KEEP": keep, "INTERNLM_DOWNLOAD_BUDGET": "120"}
+    own = {"INTERNLM_DOWNLOAD_KEEP": render(OLD).settings["INTERNLM_MODEL_DIR"], "INTERNLM_DOWNLOAD_BUDGET": "120"}
+    assert prefetch == manifests.download_settings | own
 
 
 def test_a_hub_that_is_not_there_is_told_before_helm_loses_its_patience(tmp_path: Path) -> None:
     """However often Kubernetes tries: it waits 10 s before a second try, and twice as long before each further one."""
     manifests = upgrade(NEW, tmp_path)
-    retries = manifests.one("Job", JOB)["spec"]["backoffLimit"]
-    budget = int(manifests.one("ConfigMap", JOB)["data"]["INTERNLM_DOWNLOAD_BUDGET"])
+    job = manifests.one("Job", JOB)
+    retries = job["spec"]["backoffLimit"]
+    budget = int(settings_of(only_container(job))["INTERNLM_DOWNLOAD_BUDGET"])
     assert (retries + 1) * budget + sum(10 * 2**n for n in range(retries)) < HELMS_PATIENCE
 
 
@@ -106,14 +87,13 @@ def test_an_install_and_whoever_sees_no_cluster_make_none(tmp_path: Path) -> Non
 
 
 def test_where_the_claim_is_not_there_yet_the_init_container_does_it(tmp_path: Path) -> None:
-    settings, _ = deployed(OLD)
-    assert jobs(render_upgrade(NEW, [settings], tmp_path)) == []
+    assert jobs(render_upgrade(NEW, deployed(OLD, ready=0), tmp_path)) == []
 
 
 def test_a_claim_of_ones_own_is_not_looked_at(tmp_path: Path) -> None:
     """That would take a right which helm needs for nothing else."""
-    settings, _ = deployed(OLD)
-    assert jobs(render_upgrade(merged(NEW, {"storage": {"existingClaim": "mine"}}), [settings], tmp_path)) == [JOB]
+    values = merged(NEW, {"storage": {"existingClaim": "mine"}})
+    assert jobs(render_upgrade(values, deployed(OLD, ready=0), tmp_path)) == [JOB]
 
 
 def test_another_repository_or_hub_is_another_model(tmp_path: Path) -> None:
@@ -127,17 +107,9 @@ def test_it_runs_under_the_pods_account_where_that_is_there(tmp_path: Path, crea
     values = merged(NEW, {"serviceAccount": {"name": "mine", "create": create}})
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "mine", "namespace": NAMESPACE}}
     for there in ([], [account]):
-        job = render_upgrade(values, [*deployed(OLD), *there], tmp_path).one("Job", JOB)
+        job = render_upgrade(values, [*deployed(OLD), claim(), *there], tmp_path).one("Job", JOB)
         name = job["spec"]["template"]["spec"].get("serviceAccountName")
         assert name == (None if create and not there else "mine")
-
-
-def selects(selector: Manifest, labels: dict[str, str]) -> bool:
-    """Whether a selector takes a pod with these labels; of operators the chart knows `In` alone."""
-    expressions = selector.get("matchExpressions", [])
-    assert all(each["operator"] == "In" for each in expressions)
-    same = selector.get("matchLabels", {}).items() <= labels.items()
-    return same and all(labels.get(each["key"]) in each["values"] for each in expressions)
 
 
 def test_it_runs_where_the_volume_is_and_needs_no_gpu(tmp_path: Path) -> None:
@@ -207,4 +179,4 @@ def test_it_is_valid_and_restricted_with_a_token_and_proxy_and_all(tmp_path: Pat
     ids=["recreated", "surge", "replicas", "somebody's claim", "a claim each"],
 )
 def test_an_old_revision_gives_way_only_where_nobody_can_be_using_it(values: Values, may: str) -> None:
-    assert render(values).settings["INTERNLM_DOWNLOAD_MAKE_ROOM"] == may
+    assert render(values).download_settings["INTERNLM_DOWNLOAD_MAKE_ROOM"] == may

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.helm import NAME, Values, render
+from tests.support.helm import NAME, Manifest, Values, render
 
 SHARED = {"storage": {"accessMode": "ReadWriteMany"}}
 DIGEST = "sha256:" + "a" * 64
@@ -84,12 +84,29 @@ def test_pull_policy_and_secrets_reach_every_pod() -> None:
 
 
 def test_a_changed_setting_restarts_the_pod_and_an_unrelated_value_does_not() -> None:
-    def checksum(values: Values) -> str:
-        return str(render(values).workload["spec"]["template"]["metadata"]["annotations"]["checksum/config"])
+    def template(values: Values) -> Manifest:
+        return render(values).workload["spec"]["template"]  # type: ignore[no-any-return]
 
-    before = checksum({})
-    assert checksum({"settings": {"maxQueue": 10}}) != before
-    assert checksum({"ingress": {"enabled": True}}) == before
+    before = template({})
+    assert template({"settings": {"maxQueue": 10}}) != before
+    assert template({"ingress": {"enabled": True}}) == before
+
+
+def test_a_pod_that_starts_again_is_told_what_it_was_told_at_first() -> None:
+    """Nothing that an upgrade changes in place is a setting of a server that goes on meanwhile."""
+    manifests = render()
+    assert "envFrom" not in manifests.server
+    changing = manifests.one("ConfigMap", NAME)["data"]
+    assert changing == {"INTERNLM_DOWNLOAD_MAKE_ROOM": "true"}
+    assert not changing.keys() & manifests.settings.keys()
+
+
+def test_a_dollar_in_a_setting_is_a_dollar() -> None:
+    said = "of $(USER), for $5 or $$"
+    manifests = render({"model": {"name": said}})
+    raw = {each["name"]: each["value"] for each in manifests.server["env"]}["INTERNLM_MODEL_ID"]
+    assert raw == "of $$(USER), for $$5 or $$$$", "Kubernetes fills in what has one"
+    assert manifests.settings["INTERNLM_MODEL_ID"] == said
 
 
 def test_more_or_fewer_replicas_replace_no_pod() -> None:
@@ -202,15 +219,17 @@ def test_every_object_carries_the_common_labels_and_annotations() -> None:
         assert metadata["labels"]["app.kubernetes.io/managed-by"] == "Helm"
         a = "own" if each["kind"] in with_own and metadata["name"] != f"{NAME}-pods" else "common"
         assert metadata["annotations"].items() >= {"owner": "nlp", "a": a}.items(), each["kind"]
-    pod = render(common).workload["spec"]["template"]["metadata"]["annotations"]
-    assert "owner" not in pod, "a changed annotation would restart the pods"
+    pod = render(common).workload["spec"]["template"]["metadata"]
+    assert "owner" not in pod.get("annotations", {}), "a changed annotation would restart the pods"
 
 
 def test_more_environment_comes_from_config_maps_and_secrets_and_the_charts_own_wins() -> None:
     more = [{"secretRef": {"name": "proxy"}}, {"configMapRef": {"name": "site", "optional": True}}]
     manifests = render({"extraEnvFrom": more})
+    assert manifests.server["envFrom"] == more
+    assert manifests.download["envFrom"] == [*more, {"configMapRef": {"name": NAME}}], "the last one wins"
     for container in (manifests.server, manifests.download):
-        assert container["envFrom"] == [*more, {"configMapRef": {"name": NAME}}], "the last one wins"
+        assert "INTERNLM_DEVICE" in [each["name"] for each in container["env"]], "which wins over all of those"
 
 
 def test_further_objects_are_part_of_the_release_and_may_be_templates() -> None:

@@ -25,6 +25,8 @@ CHAT_SCRIPT = ROOT / "tests" / "e2e" / "ask.py"
 ENDLESS: Values = {"temperature": 5, "top_k": 0, "top_p": 1, "repetition_penalty": 1, "seed": 7}
 SAMPLE = 24
 """Tokens that tell how fast the cluster answers now."""
+PATIENCE = 600
+"""Seconds that helm waits."""
 PRE_STOP_DELAY = 1
 """Seconds a pod goes on that is to stop: nobody asks it anything new here, and each one that is replaced costs them."""
 
@@ -138,17 +140,17 @@ class Release:
         self._helm("install")
         self.tell(f"{what}: {time.monotonic() - begin:.0f} s")
 
-    def upgrade(self, changes: Values | None = None, *, wait: bool = True) -> None:
+    def upgrade(self, changes: Values | None = None, *, wait: bool = True, patience: int = PATIENCE) -> None:
         """To `values` and `changes`, which replace whole top-level keys."""
         self.remember()
-        self._helm("upgrade", changes or {}, wait=wait)
+        self._helm("upgrade", changes or {}, wait=wait, patience=patience)
 
     def remember(self) -> None:
         """Keep what the pods say now."""
         self.said += [self.logs(), json.dumps(self.pods())]
 
-    def _helm(self, verb: str, changes: Values | None = None, *, wait: bool = True) -> None:
-        waiting = ["--wait", "--timeout", "600s"] if wait else []
+    def _helm(self, verb: str, changes: Values | None = None, *, wait: bool = True, patience: int = PATIENCE) -> None:
+        waiting = ["--wait", "--timeout", f"{patience}s"] if wait else []
         self.cluster.helm(verb, RELEASE, str(self.cluster.chart), *waiting, values=self.values | (changes or {}))
 
     def pods(self) -> list[Manifest]:

@@ -161,6 +161,21 @@ def test_an_upgrade_to_a_model_that_cannot_be_had_changes_nothing(release: Relea
     assert again["metadata"]["uid"] == before["metadata"]["uid"]
 
 
+def test_an_upgrade_to_an_image_that_cannot_be_had_changes_nothing(release: Release) -> None:
+    """The only pod would otherwise have ended before anyone knew."""
+    (before,) = release.pods()
+    with pytest.raises(CommandFailed, match=f"{NAME}-preflight"):
+        release.upgrade({"image": release.values["image"] | {"tag": "never-built"}}, patience=15)
+    (after,) = release.pods()
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert release.ask({"max_new_tokens": 8}).outcome()["whole"]
+    tried = release.cluster.get("pods", "-l", "app.kubernetes.io/component=preflight")["items"][0]
+    assert "never-built" in json.dumps(tried["status"]), "where the operator looks"
+    release.upgrade()
+    (again,) = release.pods()
+    assert again["metadata"]["uid"] == before["metadata"]["uid"]
+
+
 def test_a_second_replica_shares_the_volume_and_downloads_nothing(release: Release) -> None:
     if not release.cluster.many_writers:
         pytest.skip("the cluster has no volumes for many writers (MANY_WRITERS_CLASS)")
@@ -188,9 +203,7 @@ def test_another_revision_is_there_before_the_old_pod_goes(release: Release) -> 
     assert transfers(release) == [], "the Job had brought it"
     environment = release.cluster.kubectl("exec", after["metadata"]["name"], "-c", "server", "--", "env")
     assert f"INTERNLM_MODEL_DIR=/models/tests--smollm2@{COMMIT}" in environment
-    for kind in ("jobs", "configmaps"):
-        names = [each["metadata"]["name"] for each in release.cluster.get(kind)["items"]]
-        assert f"{NAME}-prefetch" not in names, "it leaves nothing behind"
+    assert release.cluster.get("jobs")["items"] == [], "those before it leave nothing behind"
     files = release.cluster.kubectl("exec", after["metadata"]["name"], "-c", "server", "--", "sh", "-c", LINKS)
     assert files.split() == ["2"], "the weights are there once, under two names"
 

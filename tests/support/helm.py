@@ -54,7 +54,21 @@ class Manifests(list[Manifest]):
 
     @property
     def settings(self) -> dict[str, str]:
-        return self.one("ConfigMap", NAME)["data"]  # type: ignore[no-any-return]
+        """The server's, as it reads them."""
+        return settings_of(self.server)
+
+    @property
+    def download_settings(self) -> dict[str, str]:
+        """The init container's, with those of the ConfigMap that it is told to read."""
+        maps = [each["configMapRef"]["name"] for each in self.download.get("envFrom", [])]
+        more = {key: value for name in maps for key, value in self.one("ConfigMap", name)["data"].items()}
+        return more | settings_of(self.download)
+
+
+def settings_of(container: Manifest) -> dict[str, str]:
+    """The `INTERNLM_...` variables of a container as Kubernetes hands them over: of two dollars, one."""
+    named = {each["name"]: each.get("value", "") for each in container.get("env", [])}
+    return {name: value.replace("$$", "$") for name, value in named.items() if name.startswith("INTERNLM_")}
 
 
 def helm(*arguments: str, stdin: str | None = None, binary: Binary = HELM) -> str:

@@ -43,7 +43,8 @@ def _answers(objects: list[Manifest], version: str) -> dict[str, Manifest]:
         answers[f"/{'apis' if '/' in group else 'api'}/{group}"] = _resources(group, kinds)
     for each in objects:
         meta = each["metadata"]
-        answers[f"/api/v1/namespaces/{meta['namespace']}/{_plural(each['kind'])}/{meta['name']}"] = each
+        root = f"/{'apis' if '/' in each['apiVersion'] else 'api'}/{each['apiVersion']}"
+        answers[f"{root}/namespaces/{meta['namespace']}/{_plural(each['kind'])}/{meta['name']}"] = each
     return answers
 
 

@@ -34,6 +34,8 @@ def test_what_was_downloaded_is_what_answers(hub: FakeHub, launch: Launch, tmp_p
     identity = server.get().json()  # type: ignore[union-attr]
     assert (identity["manifest"], identity["revision"]) == (manifest.digest, hub.commit)
     assert identity["model"] == REPO
+    labels = f'manifest="{manifest.digest}",model="{REPO}",revision="{hub.commit}"'
+    assert f"internlm_model_info{{{labels}}} 1.0" in server.metrics()
 
 
 def test_a_server_refuses_weights_that_are_not_what_the_manifest_says(

@@ -1,5 +1,7 @@
 """The series an operator can rely on, with and without a GPU."""
 
+import re
+
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -52,6 +54,15 @@ def test_a_running_engine_tells_load_totals_phases_and_what_is_degraded() -> Non
     assert found["internlm_engine_degraded"] == [({"path": name}, 1.0) for name in ("cuda_graphs", "gemv")]
     assert found["internlm_engine_info"][0][0]["torch"] == "2.13.0"
     assert found["internlm_engine_info"][0][0]["quantization"] == "none"
+
+
+def test_the_model_is_one_by_its_manifest_and_the_last_one_found_counts() -> None:
+    metrics = Metrics(lambda: EngineStatus(state=EngineState.STARTING), lambda: False)
+    assert "internlm_model_info{" not in generate_latest(metrics.registry).decode()
+    metrics.model_found("old", None, None)
+    metrics.model_found("internlm3-8b-instruct", "9fd2", "ab" * 32)
+    (line,) = re.findall("^internlm_model_info{.*", generate_latest(metrics.registry).decode(), re.MULTILINE)
+    assert line == f'internlm_model_info{{manifest="{"ab" * 32}",model="internlm3-8b-instruct",revision="9fd2"}} 1.0'
 
 
 def test_gpu_memory_is_absent_without_a_gpu() -> None:

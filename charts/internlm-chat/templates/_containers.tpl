@@ -1,20 +1,23 @@
 {{/* The container that brings the model, and the server's. */}}
 
-{{/* `(list . name)`: of the ConfigMap with the settings. */}}
+{{/* `(list . settings sources)`, as `chat.environment` has them. */}}
 {{- define "chat.downloadContainer" -}}
-{{- $settings := index . 1 }}
+{{- $environment := include "chat.environment" . }}
 {{- with index . 0 -}}
 name: download
 image: {{ include "chat.downloaderImage" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 args: [download]
-{{- include "chat.environment" (list . $settings) | nindent 0 }}
+{{- $environment | nindent 0 }}
 # The cause of a failed download, in `kubectl describe pod`.
 terminationMessagePolicy: FallbackToLogsOnError
 resources: {{- include "chat.downloaderResources" . | nindent 2 }}
 securityContext: {{- include "chat.containerSecurityContext" . | nindent 2 }}
 volumeMounts:
   {{- include "chat.scratchMounts" . | nindent 2 }}
+  {{- with .Values.extraVolumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
   - name: model
     mountPath: {{ include "chat.model.mountPath" . }}
     {{- if eq .Values.storage.accessMode "ReadOnlyMany" }}
@@ -32,7 +35,7 @@ volumeMounts:
 name: server
 image: {{ include "chat.serverImage" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
-{{- include "chat.environment" (list . (include "chat.fullname" .)) | nindent 0 }}
+{{- include "chat.environment" (list . (include "chat.settings" .) list) | nindent 0 }}
 ports:
   - {name: http, containerPort: {{ include "chat.ports.api" . }}, protocol: TCP}
   - {name: metrics, containerPort: {{ include "chat.ports.metrics" . }}, protocol: TCP}
@@ -46,6 +49,9 @@ resources: {{- include "chat.serverResources" . | nindent 2 }}
 securityContext: {{- include "chat.containerSecurityContext" . | nindent 2 }}
 volumeMounts:
   {{- include "chat.scratchMounts" . | nindent 2 }}
+  {{- with .Values.extraVolumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
   {{- if include "chat.model.dir" . }}
   - name: model
     mountPath: {{ include "chat.model.mountPath" . }}
@@ -58,19 +64,26 @@ volumeMounts:
   {{- end }}
 {{- end }}
 
-{{/* `(list . name)`: of the ConfigMap with the settings. */}}
+{{/*
+`(list . settings sources)`: YAML of the settings, and where more come from besides `extraEnvFrom`. Settings are in the pod itself: one that
+starts again is told what it was told at first, whatever came after it, and a rollout that is undone is undone whole.
+*/}}
 {{- define "chat.environment" -}}
 {{- $values := (index . 0).Values -}}
-envFrom:
-  {{- with $values.extraEnvFrom }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
-  # Last, and so the one that counts: what it says is not said otherwise by chance.
-  - configMapRef:
-      name: {{ index . 1 }}
-{{- with $values.extraEnv }}
-env: {{- toYaml . | nindent 2 }}
+{{- $settings := include "chat.settingsAsEnv" (index . 1) | fromYamlArray }}
+{{- with concat ($values.extraEnvFrom | default list) (index . 2) }}
+envFrom: {{- toYaml . | nindent 2 }}
 {{- end }}
+env: {{- toYaml (concat $settings ($values.extraEnv | default list)) | nindent 2 }}
+{{- end }}
+
+{{/* YAML of a map as a container's `env`. Kubernetes would fill in `$(NAME)`, and reads `$$` as `$`. */}}
+{{- define "chat.settingsAsEnv" -}}
+{{- $env := list }}
+{{- range $name, $value := fromYaml . }}
+{{- $env = append $env (dict "name" $name "value" ($value | replace "$" "$$")) }}
+{{- end }}
+{{- toYaml $env }}
 {{- end }}
 
 {{- define "chat.scratchMounts" -}}
@@ -78,9 +91,6 @@ env: {{- toYaml . | nindent 2 }}
   mountPath: /tmp
 - name: cache
   mountPath: /cache
-{{- with .Values.extraVolumeMounts }}
-{{ toYaml . }}
-{{- end }}
 {{- end }}
 
 {{/* Three probes, three questions: has it come up in time, may it get requests, is it beyond repair. */}}

@@ -1,7 +1,9 @@
 {{/* The pod, the same under a Deployment and a StatefulSet. */}}
 {{- define "chat.pod" -}}
 metadata:
-  annotations: {{- toYaml (merge (include "chat.podAnnotations" . | fromYaml) (.Values.pod.annotations | default dict)) | nindent 4 }}
+  {{- with merge (include "chat.podAnnotations" . | fromYaml) (.Values.pod.annotations | default dict) }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
   labels: {{- toYaml (merge (include "chat.podSelectorLabels" . | fromYaml) (.Values.pod.labels | default dict) (.Values.commonLabels | default dict)) | nindent 4 }}
 spec:
   serviceAccountName: {{ include "chat.serviceAccountName" . | quote }}
@@ -11,8 +13,12 @@ spec:
   terminationGracePeriodSeconds: {{ include "chat.gracePeriod" . }}
   securityContext: {{- toYaml .Values.pod.securityContext | nindent 4 }}
   {{- if include "chat.model.onClaim" . }}
+  {{- $release := list }}
+  {{- if include "chat.model.fromHub" . }}
+  {{- $release = list (dict "configMapRef" (dict "name" (include "chat.fullname" .))) }}
+  {{- end }}
   initContainers:
-    - {{- include "chat.downloadContainer" (list . (include "chat.fullname" .)) | nindent 6 }}
+    - {{- include "chat.downloadContainer" (list . (include "chat.settings" .) $release) | nindent 6 }}
   {{- end }}
   containers:
     - {{- include "chat.serverContainer" . | nindent 6 }}
@@ -25,7 +31,6 @@ spec:
 {{- end }}
 
 {{- define "chat.podAnnotations" -}}
-checksum/config: {{ include "chat.settings" . | sha256sum | quote }}
 {{- if eq .Values.monitoring.scrape "annotations" }}
 prometheus.io/scrape: "true"
 prometheus.io/port: {{ include "chat.ports.metrics" . | quote }}
@@ -72,22 +77,23 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
-{{- define "chat.volumes" -}}
+{{- define "chat.scratchVolumes" -}}
 - name: tmp
   emptyDir: {sizeLimit: 1Gi}
 # HOME and every cache: compiled kernels, converted models.
 - name: cache
   emptyDir: {sizeLimit: 8Gi}
+{{- end }}
+
+{{- define "chat.volumes" -}}
+{{ include "chat.scratchVolumes" . }}
 {{- if and (include "chat.model.onClaim" .) (not .Values.storage.perReplica) }}
 - name: model
   persistentVolumeClaim:
     claimName: {{ include "chat.claimName" . | quote }}
 {{- end }}
 {{- if eq (include "chat.model.source" .) "image" }}
-- name: model
-  image:
-    reference: {{ .Values.model.image | quote }}
-    pullPolicy: {{ .Values.image.pullPolicy }}
+{{ include "chat.modelImageVolume" . }}
 {{- end }}
 {{- if and (include "chat.model.fromHub" .) .Values.model.tokenSecret.name }}
 - name: hub-token
@@ -100,6 +106,13 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
 {{- end }}
+{{- end }}
+
+{{- define "chat.modelImageVolume" -}}
+- name: model
+  image:
+    reference: {{ .Values.model.image | quote }}
+    pullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
 
 {{/* One key of a Secret as a file, and nothing else that may be in it; a key that is missing is named in the pod's events. */}}

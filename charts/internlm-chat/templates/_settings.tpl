@@ -38,12 +38,9 @@ INTERNLM_LOG_FORMAT: json
 {{- end }}
 {{- end }}
 
-{{/* These, and what may change without a pod being replaced, as it does with the number of replicas. */}}
-{{- define "chat.allSettings" -}}
-{{ include "chat.settings" . }}
-{{- if include "chat.model.fromHub" . }}
+{{/* What a download is told of the release as it is now: it changes with the number of replicas, for which no pod is replaced. */}}
+{{- define "chat.releaseSettings" -}}
 INTERNLM_DOWNLOAD_MAKE_ROOM: {{ include "chat.mayMakeRoom" . | quote }}
-{{- end }}
 {{- end }}
 
 {{/* Helm reads numbers as floats and prints large ones as 1e+06. */}}
