@@ -14,7 +14,7 @@ No GPU at hand? `--set mode=cpu` serves a small real chat model anywhere, kind i
 
 ## What it needs
 - Kubernetes 1.25 or later; a node with an NVIDIA GPU of 24 GB or more, or of 16 GB with [eight-bit weights](#eight-bit-weights), and the device plugin (`nvidia.com/gpu`).
-- NVIDIA's driver 580 or later on that node (CUDA 13). The images are for x86-64 nodes: where there are others, set `gpu.nodeSelector` with `kubernetes.io/arch: amd64`.
+- NVIDIA's driver 580 or later on that node (CUDA 13). The images are for x86-64 nodes, which `gpu.nodeSelector` asks for.
 - 4 CPUs and 16Gi of memory free on that node, as the pod requests them: a node with no more than that in all has less to give. `resources` sets others, at most what the node can.
 - A StorageClass that gives 40Gi: two models of this size. The claim outlives `helm uninstall`, so that the next install downloads nothing.
 
@@ -107,6 +107,8 @@ the service must therefore wait for `requestTimeout` + 10 s (310 s as it comes) 
 | nginx.org (F5's) | Its class is often called `nginx`, too, and its annotations are others: `ingress.annotations` with `nginx.org/proxy-read-timeout: 310s`, `nginx.org/proxy-send-timeout: 310s`, `nginx.org/proxy-buffering: "False"`, `nginx.org/client-max-body-size: 4m`. |
 | Traefik | Timeouts are the entry point's: `transport.respondingTimeouts.readTimeout`, 60 s as it comes, to `310s` or `0`. Nothing is held back. Where its provider for ingress-nginx's annotations reads the class: `ingress.nginxAnnotations=true`. |
 | AWS ALB | `ingress.annotations` with `alb.ingress.kubernetes.io/load-balancer-attributes: idle_timeout.timeout_seconds=310` and `alb.ingress.kubernetes.io/target-type: ip`. |
+| GKE | 30 s as it comes. Ingress: a BackendConfig with `timeoutSec: 310` (in `extraObjects`, say), named by `service.annotations` with `cloud.google.com/backend-config: '{"default": "<its name>"}'`. Gateway: a GCPBackendPolicy with `default.timeoutSec: 310`, whose `targetRef` is the Service. |
+| OpenShift | 30 s as it comes: `ingress.annotations` with `haproxy.router.openshift.io/timeout: 310s`, which goes over to the Route that is made of the Ingress. |
 
 ## A GPU that several pods share
 Where GPUs are divided in time or by MPS, the server need not hold the memory while nobody asks: with `settings.sleepAfter=900` the engine's process ends

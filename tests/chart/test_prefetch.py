@@ -126,7 +126,8 @@ def test_it_runs_where_the_volume_is_and_needs_no_gpu(tmp_path: Path) -> None:
         assert selects(term["labelSelector"], labels)
     assert pod["spec"]["affinity"].keys() == {"nodeAffinity", "podAffinity"}, "what keeps servers apart is not for it"
     assert pod["spec"]["affinity"]["nodeAffinity"] == zone
-    assert pod["spec"]["nodeSelector"] == {"gpu": "h100"}
+    assert pod["spec"]["nodeSelector"] == manifests.pod["nodeSelector"]
+    assert pod["spec"]["nodeSelector"]["gpu"] == "h100"
     assert pod["spec"]["tolerations"] == manifests.pod["tolerations"]
     assert "nvidia.com/gpu" not in str(pod["spec"]["containers"])
     assert "runtimeClassName" not in pod["spec"]

@@ -138,7 +138,8 @@ def test_it_goes_to_the_servers_node_if_it_can_and_takes_no_gpu(tmp_path: Path) 
     (term,) = pod["affinity"]["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
     server = manifests.workload["spec"]["template"]["metadata"]["labels"]
     assert selects(term["podAffinityTerm"]["labelSelector"], server)
-    assert pod["nodeSelector"] == {"gpu": "h100"}
+    assert pod["nodeSelector"] == manifests.pod["nodeSelector"]
+    assert pod["nodeSelector"]["gpu"] == "h100"
     assert pod["tolerations"] == manifests.pod["tolerations"]
     assert "runtimeClassName" not in pod
     for container in pod["containers"]:

@@ -5,6 +5,7 @@ import pytest
 from tests.support.helm import NAME, Manifest, Values, render
 
 SHARED = {"storage": {"accessMode": "ReadWriteMany"}}
+X86 = {"kubernetes.io/arch": "amd64"}
 DIGEST = "sha256:" + "a" * 64
 
 
@@ -46,7 +47,15 @@ def test_a_mig_slice_a_runtime_class_and_node_labels_can_be_chosen() -> None:
     assert limits["nvidia.com/mig-3g.40gb"] == 1
     assert "nvidia.com/gpu" not in limits
     assert manifests.pod["runtimeClassName"] == "nvidia"
-    assert manifests.pod["nodeSelector"] == {"gpu": "a100", "zone": "a"}
+    assert manifests.pod["nodeSelector"] == {"gpu": "a100", "zone": "a"} | X86
+
+
+def test_the_images_are_for_x86_and_somebodys_own_need_not_be() -> None:
+    manifests = render()
+    assert manifests.pod["nodeSelector"] == manifests.one("Pod")["spec"]["nodeSelector"] == X86
+    grace = {"kubernetes.io/arch": "arm64"}
+    own = render({"gpu": {"nodeSelector": grace}})
+    assert own.pod["nodeSelector"] == own.one("Pod")["spec"]["nodeSelector"] == grace
 
 
 def test_cpu_mode_knows_nothing_of_gpus() -> None:
@@ -146,7 +155,8 @@ def test_the_test_pod_is_placed_as_the_server_and_asks_for_no_gpu() -> None:
     spec = render({"pod": pod, "gpu": gpu}).one("Pod")["spec"]
     del pod["topologySpreadConstraints"], spec["volumes"], spec["containers"]
     tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}, *pod["tolerations"]]  # type: ignore[misc]
-    assert {key: spec[key] for key in pod} == pod | {"tolerations": tolerations}
+    selector = {"nodeSelector": {"pool": "llm"} | X86}
+    assert {key: spec[key] for key in pod} == pod | selector | {"tolerations": tolerations}
     assert "a100" not in str(spec)
     assert "runtimeClassName" not in spec
     assert "topologySpreadConstraints" not in spec, "that is for replicas"

@@ -14,6 +14,7 @@ import pytest
 from service.engine.base import EngineState as State
 from service.engine.base import Event, FinishReason, Token
 from service.engine.client import EngineClient, Patience
+from service.engine.process import run_dir
 from service.engine.sleep import SleepOnIdle
 from service.errors import EngineFailed
 from tests.support.engines import (
@@ -125,6 +126,7 @@ async def test_one_more_than_may_wait_is_told_when_to_come_back(clients: Clients
         assert refused.reason is FinishReason.REJECTED
         assert refused.retry_after == 9, "as long as loading took the last time"
         assert "INTERNLM_MAX_QUEUE" in refused.message
+        await until(lambda: engine.status.state is State.WAKING)
         await asyncio.sleep(2)
         assert finish_of(await events_of(engine, a_request())).retry_after in (6, 7), "and less when that has begun"
         assert {reason_of(await task) for task in tasks} == {FinishReason.LENGTH}
@@ -247,7 +249,7 @@ async def test_stopped_while_it_wakes_it_leaves_nobody_waiting_and_no_process(cl
     clients.later = {"load_seconds": 1}
     async with asleep(clients) as engine:
         tasks = asking(engine, 2)
-        await until(lambda: engine.status.state is State.WAKING and (clients.run_dir / "engine.pid").exists())
+        await until(lambda: engine.status.state is State.WAKING and run_dir.recorded_pid(clients.run_dir) is not None)
         pid = recorded_pid(clients.run_dir)
         await engine.stop()
         assert {reason_of(await task) for task in tasks} == {FinishReason.ERROR}

@@ -1,5 +1,6 @@
 """The product as an operator runs it: real processes, the real small model, real signals."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -65,8 +66,13 @@ class Server:
     def metrics(self) -> str:
         return httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10).text
 
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
+    def children(self) -> list[tuple[psutil.Process, list[str]]]:
+        """Those that live, each with its command line; one that has just ended has none any more."""
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                found.append((child, child.cmdline()))
+        return found
 
     def engine(self) -> psutil.Process:
         """The engine's process; it may have been adopted by init, so it is found by its command line and our port."""
@@ -101,7 +107,8 @@ class Server:
 
     def end(self) -> None:
         """Leave nothing behind, whatever the test did."""
-        processes = [*(self.children() if self.process.poll() is None else []), *self._engines()]
+        children = self.children() if self.process.poll() is None else []
+        processes = [*(child for child, _ in children), *self._engines()]
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()

@@ -51,9 +51,9 @@ class Stream(threading.Thread):
 
 
 def kill_web_worker(server: Server) -> None:
-    (worker,) = [child for child in server.children() if "service.engine.worker" not in child.cmdline()]
+    (worker,) = [child for child, command in server.children() if "service.engine.worker" not in command]
     worker.kill()
-    server.wait(lambda: worker.pid not in {child.pid for child in server.children()})
+    server.wait(lambda: worker.pid not in {child.pid for child, _ in server.children()})
 
 
 @pytest.mark.parametrize("command", [GUNICORN, SERVE], ids=["gunicorn", "serve"])
@@ -87,7 +87,7 @@ def test_a_signal_to_the_master_alone_drains_as_well(launch: Launch, sig: int) -
 def test_a_worker_whose_master_is_gone_finishes_its_answer_and_ends_with_the_engine(launch: Launch) -> None:
     server = launch(GUNICORN)
     server.until_ready()
-    family = server.children()
+    family = [child for child, _ in server.children()]
     stream = Stream(server).start_and_wait()
     server.process.kill()
     assert stream.last()["finish_reason"] in ("stop", "length")

@@ -57,7 +57,7 @@ spec:
 {{- define "chat.hook.placement" -}}
 {{- $podAffinity := index . 1 }}
 {{- with index . 0 }}
-{{- $gpu := ternary .Values.gpu dict (eq .Values.mode "gpu") }}
+{{- $gpu := include "chat.gpuPlacement" . | fromYaml }}
 {{- $affinity := pick (.Values.pod.affinity | default dict) "nodeAffinity" }}
 {{- with $podAffinity }}
 {{- $_ := set $affinity "podAffinity" . }}

@@ -23,8 +23,7 @@ spec:
   containers:
     - {{- include "chat.serverContainer" . | nindent 6 }}
   volumes: {{- include "chat.volumes" . | nindent 4 }}
-  {{- $gpu := ternary .Values.gpu dict (eq .Values.mode "gpu") }}
-  {{- include "chat.placement" (list . $gpu) | nindent 2 }}
+  {{- include "chat.placement" (list . (include "chat.gpuPlacement" . | fromYaml)) | nindent 2 }}
   {{- with .Values.pod.topologySpreadConstraints }}
   topologySpreadConstraints: {{- toYaml . | nindent 4 }}
   {{- end }}
@@ -48,6 +47,15 @@ capabilities:
 {{/* "true" where the old pod is gone before the new one starts. */}}
 {{- define "chat.recreates" -}}
 {{- and (not .Values.rollout.surge) (eq (include "chat.mostReplicas" . | int) 1) }}
+{{- end }}
+
+{{/* What a GPU adds to where a pod may run, in mode gpu; the images of that mode are for one kind of processor. */}}
+{{- define "chat.gpuPlacement" -}}
+{{- if eq .Values.mode "gpu" }}
+{{- $gpu := .Values.gpu | default dict }}
+{{- $selector := merge (dict) ($gpu.nodeSelector | default dict) (dict "kubernetes.io/arch" "amd64") }}
+{{- toYaml (set (pick $gpu "runtimeClassName" "tolerations") "nodeSelector" $selector) }}
+{{- end }}
 {{- end }}
 
 {{/* Where a pod may run and what it may pull: `(list . gpu)`, in which `gpu` is what a GPU adds to it. */}}
