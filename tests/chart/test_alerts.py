@@ -369,3 +369,10 @@ def test_dashboards_are_labelled_for_grafanas_sidecar() -> None:
     assert config["metadata"]["labels"]["dash"] == "1"
     assert config["metadata"]["annotations"] == {"grafana_folder": "Models"}
     assert "internlm-chat-overview" in config["data"]["internlm-chat-overview.json"]
+    assert "namespace" not in config["metadata"]
+
+
+def test_dashboards_go_where_a_sidecar_looks_that_looks_in_its_own_namespace_alone() -> None:
+    made = render({"monitoring": {"dashboards": {"enabled": True, "namespace": "monitoring"}}})
+    assert made.one("ConfigMap", "chat-internlm-chat-dashboards")["metadata"]["namespace"] == "monitoring"
+    assert made.one("Deployment")["metadata"].get("namespace") is None

@@ -21,6 +21,10 @@ IMPOSSIBLE: dict[str, tuple[Values, str]] = {
         {"monitoring": {"labels": {"app.kubernetes.io/instance": "x"}}},
         "monitoring.labels may not set",
     ),
+    "a field of the pod that the chart sets": (
+        {"pod": {"extraSpec": {"schedulerName": "volcano", "nodeSelector": {"a": "b"}}}},
+        "pod.extraSpec may not set nodeSelector",
+    ),
     "a volume for each replica that exists already": (
         {"model": {"source": "volume"}, "storage": {"perReplica": True}},
         "name it in storage.existingClaim and leave storage.perReplica false",

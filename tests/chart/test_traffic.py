@@ -121,6 +121,16 @@ def test_keda_asks_prometheus_for_this_releases_queue() -> None:
         f"sum(max by (pod) (internlm_num_requests_running{{{pods}}}))": "192",
     }
     assert "replicas" not in manifests.one("StatefulSet")["spec"]
+    assert [each.keys() & {"authenticationRef"} for each in spec["triggers"]] == [set(), set()]
+
+
+def test_keda_asks_a_prometheus_that_wants_to_know_who_asks() -> None:
+    auth = {"name": "thanos", "modes": "bearer,custom"}
+    scaling = {"kind": "keda", "prometheusAddress": "https://thanos:9091", "prometheusAuth": auth}
+    scaled = render({"mode": "cpu", "autoscaling": scaling} | SCRAPED).one("ScaledObject")
+    for trigger in scaled["spec"]["triggers"]:
+        assert trigger["authenticationRef"] == {"name": "thanos"}
+        assert trigger["metadata"]["authModes"] == "bearer,custom"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 """Kind of workload, rollout, GPU, images, resources and where the pod may run."""
 
+from pathlib import Path
+
 import pytest
 
-from tests.support.helm import NAME, Manifest, Values, render
+from tests.chart.conftest import Complaints
+from tests.chart.upgrades import claim, deployed
+from tests.support.helm import KUBERNETES, NAME, Manifest, Values, render, render_upgrade
 
 SHARED = {"storage": {"accessMode": "ReadWriteMany"}}
 X86 = {"kubernetes.io/arch": "amd64"}
@@ -140,6 +144,17 @@ def test_pod_options_reach_the_pod() -> None:
     assert (spec["priorityClassName"], spec["affinity"]) == ("high", {"nodeAffinity": {}})
     assert spec["tolerations"][-1] == {"key": "spot", "operator": "Exists"}
     assert spec["topologySpreadConstraints"] == pod["topologySpreadConstraints"]
+
+
+def test_what_the_chart_has_no_value_for_reaches_every_pod(tmp_path: Path, complaints: Complaints) -> None:
+    extra = {"schedulerName": "volcano", "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["hub.internal"]}]}
+    values: Values = {"pod": {"extraSpec": extra}, "model": {"revision": "v2"}}
+    manifests = render_upgrade(values, [*deployed({}), claim()], tmp_path)
+    jobs = [job["spec"]["template"]["spec"] for job in manifests.all("Job")]
+    assert len(jobs) == 2, "of the image and of the model"
+    for pod in (manifests.pod, render(values).one("Pod")["spec"], *jobs):
+        assert pod.items() >= extra.items()
+    assert complaints([(KUBERNETES, each) for each in manifests if each["kind"] in ("Deployment", "Job")]) == ""
 
 
 def test_the_test_pod_is_placed_as_the_server_and_asks_for_no_gpu() -> None:

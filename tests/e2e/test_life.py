@@ -14,7 +14,9 @@ from tests.support.helm import NAME, RELEASE
 LONG = 15
 """Seconds of an answer that is under way when its pod is told to stop, several times what comes before."""
 LONGER = 30
-"""The same where another model is brought before."""
+"""The same where a Job runs before: images and settings are tried."""
+LONGEST = 45
+"""The same where another model is brought, too."""
 WRONG_KEY = "sk-wrong-5e1f"
 LINKS = f"stat -c %h /models/tests--smollm2@{COMMIT}/model.safetensors"
 
@@ -83,7 +85,7 @@ def test_the_containers_run_restricted(release: Release) -> None:
 
 def test_a_changed_setting_replaces_the_pod_and_an_answer_under_way_ends_whole(release: Release) -> None:
     (before,) = release.pods()
-    body = release.lasting(LONG)
+    body = release.lasting(LONGER)
     asked = release.ask(body)
     asked.started()
     release.upgrade({"settings": {"maxQueue": 7}})
@@ -192,7 +194,7 @@ def test_a_second_replica_shares_the_volume_and_downloads_nothing(release: Relea
 def test_another_revision_is_there_before_the_old_pod_goes(release: Release) -> None:
     release.upgrade()
     (before,) = release.pods()
-    asked = release.ask(release.lasting(LONGER))
+    asked = release.ask(release.lasting(LONGEST))
     asked.started()
     release.upgrade({"model": release.values["model"] | {"revision": COMMIT}})
     outcome = asked.outcome()

@@ -10,6 +10,7 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- include "chat.checks.engine" . }}
 {{- include "chat.checks.traffic" . }}
 {{- include "chat.checks.environment" . }}
+{{- include "chat.checks.pod" . }}
 {{- end }}
 
 {{- define "chat.checks.names" -}}
@@ -168,6 +169,15 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- else }}
 {{- fail (printf "extraEnv sets %s, which the chart decides by itself: leave it out." .name) }}
 {{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "chat.checks.pod" -}}
+{{- $own := list "activeDeadlineSeconds" "affinity" "automountServiceAccountToken" "containers" "enableServiceLinks" "imagePullSecrets" "initContainers" "nodeSelector" "priorityClassName" "restartPolicy" "runtimeClassName" "securityContext" "serviceAccountName" "terminationGracePeriodSeconds" "tolerations" "topologySpreadConstraints" "volumes" }}
+{{- range $field, $_ := .Values.pod.extraSpec }}
+{{- if has $field $own }}
+{{- fail (printf "pod.extraSpec may not set %s: the chart sets it, from values of its own in pod, gpu, image, serviceAccount, rollout and extraVolumes." $field) }}
 {{- end }}
 {{- end }}
 {{- end }}

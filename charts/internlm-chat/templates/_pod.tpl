@@ -83,6 +83,9 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- with $values.pod.affinity }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- with $values.pod.extraSpec }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "chat.scratchVolumes" -}}
