@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from service import __version__
 from service.download_settings import DownloadSettings
 from service.settings import Settings
 
@@ -148,6 +149,7 @@ def settings_table() -> str:
 def readme_text() -> str:
     """README.md: the template with its two tables filled in."""
     template = (CHART / "README.md.tpl").read_text()
+    template = template.replace("{{ version }}", __version__)
     return template.replace("{{ values }}", values_table()).replace("{{ settings }}", settings_table())
 
 

@@ -25,7 +25,7 @@ No GPU at hand? `--set mode=cpu` serves a small real chat model anywhere, kind i
 | a MIG slice | `gpu.resource=nvidia.com/mig-3g.40gb` |
 | a pinned model | `model.revision=<commit>` |
 | a private hub | `model.endpoint`, `model.tokenSecret.name` |
-| no connection to the outside | `airGap=true` with `model.source=volume`, `storage.existingClaim` and, for a revision of its own, `model.path` (or `model.source=image`) |
+| no connection to the outside | `airGap=true` with `model.source=volume` or `image`: see [Without a connection](#without-a-connection) |
 | API keys | a Secret with one key a line, `apiKeys.secretName` |
 | longer answers | `requestTimeout`: server, drain, grace period, Ingress and HTTPRoute follow |
 | a slow network or disk | `startupBudget`: download, startup probe, progress deadline follow |
@@ -95,6 +95,41 @@ nothing has changed.
   do not see what is deployed, with `storage.perReplica`, `ReadWriteOncePod`, and a `model.path` that stays the same.
 - **What the Job needs**: Secrets and ConfigMaps that it refers to are there before the upgrade; a mesh's sidecar, which would keep it from ending (and the Job that tries images and settings), is switched off for it by `pod.annotations`; and no rule of
   another pod's that keeps everything of this release (`app.kubernetes.io/instance`) off its node.
+
+## Without a connection
+With `airGap=true` nothing leaves the pod (a NetworkPolicy forbids it). Images and model come another way:
+1. **Chart and images.** `helm pull` the chart; copy the images `server` and `downloader` to your registry, and name that in `image.registry`.
+2. **Model.** Where there is a connection, the downloader brings it, with a manifest of every file's hash (`-e INTERNLM_REVISION=<commit>` for one of your choice):
+   ```sh
+   docker run --rm --user 0 -v "$PWD/models:/models" -e INTERNLM_MODEL_DIR=/models/internlm3 ghcr.io/internlm-chat/downloader:{{ version }}
+   ```
+3. **Onto a claim.** `kubectl apply` this, with your registry; `kubectl cp models/internlm3 loader:/models/internlm3`; `kubectl delete pod loader`:
+   ```yaml
+   apiVersion: v1
+   kind: PersistentVolumeClaim
+   metadata: {name: models}
+   spec:
+     accessModes: [ReadWriteOnce]
+     resources: {requests: {storage: 20Gi}}
+   ---
+   apiVersion: v1
+   kind: Pod
+   metadata: {name: loader}
+   spec:
+     securityContext: {runAsNonRoot: true, runAsUser: 10001, fsGroup: 10001, seccompProfile: {type: RuntimeDefault}}
+     containers:
+       - name: loader
+         image: registry.internal/internlm-chat/downloader:{{ version }}
+         command: [sleep, infinity]
+         securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+         volumeMounts: [{name: models, mountPath: /models}]
+     volumes:
+       - name: models
+         persistentVolumeClaim: {claimName: models}
+   ```
+   Then `helm install` with `airGap=true`, `model.source=volume`, `storage.existingClaim=models` and `model.path=internlm3`. Before every start the init container compares what lies there with the manifest.
+   **Or into an image**, in whose root the files lie: `FROM scratch` and `COPY --chmod=0755 internlm3 /` built in `models`, then `airGap=true`, `model.source=image` and `model.image` by its digest.
+4. **Another model later**: the same with another directory, and `model.path` naming that; or with another image, which is pulled while the old model still serves.
 
 ## Through a proxy
 An answer takes up to `requestTimeout` seconds. One that is not streamed sends nothing until it is whole; a stream sends token by token. What stands before

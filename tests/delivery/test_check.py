@@ -16,7 +16,7 @@ from service.delivery.check import before_loading, check_all
 from service.delivery.checks import gpu as gpu_checks
 from service.delivery.checks.finding import Finding, State, skip
 from service.delivery.checks.hub import check_hub
-from service.delivery.checks.nvidia_driver import Gpu, Memory, NoGpu, read_gpu
+from service.delivery.checks.nvidia_driver import Gpu, Memory, NoDriver, NoGpu, read_gpu
 from service.delivery.local import find_model
 from service.delivery.sources import endpoint
 from service.download_settings import DownloadSettings, Source
@@ -199,6 +199,29 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_fails(monkeypatch: pytest.Mon
     with pytest.raises(ConfigurationError, match="INTERNLM_DEVICE=cpu") as raised:
         before_loading(Settings(model_dir=model_dir, device="cuda"), model_dir)
     assert raised.value.field == "INTERNLM_DEVICE"
+
+
+def test_a_device_without_its_drivers_libraries_is_told_from_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As where a device plugin mounts the libraries to a folder of its own, or NVIDIA's runtime is not the node's."""
+
+    def no_library() -> Gpu:
+        raise NoDriver("no NVIDIA driver: NVML Shared Library Not Found")
+
+    def hidden() -> Gpu:
+        raise NoGpu("CUDA_VISIBLE_DEVICES='' hides every GPU")
+
+    monkeypatch.setattr(gpu_checks, "read_gpu", no_library)
+    monkeypatch.setattr(gpu_checks, "DEVICES", tmp_path)
+    assert "give the pod a GPU" in findings(None, device="cuda")["NVIDIA driver"].remedy
+    (tmp_path / "nvidia0").touch()
+    told = findings(None, device="cuda")["NVIDIA driver"]
+    assert told.found.endswith("Library Not Found; a GPU's device is here all the same")
+    assert "gpu.runtimeClassName" in told.remedy
+    assert "LD_LIBRARY_PATH" in told.remedy
+    monkeypatch.setattr(gpu_checks, "read_gpu", hidden)
+    assert "LD_LIBRARY_PATH" not in findings(None, device="cuda")["NVIDIA driver"].remedy
 
 
 def test_loading_is_refused_for_files_that_are_not_right(hub: FakeHub, model_dir: Path) -> None:

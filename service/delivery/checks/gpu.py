@@ -5,7 +5,7 @@ from pathlib import Path
 
 from service.delivery.checks.finding import Finding, State, fail, ok, skip, warn
 from service.delivery.checks.fit import GIB, Demand, Fit, FitOf, fit_of
-from service.delivery.checks.nvidia_driver import LEAST_CAPABILITY, Gpu, NoGpu, read_gpu, torch_cuda
+from service.delivery.checks.nvidia_driver import LEAST_CAPABILITY, Gpu, NoDriver, NoGpu, read_gpu, torch_cuda
 from service.delivery.checks.remedies import quantized, remedies
 from service.delivery.failures import DeliveryFailed
 from service.delivery.symptoms import failure_of
@@ -15,6 +15,7 @@ from service.settings import Settings
 DRIVERS = {12: 525, 13: 580}
 """The least for a CUDA of this major version. Source: CUDA Toolkit Release Notes, "CUDA Toolkit Driver Versions"."""
 
+DEVICES = Path("/dev")
 NAMES = ("NVIDIA driver", "CUDA", "compute capability", "GPU memory")
 NUMBER_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -26,7 +27,7 @@ def check_gpu(settings: Settings, model_dir: Path | None) -> list[Finding]:
     try:
         gpu = read_gpu()
     except NoGpu as reason:
-        return [_without_gpu(settings, str(reason)), *(skip(name, "no GPU") for name in NAMES[1:])]
+        return [_without_gpu(settings, reason), *(skip(name, "no GPU") for name in NAMES[1:])]
     return [
         ok(NAMES[0], f"{gpu.driver}, {gpu.name}"),
         _cuda(gpu),
@@ -35,8 +36,15 @@ def check_gpu(settings: Settings, model_dir: Path | None) -> list[Finding]:
     ]
 
 
-def _without_gpu(settings: Settings, reason: str) -> Finding:
+def _without_gpu(settings: Settings, why: NoGpu) -> Finding:
+    reason = str(why)
     remedy = "give the pod a GPU (nvidia.com/gpu: 1) and the node a driver, or set INTERNLM_DEVICE=cpu"
+    if isinstance(why, NoDriver) and any(DEVICES.glob("nvidia[0-9]*")):
+        reason += "; a GPU's device is here all the same"
+        remedy = (
+            "have NVIDIA's container runtime bring the driver's libraries (the chart's gpu.runtimeClassName), or name "
+            "the folder they are mounted to in LD_LIBRARY_PATH"
+        )
     if settings.device == "cuda":
         return fail(NAMES[0], reason, remedy, "INTERNLM_DEVICE")
     return warn(NAMES[0], f"{reason}; the CPU will be used", remedy)

@@ -19,6 +19,10 @@ class NoGpu(Exception):
     """There is no GPU this process could use; says why."""
 
 
+class NoDriver(NoGpu):
+    """The driver's library cannot be loaded, or does not find its driver."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of a GPU, or of the slice of it that is ours."""
@@ -56,7 +60,7 @@ def read_gpu() -> Gpu:
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
-        raise NoGpu(f"no NVIDIA driver: {error}") from None
+        raise NoDriver(f"no NVIDIA driver: {error}") from None
     try:
         return _read(nvml, *_chosen(nvml))
     except nvml.NVMLError as error:
