@@ -35,45 +35,25 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 MOST_WORKERS = 2
 """Enough for what waits to be done beside what computes. A container may have fewer cores than it sees, and what is
 timed fails where more compute at once."""
-CLUSTER = "cluster"
-OF_THE_CLUSTER = ("tests/e2e/", "tests/image/")
-"""What builds images and runs them shares one store of them. It waits for most of its time, which is a quarter of an
-hour: so it has a process of its own beside those, from the beginning on."""
-HAS_CLUSTER = bool(os.environ.get("E2E"))
-
-
-def scope_of(nodeid: str) -> str:
-    """A file's tests stay in one process and in order, and so do its fixtures."""
-    file = nodeid.partition("::")[0]
-    return CLUSTER if file.startswith(OF_THE_CLUSTER) else file
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest is begun first."""
-    items.sort(key=lambda item: scope_of(item.nodeid) != CLUSTER)
+ONE_CLUSTER = ("tests/e2e/", "tests/image/")
+"""What builds images and runs them shares one store of them."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """How many processes `-n auto` makes: one where there is a GPU, since tests fill its memory."""
-    return 1 if has_gpu_device() else min(os.cpu_count() or 1, MOST_WORKERS) + HAS_CLUSTER
+    return 1 if has_gpu_device() else min(os.cpu_count() or 1, MOST_WORKERS)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Files are begun in order."""
+    """A file's tests stay in one process and in order, and so do its fixtures; files are begun in order, too."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return scope_of(nodeid)
-
-        def _reschedule(self, node: Any) -> None:
-            has_its_own = HAS_CLUSTER and CLUSTER in self.assigned_work[node] and len(self.nodes) > 1
-            if not has_its_own:
-                super()._reschedule(node)
-            elif not node.shutting_down:
-                node.shutdown()  # once it has done what it has
+            file = nodeid.partition("::")[0]
+            return "cluster" if file.startswith(ONE_CLUSTER) else file
 
     config.option.loadscopereorder = False  # to begin with the most tests would be to end with the longest ones
     return ByFile(config, log)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,15 @@ def render(
     arguments = ["template", RELEASE, str(chart), "--namespace", NAMESPACE, "--kube-version", kubernetes]
     for file in files:
         arguments += ["--values", str(file)]
-    text = helm(*arguments, "--values", "-", stdin=json.dumps(values or {}), binary=binary)
+    ask = helm if files or chart != CHART else helm_once
+    text = ask(*arguments, "--values", "-", stdin=json.dumps(values or {}), binary=binary)
     return Manifests(each for each in yaml.safe_load_all(text) if each)
+
+
+@cache
+def helm_once(*arguments: str, stdin: str, binary: Binary) -> str:
+    """What `helm` says, of a chart that no test changes."""
+    return helm(*arguments, stdin=stdin, binary=binary)
 
 
 def render_upgrade(
