@@ -46,8 +46,9 @@ period shorter than the longest answer, a claim smaller than the model, and so o
   503 and finishes every answer it has begun. Only then does it end. With one GPU the new pod starts after the old one (`Recreate`).
 - **What could keep the new pod from starting** is found while the old one still serves: before an upgrade to other images or settings, a Job pulls those, on the server's node if it has room, and tries
   these. If it fails, or is not done within helm's `--timeout` (five minutes as it comes, and the server's image is gigabytes), nothing has changed: `kubectl describe pod -l app.kubernetes.io/component=preflight`
-  says why, and the next try takes up what has arrived. The pause of an upgrade is then a load, not a pull. There is none where no pod is ready, with `rollout.surge`, with `helm template` and Argo CD,
-  which do not see what is deployed, and with `rollout.preflight=false`, as for an upgrade that brings its own pull secret.
+  says why (or `kubectl describe job/<name>-preflight`, where no pod could be made), and the next try takes up what has arrived. The pause of an upgrade is then a load, not a pull. There is none where
+  no pod is ready, with `rollout.surge`, where `storage.perReplica` is switched, and with `helm template` and Argo CD, which do not see what is deployed. `rollout.preflight=false` leaves it out, as for an
+  upgrade that brings its own pull secret; and on GKE Autopilot, which lets nothing tolerate GPU nodes that asks for no GPU (there `rollout.prefetch=false`, too).
 - **Settings are the pod's own** (its `env`): a pod that starts again while others are replaced, or after an upgrade that failed, has those that it had, and `kubectl rollout undo` brings them back with the image.
 - **Another model or revision**: see [Another model](#another-model).
 - **Values of an earlier release** are kept by `helm upgrade --reset-then-reuse-values`: with `--reuse-values` alone what a newer chart has new is missing,
@@ -93,8 +94,8 @@ nothing has changed.
 - **Going back** downloads nothing, as long as the old one is there.
 - **`rollout.prefetch=false`**: the init container brings the new model when the old pod is gone, and the download is part of the pause. So it is where there is no Job: with `helm template` and Argo CD, which
   do not see what is deployed, with `storage.perReplica`, `ReadWriteOncePod`, and a `model.path` that stays the same.
-- **What the Job needs**: Secrets and ConfigMaps that it refers to are there before the upgrade; a mesh's sidecar, which would keep it from ending (and the Job that tries images and settings), is switched off for it by `pod.annotations`; and no rule of
-  another pod's that keeps everything of this release (`app.kubernetes.io/instance`) off its node.
+- **What the Job needs**: Secrets and ConfigMaps that it refers to are there before the upgrade. A mesh's sidecar would keep the Jobs from ending: Istio's and Linkerd's are switched off for them. And no rule of
+  another pod's may keep everything of this release (`app.kubernetes.io/instance`) off its node.
 
 ## Without a connection
 With `airGap=true` nothing leaves the pod (a NetworkPolicy forbids it). Images and model come another way:
@@ -103,7 +104,7 @@ With `airGap=true` nothing leaves the pod (a NetworkPolicy forbids it). Images a
    ```sh
    docker run --rm --user 0 -v "$PWD/models:/models" -e INTERNLM_MODEL_DIR=/models/internlm3 ghcr.io/internlm-chat/downloader:{{ version }}
    ```
-3. **Onto a claim.** `kubectl apply` this, with your registry; `kubectl cp models/internlm3 loader:/models/internlm3`; `kubectl delete pod loader`:
+3. **Onto a claim.** `kubectl apply` this, with your registry; `kubectl cp models/internlm3 loader:/models/`; `kubectl delete pod loader`:
    ```yaml
    apiVersion: v1
    kind: PersistentVolumeClaim
@@ -219,7 +220,7 @@ ContainerCreating have their reason in `kubectl describe pod` ("Multi-Attach err
 that node is really gone); one that runs and is not ready says why in `GET /`. None where there is to be one: look at the events of the ReplicaSet or StatefulSet.
 
 ### InternlmChatModelsDiffer
-Pods have had different models for `startupBudget` seconds, longer than an upgrade takes. `internlm_model_info` says which pod has which revision and manifest. With
+Pods have had different models for longer than replacing all of them may take (`startupBudget` for each). `internlm_model_info` says which pod has which revision and manifest. With
 `storage.perReplica` and no `model.revision` each downloaded what the branch had on its day: name a commit in `model.revision`. Else an upgrade is stuck half way: `kubectl rollout status` says where.
 
 ### InternlmChatServerRestarting

@@ -60,7 +60,7 @@ def pods(*values: str) -> dict[str, str]:
     return {f"internlm_ready{{{of_pod(at)}}}": each for at, each in enumerate(values)}
 
 
-def models(*manifests: str, seen: tuple[str, ...] = ("1x600",) * 3) -> dict[str, str]:
+def models(*manifests: str, seen: tuple[str, ...] = ("1x1200",) * 3) -> dict[str, str]:
     """Which model each of some pods has, and when it could be scraped."""
     series = 'internlm_model_info{%s,model="internlm3",revision="",manifest="%s"}'
     return {series % (of_pod(at), each): seen[at] for at, each in enumerate(manifests)}
@@ -95,12 +95,13 @@ CASES: dict[str, dict[str, tuple[dict[str, str], int, dict[str, str] | None]]] =
         "none, which another alert is for": (pods("0x600", "0x600", "0x600", "0x600"), 70, None),
     },
     "InternlmChatModelsDiffer": {
-        "a pod whose branch had moved on": (pods("1x600", "1x600", "1x600") | models("a", "a", "b"), 70, JOB),
-        "the same of all": (pods("1x600", "1x600") | models("a", "a"), 70, None),
-        "one that does not answer": (pods("1x600", "1x600", "0x600") | models("a", "a", "b"), 70, None),
+        "a pod whose branch had moved on": (pods("1x1200", "1x1200", "1x1200") | models("a", "a", "b"), 250, JOB),
+        "the same of all": (pods("1x1200", "1x1200") | models("a", "a"), 250, None),
+        "one that does not answer": (pods("1x1200", "1x1200", "0x600") | models("a", "a", "b"), 250, None),
         "an upgrade": (
-            pods("1x600", "1x20 stale", "_x40 1x600") | models("b", "a", "b", seen=("1x600", "1x20 stale", "1x600")),
-            70,
+            pods("1x1200", "1x20 stale", "_x40 1x1200")
+            | models("b", "a", "b", seen=("1x1200", "1x20 stale", "1x1200")),
+            250,
             None,
         ),
     },
@@ -336,6 +337,10 @@ def test_replicas_are_missed_where_there_are_some_by_their_least_number() -> Non
     assert wanted({"autoscaling": scaled}) == []
 
 
+def test_replicas_that_are_replaced_one_by_one_may_take_as_long_as_that() -> None:
+    assert rule_of(render(VALUES | {"startupBudget": 100}), "InternlmChatModelsDiffer")["for"] == "400s"
+
+
 def test_the_not_ready_alert_waits_for_the_startup_budget() -> None:
     assert rule_of(render(VALUES | {"startupBudget": 777}), "InternlmChatNotReady")["for"] == "777s"
 
@@ -374,5 +379,6 @@ def test_dashboards_are_labelled_for_grafanas_sidecar() -> None:
 
 def test_dashboards_go_where_a_sidecar_looks_that_looks_in_its_own_namespace_alone() -> None:
     made = render({"monitoring": {"dashboards": {"enabled": True, "namespace": "monitoring"}}})
-    assert made.one("ConfigMap", "chat-internlm-chat-dashboards")["metadata"]["namespace"] == "monitoring"
+    config = made.one("ConfigMap", "models-chat-internlm-chat-dashboards")
+    assert config["metadata"]["namespace"] == "monitoring"
     assert made.one("Deployment")["metadata"].get("namespace") is None

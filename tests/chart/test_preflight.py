@@ -28,13 +28,17 @@ def pod_of(manifests: Manifests) -> Manifest:
     return manifests.one("Job", JOB)["spec"]["template"]["spec"]  # type: ignore[no-any-return]
 
 
+def containers_of(manifests: Manifests) -> list[Manifest]:
+    return [*pod_of(manifests).get("initContainers", []), *pod_of(manifests)["containers"]]
+
+
 @pytest.mark.parametrize("binary", [HELM, HELM3], ids=lambda binary: binary.name)
 def test_new_images_are_pulled_and_settings_tried_before_anything_is_touched(tmp_path: Path, binary: Binary) -> None:
     manifests = upgrade(NEWER, tmp_path, binary=binary)
     annotations = manifests.one("Job", JOB)["metadata"]["annotations"]
     assert annotations["helm.sh/hook"] == "pre-upgrade"
     assert annotations["helm.sh/hook-output-log-policy"] == "hook-failed", "helm says why"
-    containers = {each["name"]: each for each in pod_of(manifests)["containers"]}
+    containers = {each["name"]: each for each in containers_of(manifests)}
     assert containers["server"]["image"] == manifests.server["image"]
     assert containers["download"]["image"] == manifests.download["image"]
     for each in containers.values():
@@ -120,10 +124,10 @@ def test_it_needs_nothing_that_the_upgrade_may_be_bringing(tmp_path: Path) -> No
         "extraVolumes": [{"name": "ca", "configMap": {"name": "new"}}],
         "extraVolumeMounts": [{"name": "ca", "mountPath": "/ca"}],
     }
-    pod = pod_of(upgrade(values, tmp_path))
-    assert {each["name"] for each in pod["volumes"]} == {"tmp", "cache"}
-    assert "serviceAccountName" not in pod
-    for container in pod["containers"]:
+    manifests = upgrade(values, tmp_path)
+    assert {each["name"] for each in pod_of(manifests)["volumes"]} == {"tmp", "cache"}
+    assert "serviceAccountName" not in pod_of(manifests)
+    for container in containers_of(manifests):
         assert {each["name"] for each in container["volumeMounts"]} == {"tmp", "cache"}
         assert "envFrom" not in container
         assert [each for each in container["env"] if "valueFrom" in each] == []
@@ -142,9 +146,30 @@ def test_it_goes_to_the_servers_node_if_it_can_and_takes_no_gpu(tmp_path: Path) 
     assert pod["nodeSelector"]["gpu"] == "h100"
     assert pod["tolerations"] == manifests.pod["tolerations"]
     assert "runtimeClassName" not in pod
-    for container in pod["containers"]:
+    for container in containers_of(manifests):
         assert "nvidia.com/gpu" not in str(container["resources"])
         assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in container["env"]
+
+
+def test_nobody_has_to_make_room_for_it(tmp_path: Path) -> None:
+    """It looks at some settings, whatever the init container may need for a download."""
+    values = merged(NEWER, {"pod": {"priorityClassName": "high"}})
+    values |= {"downloader": {"resources": {"requests": {"cpu": 2, "memory": "8Gi"}, "limits": {"memory": "8Gi"}}}}
+    manifests = upgrade(values, tmp_path)
+    assert "priorityClassName" not in pod_of(manifests)
+    assert len(pod_of(manifests)["initContainers"]) == len(pod_of(manifests)["containers"]) == 1, "one at a time"
+    for container in containers_of(manifests):
+        assert container["resources"]["requests"] == {"cpu": "50m", "memory": "64Mi"}
+
+
+def test_no_meshs_sidecar_keeps_a_job_from_ending(tmp_path: Path) -> None:
+    manifests = upgrade({"model": {"revision": "v2"}, "pod": {"annotations": {"mine": "1"}}}, tmp_path)
+    for job in manifests.all("Job"):
+        metadata = job["spec"]["template"]["metadata"]
+        assert metadata["labels"]["sidecar.istio.io/inject"] == "false"
+        assert metadata["annotations"] == {"linkerd.io/inject": "disabled", "mine": "1"}
+    served = manifests.workload["spec"]["template"]["metadata"]
+    assert "sidecar.istio.io/inject" not in served["labels"], "the server keeps its own"
 
 
 def test_it_is_valid_and_restricted_and_no_service_leads_to_it(tmp_path: Path, complaints: Complaints) -> None:

@@ -252,7 +252,9 @@ def test_more_environment_comes_from_config_maps_and_secrets_and_the_charts_own_
     more = [{"secretRef": {"name": "proxy"}}, {"configMapRef": {"name": "site", "optional": True}}]
     manifests = render({"extraEnvFrom": more})
     assert manifests.server["envFrom"] == more
-    assert manifests.download["envFrom"] == [*more, {"configMapRef": {"name": NAME}}], "the last one wins"
+    assert manifests.download["envFrom"] == [*more, {"configMapRef": {"name": NAME, "optional": True}}], (
+        "the last one wins"
+    )
     for container in (manifests.server, manifests.download):
         assert "INTERNLM_DEVICE" in [each["name"] for each in container["env"]], "which wins over all of those"
 

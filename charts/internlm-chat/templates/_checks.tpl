@@ -174,7 +174,7 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- end }}
 
 {{- define "chat.checks.pod" -}}
-{{- $own := list "activeDeadlineSeconds" "affinity" "automountServiceAccountToken" "containers" "enableServiceLinks" "imagePullSecrets" "initContainers" "nodeSelector" "priorityClassName" "restartPolicy" "runtimeClassName" "securityContext" "serviceAccountName" "terminationGracePeriodSeconds" "tolerations" "topologySpreadConstraints" "volumes" }}
+{{- $own := list "activeDeadlineSeconds" "affinity" "automountServiceAccountToken" "containers" "enableServiceLinks" "imagePullSecrets" "initContainers" "nodeSelector" "priorityClassName" "restartPolicy" "runtimeClassName" "securityContext" "serviceAccount" "serviceAccountName" "terminationGracePeriodSeconds" "tolerations" "topologySpreadConstraints" "volumes" }}
 {{- range $field, $_ := .Values.pod.extraSpec }}
 {{- if has $field $own }}
 {{- fail (printf "pod.extraSpec may not set %s: the chart sets it, from values of its own in pod, gpu, image, serviceAccount, rollout and extraVolumes." $field) }}

@@ -19,9 +19,8 @@ spec:
   ttlSecondsAfterFinished: 86400
   template:
     metadata:
-      {{- with .Values.pod.annotations }}
-      annotations: {{- toYaml . | nindent 8 }}
-      {{- end }}
+      {{- /* A mesh's sidecar would keep the pod from ending. */}}
+      annotations: {{- toYaml (merge (dict "linkerd.io/inject" "disabled") (.Values.pod.annotations | default dict)) | nindent 8 }}
       labels: {{- include "chat.hook.labels" (list . $hook) | nindent 8 }}
     spec:
       restartPolicy: Never
@@ -43,7 +42,7 @@ spec:
 {{/* `(list . hook)` */}}
 {{- define "chat.hook.labels" -}}
 {{- $root := index . 0 }}
-{{- $own := dict "app.kubernetes.io/name" (include "chat.hook.name" .) "app.kubernetes.io/component" (index . 1) }}
+{{- $own := dict "app.kubernetes.io/name" (include "chat.hook.name" .) "app.kubernetes.io/component" (index . 1) "sidecar.istio.io/inject" "false" }}
 {{- toYaml (merge $own (include "chat.labelsWith" (list $root ($root.Values.pod.labels | default dict)) | fromYaml)) }}
 {{- end }}
 
@@ -53,7 +52,9 @@ spec:
 {{- if or (not .Values.serviceAccount.create) (lookup "v1" "ServiceAccount" .Release.Namespace $account) }}{{ $account }}{{ end }}
 {{- end }}
 
-{{/* `(list . podAffinity)`: among the server's nodes, without what keeps servers apart and without a GPU. */}}
+{{/*
+`(list . podAffinity)`: among the server's nodes, without what keeps servers apart and without a GPU. Its priority is nobody's: no pod has to give way.
+*/}}
 {{- define "chat.hook.placement" -}}
 {{- $podAffinity := index . 1 }}
 {{- with index . 0 }}
@@ -62,7 +63,7 @@ spec:
 {{- with $podAffinity }}
 {{- $_ := set $affinity "podAffinity" . }}
 {{- end }}
-{{- $pod := set (omit .Values.pod "affinity") "affinity" $affinity }}
+{{- $pod := set (omit .Values.pod "affinity" "priorityClassName") "affinity" $affinity }}
 {{- include "chat.placement" (list (dict "Values" (set (omit .Values "pod") "pod" $pod)) (omit $gpu "runtimeClassName")) }}
 {{- end }}
 {{- end }}

@@ -15,7 +15,8 @@ spec:
   {{- if include "chat.model.onClaim" . }}
   {{- $release := list }}
   {{- if include "chat.model.fromHub" . }}
-  {{- $release = list (dict "configMapRef" (dict "name" (include "chat.fullname" .))) }}
+  {{- /* Not there any more, for a rollout that is undone from a model of another source: then nothing gives way. */}}
+  {{- $release = list (dict "configMapRef" (dict "name" (include "chat.fullname" .) "optional" true)) }}
   {{- end }}
   initContainers:
     - {{- include "chat.downloadContainer" (list . (include "chat.settings" .) $release) | nindent 6 }}

@@ -33,11 +33,13 @@ stays until the new one serves; and where none is ready, an upgrade that is to m
 
 {{/* No Secret and no ConfigMap, and nothing of `extra...`: this upgrade may be what brings them. */}}
 {{- define "chat.preflight.pod" -}}
+{{- /* One after the other: the pod asks for as much as one of them. */}}
+{{- if include "chat.model.onClaim" . }}
+initContainers:
+  - {{- include "chat.preflight.container" (list . "download" (include "chat.downloaderImage" .)) | nindent 4 }}
+{{- end }}
 containers:
   - {{- include "chat.preflight.container" (list . "server" (include "chat.serverImage" .)) | nindent 4 }}
-  {{- if include "chat.model.onClaim" . }}
-  - {{- include "chat.preflight.container" (list . "download" (include "chat.downloaderImage" .)) | nindent 4 }}
-  {{- end }}
 volumes:
   {{- include "chat.scratchVolumes" . | nindent 2 }}
   {{- if eq (include "chat.model.source" .) "image" }}
@@ -60,7 +62,7 @@ env:
   # The image asks NVIDIA's runtime for every GPU of the node; here, for none.
   - {name: NVIDIA_VISIBLE_DEVICES, value: void}
 terminationMessagePolicy: FallbackToLogsOnError
-resources: {{- include "chat.downloaderResources" . | nindent 2 }}
+resources: {{- include "chat.testResources" . | nindent 2 }}
 securityContext: {{- include "chat.containerSecurityContext" . | nindent 2 }}
 volumeMounts:
   {{- include "chat.scratchMounts" . | nindent 2 }}
