@@ -55,6 +55,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             return "cluster" if file.startswith(ONE_CLUSTER) else file
 
+        def remove_node(self, node: Any) -> str | None:
+            """What a process leaves that a test has ended, as one that takes too long does. xdist would run that test
+            again, and hand out files of which all is done."""
+            files = self.assigned_work.pop(node)
+            left = [(tests, test) for tests in files.values() for test, is_done in tests.items() if not is_done]
+            if not left:
+                return None
+            tests, deadly = left[0]
+            tests[deadly] = True
+            self.workqueue.update((file, tests) for file, tests in files.items() if not all(tests.values()))
+            for other in self.nodes:
+                self._reschedule(other)
+            return deadly
+
+        def _reschedule(self, node: Any) -> None:
+            super()._reschedule(node)
+            super()._reschedule(node)  # with one test alone a process waits to be told of the next one
+
     config.option.loadscopereorder = False  # to begin with the most tests would be to end with the longest ones
     return ByFile(config, log)
 
