@@ -15,7 +15,7 @@ No GPU at hand? `--set mode=cpu` serves a small real chat model anywhere, kind i
 ## What it needs
 - Kubernetes 1.25 or later; a node with an NVIDIA GPU of 24 GB or more, or of 16 GB with [eight-bit weights](#eight-bit-weights), and the device plugin (`nvidia.com/gpu`).
 - NVIDIA's driver 580 or later on that node (CUDA 13). The images are for x86-64 nodes, which `gpu.nodeSelector` asks for.
-- 4 CPUs and 16Gi of memory free on that node, as the pod requests them: a node with no more than that in all has less to give. `resources` sets others, at most what the node can.
+- 3 CPUs and 10Gi of memory free on that node, as the pod requests them: of 4 CPUs and 16 GB, as many nodes with one GPU of 24 GB have, that much is left. `resources` sets others.
 - A StorageClass that gives 40Gi: two models of this size. The claim outlives `helm uninstall`, so that the next install downloads nothing.
 
 ## How to

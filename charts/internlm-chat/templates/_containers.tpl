@@ -114,7 +114,7 @@ livenessProbe:
 
 {{- define "chat.serverResources" -}}
 {{- $gpu := eq .Values.mode "gpu" }}
-{{- $requests := ternary (dict "cpu" "4" "memory" "16Gi") (dict "cpu" "1" "memory" "2Gi") $gpu }}
+{{- $requests := ternary (dict "cpu" "3" "memory" "10Gi") (dict "cpu" "1" "memory" "2Gi") $gpu }}
 {{- $defaults := dict "requests" $requests "limits" (dict "memory" (ternary "32Gi" "4Gi" $gpu)) }}
 {{- $resources := include "chat.resources" (list "resources" $defaults .Values.resources) | fromYaml }}
 {{- if $gpu }}
