@@ -127,8 +127,13 @@ class Release:
             "apiKeys": {"secretName": "api-keys"},
             "ingress": {"enabled": True},
             "monitoring": {"scrape": "annotations"},
-            "rollout": {"preStopDelay": PRE_STOP_DELAY},
+            "rollout": {"preStopDelay": PRE_STOP_DELAY, "preflight": False},
         }
+
+    @property
+    def with_preflight(self) -> Values:
+        """For an upgrade that images and settings are tried before, as they are without a word: it takes longer."""
+        return {"rollout": self.values["rollout"] | {"preflight": True}}
 
     @property
     def newer_tag(self) -> str:

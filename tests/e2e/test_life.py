@@ -14,9 +14,7 @@ from tests.support.helm import NAME, RELEASE
 LONG = 15
 """Seconds of an answer that is under way when its pod is told to stop, several times what comes before."""
 LONGER = 30
-"""The same where a Job runs before: images and settings are tried."""
-LONGEST = 45
-"""The same where another model is brought, too."""
+"""The same where a Job runs before."""
 WRONG_KEY = "sk-wrong-5e1f"
 LINKS = f"stat -c %h /models/tests--smollm2@{COMMIT}/model.safetensors"
 
@@ -88,7 +86,7 @@ def test_a_changed_setting_replaces_the_pod_and_an_answer_under_way_ends_whole(r
     body = release.lasting(LONGER)
     asked = release.ask(body)
     asked.started()
-    release.upgrade({"settings": {"maxQueue": 7}})
+    release.upgrade({"settings": {"maxQueue": 7}} | release.with_preflight)
     outcome = asked.outcome()
     assert (outcome["status"], outcome["whole"], outcome["reason"]) == (200, True, "length"), outcome
     assert outcome["tokens"] == body["max_new_tokens"]
@@ -98,6 +96,8 @@ def test_a_changed_setting_replaces_the_pod_and_an_answer_under_way_ends_whole(r
     environment = release.cluster.kubectl("exec", after["metadata"]["name"], "-c", "server", "--", "env")
     assert "INTERNLM_MAX_QUEUE=7" in environment
     assert transfers(release) == [], "the model was there"
+    assert f"{NAME}-preflight" in release.cluster.events(), "settings and images were tried before"
+    assert release.cluster.get("jobs")["items"] == [], "which leaves nothing behind"
 
 
 def test_an_upgrade_without_a_change_replaces_nothing(release: Release) -> None:
@@ -166,8 +166,9 @@ def test_an_upgrade_to_a_model_that_cannot_be_had_changes_nothing(release: Relea
 def test_an_upgrade_to_an_image_that_cannot_be_had_changes_nothing(release: Release) -> None:
     """The only pod would otherwise have ended before anyone knew."""
     (before,) = release.pods()
+    missing = {"image": release.values["image"] | {"tag": "never-built"}} | release.with_preflight
     with pytest.raises(CommandFailed, match=f"{NAME}-preflight"):
-        release.upgrade({"image": release.values["image"] | {"tag": "never-built"}}, patience=15)
+        release.upgrade(missing, patience=15)
     (after,) = release.pods()
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
     assert release.ask({"max_new_tokens": 8}).outcome()["whole"]
@@ -194,7 +195,7 @@ def test_a_second_replica_shares_the_volume_and_downloads_nothing(release: Relea
 def test_another_revision_is_there_before_the_old_pod_goes(release: Release) -> None:
     release.upgrade()
     (before,) = release.pods()
-    asked = release.ask(release.lasting(LONGEST))
+    asked = release.ask(release.lasting(LONGER))
     asked.started()
     release.upgrade({"model": release.values["model"] | {"revision": COMMIT}})
     outcome = asked.outcome()
@@ -205,7 +206,8 @@ def test_another_revision_is_there_before_the_old_pod_goes(release: Release) -> 
     assert transfers(release) == [], "the Job had brought it"
     environment = release.cluster.kubectl("exec", after["metadata"]["name"], "-c", "server", "--", "env")
     assert f"INTERNLM_MODEL_DIR=/models/tests--smollm2@{COMMIT}" in environment
-    assert release.cluster.get("jobs")["items"] == [], "those before it leave nothing behind"
+    names = [each["metadata"]["name"] for each in release.cluster.get("jobs")["items"]]
+    assert f"{NAME}-prefetch" not in names, "it leaves nothing behind"
     files = release.cluster.kubectl("exec", after["metadata"]["name"], "-c", "server", "--", "sh", "-c", LINKS)
     assert files.split() == ["2"], "the weights are there once, under two names"
 
