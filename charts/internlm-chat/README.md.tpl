@@ -102,7 +102,7 @@ With `airGap=true` nothing leaves the pod (a NetworkPolicy forbids it). Images a
 1. **Chart and images.** `helm pull` the chart; copy the images `server` and `downloader` to your registry, and name that in `image.registry`.
 2. **Model.** Where there is a connection, the downloader brings it, with a manifest of every file's hash (`-e INTERNLM_REVISION=<commit>` for one of your choice):
    ```sh
-   docker run --rm --user 0 -v "$PWD/models:/models" -e INTERNLM_MODEL_DIR=/models/internlm3 ghcr.io/internlm-chat/downloader:{{ version }}
+   mkdir -p models && docker run --rm --user 0 -v "$PWD/models:/models" -e INTERNLM_MODEL_DIR=/models/internlm3 ghcr.io/internlm-chat/downloader:{{ version }}
    ```
 3. **Onto a claim.** `kubectl apply` this, with your registry; `kubectl cp models/internlm3 loader:/models/`; `kubectl delete pod loader`:
    ```yaml
