@@ -147,10 +147,11 @@ def settings_table() -> str:
 
 
 def readme_text() -> str:
-    """README.md: the template with its two tables filled in."""
-    template = (CHART / "README.md.tpl").read_text()
-    template = template.replace("{{ version }}", __version__)
-    return template.replace("{{ values }}", values_table()).replace("{{ settings }}", settings_table())
+    """README.md: the template with its version and its two tables filled in."""
+    text = (CHART / "README.md.tpl").read_text()
+    for name, made in {"version": __version__, "values": values_table(), "settings": settings_table()}.items():
+        text = text.replace(f"{{{{ {name} }}}}", made)
+    return text
 
 
 def main() -> None:

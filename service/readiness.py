@@ -77,9 +77,9 @@ class Readiness:
     async def _load(self) -> Engine:
         self._lifecycle.move(State.LOADING, "finding the model")
         model = await self._find_model()
-        found = self._identity
-        found.learn(model.id, model.manifest)
-        self.metrics.model_found(found.model, found.revision, found.manifest)
+        identity = self._identity
+        identity.learn(model.id, model.manifest)
+        self.metrics.model_found(identity.model, identity.revision, identity.manifest)
         self._engine = engine = self._make_engine(engine_config(self._settings, model))
         self._lifecycle.move(State.LOADING, "loading the model")
         async with asyncio.TaskGroup() as group:

@@ -132,7 +132,7 @@ class Release:
 
     @property
     def with_preflight(self) -> Values:
-        """For an upgrade that images and settings are tried before, as they are without a word: it takes longer."""
+        """For an upgrade before which images and settings are tried, as is the default. It takes longer."""
         return {"rollout": self.values["rollout"] | {"preflight": True}}
 
     @property
