@@ -11,15 +11,15 @@ from service.engine.kernels.linear_check import matrices
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.stopwatch import seconds
 from service.engine.kernels.tuning import DEFAULT, AttentionTuning, LinearTuning, Tuning, tuning_for
-from tests.bench.kernel_cases import Case, attention_case, linear_case
+from tests.bench.kernel_cases import Case, linear_case, norm_linear_case, rotating_case
 
 Line = dict[str, object]
 ROWS = (16, 32, 64, 128, 256)
 FEW = (32, 64, 128), (64, 128, 256), (4, 8), (3, 4, 5), (False,)
 MANY = (64, 128), (64,), (4, 8), (2, 3, 4), (False, True)
 """What is tried of each field of `LinearTuning`."""
-CONTEXTS = [[512] * 64, [512] * 256, [2048], [4096] * 64]
-"""The two that the benchmark judges, and one long and many long ones."""
+CONTEXTS = [[512] * 64, [512] * 256, [2048], [8192], [32_768], [4096] * 64]
+"""The two that the benchmark judges, long ones alone, whose parts there are most of to merge, and many long ones."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,20 @@ def groups(shapes: ServedShapes, *, tiny: bool) -> list[Group]:
 
 
 def one_row(shapes: ServedShapes) -> Group:
-    """On the widest matrix of a layer."""
+    """On the widest matrix of a layer, alone and behind a norm, which takes more registers, as it is served."""
     from service.engine.kernels.gemv import OneRowLinear
 
     c, overlaps = shapes.config, _generation(shapes.device).overlaps
+
+    def ops(tuning: LinearTuning) -> Ops:
+        kernel = OneRowLinear(tuning, overlaps=overlaps)
+        return Ops(one_row_linear=kernel.linear, one_row_norm_linear=kernel.norm_linear)
+
     return Group(
         "one_row",
         [LinearTuning(*v) for v in itertools.product((2, 4, 8, 16), (512, 1024, 2048, 4096), (4, 8), (1,))],
-        lambda tuning: Ops(one_row_linear=OneRowLinear(tuning, overlaps=overlaps).linear),
-        lambda: [linear_case(shapes, 1, 2 * c.intermediate_size, c.hidden_size, False)],
+        ops,
+        lambda: [linear_case(shapes, 1, 2 * c.intermediate_size, c.hidden_size, False), norm_linear_case(shapes)],
     )
 
 
@@ -74,20 +79,20 @@ def few_rows(shapes: ServedShapes, rows: int) -> Group:
 
 
 def decode_attention(shapes: ServedShapes, contexts: list[list[int]]) -> Group:
-    """On each of these batches of contexts."""
+    """With its rotation, on each of these batches of contexts."""
     from service.engine.kernels.decode_attention import PagedDecodeAttention
 
     units, overlaps = _units(shapes.device), _generation(shapes.device).overlaps
 
     def ops(tuning: AttentionTuning) -> Ops:
         kernel = PagedDecodeAttention(tuning, units, overlaps=overlaps)
-        return Ops(plan_decode=kernel.plan, decode_attention=kernel.attend)
+        return Ops(plan_decode=kernel.plan, rotating_attention=kernel.rotate_and_attend)
 
     return Group(
         "decode_attention",
         [AttentionTuning(*v) for v in itertools.product((32, 64), (4, 8), (2, 3, 4, 5), (2, 3, 4))],
         ops,
-        lambda: [attention_case(shapes, lengths) for lengths in contexts],
+        lambda: [rotating_case(shapes, lengths) for lengths in contexts],
     )
 
 

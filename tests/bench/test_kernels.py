@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from service.engine.config import INTERNLM3_8B
+from service.engine.kernels.candidate import ServedShapes
+from service.engine.kernels.ops import Ops
 from service.engine.kernels.tuning import AttentionTuning
 from tests.bench import sweep
 from tests.bench.kernel_cases import Case
@@ -101,6 +104,21 @@ def test_a_line_comes_before_the_next_choice_is_compiled(monkeypatch: pytest.Mon
 def test_a_sweep_of_nothing_that_works_has_no_best() -> None:
     lines = list(sweep.timed(Choices(0, 0).group, torch.device("cpu")))
     assert [line.get("error") for line in lines] == [None, "OutOfMemoryError: ", "OutOfMemoryError: "]
+
+
+def test_what_is_swept_is_what_a_decode_launches() -> None:
+    """Attention with its rotation, and one row behind a norm, too: neither has the registers of its plain form."""
+    pytest.importorskip("triton")
+    shapes = ServedShapes(INTERNLM3_8B, 16, torch.bfloat16, torch.device("cpu"))
+    names = ("one_row_linear", "one_row_norm_linear", "decode_attention", "rotating_attention")
+    served: dict[str, list[str]] = {}
+    for group in (sweep.one_row(shapes), sweep.decode_attention(shapes, [[40]])):
+        ops, plain = group.ops(group.choices[0]), Ops()
+        served[group.name] = [name for name in names if getattr(ops, name) is not getattr(plain, name)]
+    assert served == {
+        "one_row": ["one_row_linear", "one_row_norm_linear"],
+        "decode_attention": ["rotating_attention"],
+    }
 
 
 def test_attention_is_swept_over_what_the_benchmark_judges() -> None:

@@ -7,6 +7,9 @@ import triton.language as tl
 from service.engine.kernels.overlap import prefetch_weights, wait_for_inputs
 from service.engine.kernels.scales import scales_of
 
+MASKED_ROWS, PAIRED_ROWS = tl.constexpr(128), tl.constexpr(64)
+"""Most rows of a tile whose sums leave its threads registers for masks, and for as many sums again."""
+
 
 @triton.jit
 def weight_rows(tile, N, GATED: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -115,6 +118,35 @@ def columns(pointers, k, K, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.load(pointers + k[None, :], mask=(k < K)[None, :], other=0.0)
 
 
+@triton.jit
+def activations(x, m, rows, k, K, EVEN: tl.constexpr, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The columns k of x's rows m, and zeros behind the last row. Reading that one again instead has all programs ask
+    for the same line of the L2 cache, once more for each row that is not there: only where there is no room for masks.
+    """
+    if BLOCK_M > MASKED_ROWS:
+        return columns(x + tl.minimum(m, rows - 1)[:, None] * K, k, K, EVEN)
+    inside = (m < rows)[:, None] if EVEN else (m < rows)[:, None] & (k < K)[None, :]
+    return tl.load(x + m[:, None] * K + k[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def sum_of_parts(here, parts, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sum of a tile's parts, in their order, each read while the one before it is added where there are registers
+    for two."""
+    SIZE: tl.constexpr = BLOCK_N * BLOCK_M
+    summed = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    if BLOCK_M <= PAIRED_ROWS:
+        coming = tl.load(here, cache_modifier=".cg")
+        for other in range(1, parts):
+            current = coming
+            coming = tl.load(here + other * SIZE, cache_modifier=".cg")
+            summed += current
+        return summed + coming
+    for other in range(parts):
+        summed += tl.load(here + other * SIZE, cache_modifier=".cg")
+    return summed
+
+
 @triton.jit(do_not_specialize=["rows", "whole", "parts", "normed_tiles"])
 def few_rows_kernel(
     x: tl.tensor,
@@ -178,11 +210,10 @@ def few_rows_kernel(
     wait_for_inputs(OVERLAPS)
 
     m = tl.arange(0, BLOCK_M)
-    value_row = x + tl.minimum(m, rows - 1)[:, None] * K
     product = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for start in range(first, last, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        value = tl.trans(columns(value_row, k, K, EVEN))
+        value = tl.trans(activations(x, m, rows, k, K, EVEN, BLOCK_M))
         product = tl.dot(columns(row, k, K, EVEN).to(value.dtype), value, product, input_precision="ieee")
         if SETTLES:
             product = settled(product)
@@ -194,9 +225,7 @@ def few_rows_kernel(
         tl.store(here + part * BLOCK_N * BLOCK_M, product)
         tl.debug_barrier()  # one thread announces what all have written
         if tl.atomic_add(counter, 1, sem="acq_rel") == parts - 1:
-            summed = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-            for other in range(parts):
-                summed += tl.load(here + other * BLOCK_N * BLOCK_M, cache_modifier=".cg")
+            summed = sum_of_parts(here, parts, BLOCK_N, BLOCK_M)
             tl.store(counter, 0)
             finish(
                 summed, tile, read, scale, bias, residual, gain, total, squares, out, rows, N, K, eps, normed_tiles,

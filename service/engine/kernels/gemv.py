@@ -71,6 +71,8 @@ def one_row_kernel(
         next_w = stream(row, start + BLOCK_K, K, BLOCK_K)
         next_up = stream(up_row, start + BLOCK_K, K, BLOCK_K) if GATED else next_w
         wide = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
+        # Before the sum is stored: for all the compiler knows, that might change it.
+        gain = tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32) if HAS_NORM else 1.0
         if HAS_RESIDUAL:
             wide += tl.load(residual + k, mask=k < K, other=0.0).to(tl.float32)
             rounded = wide.to(total.dtype.element_ty)
@@ -78,7 +80,7 @@ def one_row_kernel(
             wide = rounded.to(tl.float32)
         if HAS_NORM:
             squares += wide * wide
-            wide *= tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)
+            wide *= gain
         partial += w.to(tl.float32) * wide[None, :]
         if GATED:
             partial_up += up.to(tl.float32) * wide[None, :]
@@ -136,6 +138,10 @@ class OneRowLinear:
         # quantized rows are half as long.
         block_n = max(1, self._tuning.block_n * (1 if scales is None else 2) // (2 if gated else 1))
         out = torch.empty(1, width, dtype=x.dtype, device=x.device)
+        depth = weight.shape[1]
+        block_k = self._tuning.block_k
+        if scales is None and depth <= self._tuning.whole_row:
+            block_k = max(block_k, triton.next_power_of_2(depth))
         # Written by one program while others still read the old sum, hence never in place.
         total = x if residual is None else torch.empty_like(x)
         one_row_kernel[(triton.cdiv(width, block_n),)](
@@ -149,14 +155,14 @@ class OneRowLinear:
             total,
             width,
             eps,
-            K=weight.shape[1],
+            K=depth,
             HAS_RESIDUAL=residual is not None,
             HAS_NORM=norm_weight is not None,
             HAS_SCALES=scales is not None,
             HAS_BIAS=bias is not None,
             GATED=gated,
             BLOCK_N=block_n,
-            BLOCK_K=self._tuning.block_k,
+            BLOCK_K=block_k,
             num_warps=self._tuning.warps,
             num_stages=self._tuning.stages,
             **self._launch_options,

@@ -82,6 +82,14 @@ def attend_rotating_kernel(
     second = tl.load(query + HALF, mask=real[:, None], other=0.0)
     first, second = turn(first, second, c[None, :], s[None, :])
 
+    # The newest token's are needed last, and there by then.
+    is_last = ends & (length > 0)
+    newest = row * row_stride + kv_head * HEAD_DIM
+    new_first = tl.load(k + newest + half, mask=is_last, other=0.0)
+    new_second = tl.load(k + newest + HALF + half, mask=is_last, other=0.0)
+    new_value = tl.load(v + newest + lane, mask=is_last, other=0.0)
+    last_block = tl.load(table + last // BLOCK_SIZE).to(tl.int64)
+
     best = tl.full([GROUP_PAD], EMPTY, tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
     summed = tl.zeros([GROUP_PAD, HEAD_DIM], tl.float32)
@@ -103,20 +111,15 @@ def attend_rotating_kernel(
         best, total, summed = weigh_tile(scores, values, best, total, summed)
         block = next_block
 
-    is_last = ends & (length > 0)
-    newest = row * row_stride + kv_head * HEAD_DIM
-    k_first = tl.load(k + newest + half, mask=is_last, other=0.0)
-    k_second = tl.load(k + newest + HALF + half, mask=is_last, other=0.0)
-    value = tl.load(v + newest + lane, mask=is_last, other=0.0)
-    k_first, k_second = turn(k_first, k_second, c, s)
-    scores = tl.sum(first.to(tl.float32) * k_first.to(tl.float32)[None, :], 1)
-    scores += tl.sum(second.to(tl.float32) * k_second.to(tl.float32)[None, :], 1)
-    best, total, summed = add_newest(scores * scale, value, best, total, summed, is_last)
-    place = tl.load(table + last // BLOCK_SIZE).to(tl.int64) * BLOCK_SIZE + last % BLOCK_SIZE
+    new_first, new_second = turn(new_first, new_second, c, s)
+    scores = tl.sum(first.to(tl.float32) * new_first.to(tl.float32)[None, :], 1)
+    scores += tl.sum(second.to(tl.float32) * new_second.to(tl.float32)[None, :], 1)
+    best, total, summed = add_newest(scores * scale, new_value, best, total, summed, is_last)
+    place = last_block * BLOCK_SIZE + last % BLOCK_SIZE
     kept = (place * KV_HEADS + kv_head) * HEAD_DIM
-    tl.store(k_cache + kept + half, k_first, mask=is_last)
-    tl.store(k_cache + kept + HALF + half, k_second, mask=is_last)
-    tl.store(v_cache + kept + lane, value, mask=is_last)
+    tl.store(k_cache + kept + half, new_first, mask=is_last)
+    tl.store(k_cache + kept + HALF + half, new_second, mask=is_last)
+    tl.store(v_cache + kept + lane, new_value, mask=is_last)
 
     out_at = (row * KV_HEADS * GROUP + head) * HEAD_DIM
     slot = item * KV_HEADS * GROUP + head

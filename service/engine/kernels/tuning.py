@@ -24,14 +24,16 @@ class AttentionTuning:
 
 @dataclass(frozen=True, slots=True)
 class LinearTuning:
-    """Weight rows x columns that a program reads at a time, its warps, loads in flight (pipeline stages), and whether
-    it leaves its multiprocessor room for no other."""
+    """Weight rows x columns that a program reads at a time, its warps, loads in flight (pipeline stages), whether it
+    leaves its multiprocessor room for no other, and the longest row in 16 bits that is read at once, whatever its
+    columns: all of it is then under way before there are inputs."""
 
     block_n: int
     block_k: int
     warps: int
     stages: int
     alone: bool = False
+    whole_row: int = 0
 
 
 Tiles = Mapping[int, LinearTuning]
@@ -100,16 +102,18 @@ DEFAULT = Tuning(source="default; not measured on this card")
 3 * 64 * 128 * 2 = 48 KiB at head_dim 128; as a rule it is a stage less than there are."""
 
 BY_CAPABILITY = {
-    # 4 x 1024 with 8 warps was the best of 12 for all five matrices of the 8B model: 2.58-3.17 TB/s of 3.09 TB/s read.
+    # 4 x 1024 with 8 warps was the best of 12, none of which was longer, for all five matrices of the 8B model:
+    # 2.58-3.17 TB/s of 3.09 TB/s read. Whole rows of its hidden size take no more registers, and have four times as
+    # many bytes on their way.
     9: Tuning(
-        source="one_row and attention's tile measured on an H100 80GB, the rest estimated",
+        source="one_row's and attention's tile measured on an H100 80GB, the rest estimated",
         # Each has 64 KiB of KV on its way, three times what a multiprocessor's share of the bandwidth needs in flight:
         # two of them do, in one round, and leave fewer partial results than more of them would. With two stages, five
         # instead of three would find room on a multiprocessor, but none could load while it computes.
         attention=AttentionTuning(programs_per_multiprocessor=2),
         # 128 KiB of shared memory: one at a time.
         chunks=AttentionTuning(warps=8, programs_per_multiprocessor=1),
-        one_row=LinearTuning(block_n=4, block_k=1024, warps=8, stages=1),
+        one_row=LinearTuning(block_n=4, block_k=1024, warps=8, stages=1, whole_row=4096),
         rows={
             16: LinearTuning(block_n=32, block_k=256, warps=4, stages=4),
             32: LinearTuning(block_n=128, block_k=64, warps=4, stages=5),

@@ -1,10 +1,15 @@
 """Products of one row with what is fused around them, against float64."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
+from service.engine.kernels.tuning import LinearTuning
+from service.engine.quantization import Int8Matrix
 from tests.engine.kernels import exact
-from tests.engine.kernels.conftest import FUSED, Subject, operands
+from tests.engine.kernels.conftest import FUSED, Subject, kernels, operands
 
 EPS = 1e-5
 # width, depth: off every tile's edge, on it, narrower than a tile
@@ -50,6 +55,32 @@ def test_a_product_takes_the_norm_before_it_along(
     assert exact.error(result, expected) < 3 * exact.TOLERANCE[dtype]
     summed = x.double() if residual is None else x.double() + residual.double()
     assert exact.error(total, summed) < exact.TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(("depth", "columns"), [(1000, 1024), (1024, 1024), (1025, 256)])
+def test_a_row_that_is_short_enough_is_read_at_once(depth: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = kernels("interpreter")
+    from service.engine.kernels import gemv
+
+    read: list[int] = []
+    kernel = gemv.one_row_kernel
+
+    class Noting:
+        def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+            def launch(*arguments: object, **constants: Any) -> None:
+                read.append(constants["BLOCK_K"])
+                kernel[grid](*arguments, **constants)
+
+            return launch
+
+    monkeypatch.setattr(gemv, "one_row_kernel", Noting())
+    tuning = LinearTuning(block_n=4, block_k=256, warps=1, stages=1, whole_row=1024)
+    x, weight, bias = operands(subject, 1, 40, depth, torch.float32)
+    result = gemv.OneRowLinear(tuning).linear(x, weight, bias)
+    assert read == [columns]
+    assert exact.error(result, exact.linear(x, weight, bias)) < 2 * exact.TOLERANCE[torch.float32]
+    gemv.OneRowLinear(tuning).linear(x, Int8Matrix.of(weight), bias)
+    assert read[1:] == [256], "widened, a row of eight bits takes twice the registers"
 
 
 def test_the_sum_is_rounded_before_it_is_normed(subject: Subject) -> None:
