@@ -19,12 +19,15 @@ import sys
 import tempfile
 import time
 import traceback
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
+from service.engine.device_errors import require_usable
+from service.errors import EngineFailed
 from tests.bench.results_file import Line, Results, results_path
 from tests.bench.run import Run
 from tests.bench.scale import FULL, TINY
@@ -35,20 +38,38 @@ SWITCHES = ("INTERNLM_", "TORCH_BLAS_", "CUBLAS_", "PYTORCH_")
 """How the names of variables begin that change what is measured, unless they name a place on this machine."""
 
 
+class DeviceLost(Exception):
+    """The GPU is of no use to this process any more, as after an illegal access: what `section` left behind."""
+
+    def __init__(self, section: str) -> None:
+        super().__init__(f"{section} left the GPU of no use to this process")
+        self.section = section
+
+
 def run_sections(run: Run, names: list[str]) -> list[str]:
     """Every section in order, and which of them failed: that is printed and does not keep the others from running.
 
-    The last line of a section says how long it took; one without was cut off.
+    The last line of a section says how long it took; one without was cut off. Raises DeviceLost after a section that
+    leaves none to the others.
     """
     failed = []
     _ = run.limits
     for run.section in names:
         started = time.perf_counter()
-        if not _succeeds(run):
-            failed.append(run.section)
-            run.drop_core()  # not before: until it was handled, the error held all that its section had on the GPU
+        succeeds = _succeeds(run)
         run.say(took_seconds=time.perf_counter() - started)
+        if not succeeds:
+            failed.append(run.section)
+            _require_device(run)
+            run.drop_core()  # not before: until it was handled, the error held all that its section had on the GPU
     return failed
+
+
+def _require_device(run: Run) -> None:
+    try:
+        require_usable(run.device, run.section)
+    except EngineFailed as error:
+        raise DeviceLost(run.section) from error
 
 
 def _succeeds(run: Run) -> bool:
@@ -68,10 +89,18 @@ def _shortened(text: str) -> str:
 
 def machine(name: str) -> Line:
     """What the figures were measured on and with; settings and torch's switches change them."""
-    installed = {package: version(package) for package in ("triton", "transformers") if find_spec(package)}
+    installed = {package: _version(package) for package in ("triton", "transformers") if find_spec(package)}
     versions = {"python": platform.python_version(), "torch": torch.__version__} | installed
     switches = {key: value for key, value in os.environ.items() if key.startswith(SWITCHES) and "/" not in value}
     return {"section": "machine", "gpu": name, **versions, "switches": switches}
+
+
+def _version(package: str) -> str:
+    """Some builds of Triton are of another name."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -79,6 +108,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="every section")
     parser.add_argument("--tiny", action="store_true", help="a few layers, on a CPU too; nothing is judged")
     parser.add_argument("--only", help=f"some of {','.join(SECTIONS)}")
+    parser.add_argument("--without", default="", help="sections to leave out, and whatever is held against them")
     parser.add_argument("--model-dir", type=Path, help="a model directory; random weights are written where none is")
     parser.add_argument("--results", type=Path, help="where the lines are written; a tiny run writes nothing by itself")
     options = parser.parse_args(arguments)
@@ -86,10 +116,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("say --all, --tiny or --only")
     if not (options.tiny or torch.cuda.is_available()):
         parser.error("no GPU here; --tiny shows that the command runs")
-    unknown = set((options.only or "").split(",")) - {"", *SECTIONS}
+    unknown = {*_listed(options.only), *_listed(options.without)} - SECTIONS.keys()
     if unknown:
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
     return options
+
+
+def _listed(names: str | None) -> list[str]:
+    return names.split(",") if names else []
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -107,17 +141,36 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(line), flush=True)
 
     scale = TINY if options.tiny else FULL
+    names = with_needs(_listed(options.only) or list(SECTIONS), _listed(options.without))
     with tempfile.TemporaryDirectory() as temporary:
         run = Run(scale, options.model_dir or Path(temporary) / "random", device, emit)
+        if not options.without:
+            run.forget_trials()
         emit(machine(name) | {"tiny": options.tiny})
-        failed = run_sections(run, with_needs(options.only.split(",") if options.only else list(SECTIONS)))
+        try:
+            failed = run_sections(run, names)
+        except DeviceLost as lost:
+            go_on_without(lost.section, names, options, run)
         run.drop_core()
     judged = results.verdicts()
     for line in judged:
         print(json.dumps(line), flush=True)
     bad = {"fail"} if options.only or options.tiny else {"fail", "missing"}
     missed = [line for line in judged if line["verdict"] in bad]
-    return int(bool(failed or missed))
+    return int(bool(failed or missed or options.without))
+
+
+def go_on_without(section: str, names: list[str], options: argparse.Namespace, run: Run) -> NoReturn:
+    """Run the sections behind that one in another process, which has the GPU's memory once this one is gone. A model
+    that was written for this run alone stays where it is."""
+    traceback.print_exc(file=sys.stderr)
+    without = ",".join([*_listed(options.without), section])
+    left = with_needs(names[names.index(section) + 1 :], _listed(without))
+    print(f"{section}: what is left runs in another process, with the model in {run.directory}", file=sys.stderr)
+    flags = ["--tiny"] * options.tiny + ["--results", str(options.results)] * bool(options.results)
+    command = ["--only", ",".join(left), "--without", without, "--model-dir", str(run.directory), *flags]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "tests.bench.gpu", *command])
 
 
 if __name__ == "__main__":

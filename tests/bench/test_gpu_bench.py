@@ -1,7 +1,9 @@
 """The GPU benchmark runs from end to end without a GPU, and each section measures what it says."""
 
 import json
+import os
 import weakref
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +11,8 @@ import pytest
 import torch
 
 from service.engine.base import EngineConfig
+from service.errors import EngineFailed
+from tests.bench import gpu
 from tests.bench import run as benchmark_run
 from tests.bench.floor import prefill_flop
 from tests.bench.gpu import machine, main, parse, run_sections
@@ -16,7 +20,7 @@ from tests.bench.limits import Limits
 from tests.bench.load import Rates
 from tests.bench.measures import CONTINUOUS_BATCHING, ENGINE, LIMIT, REFERENCE
 from tests.bench.results_file import Line, Results
-from tests.bench.run import Run
+from tests.bench.run import TRIAL_FILE, Run
 from tests.bench.scale import TINY
 from tests.bench.sections import OURS, SECTIONS, Section, product, steps, with_needs
 from tests.bench.targets import TARGETS
@@ -89,6 +93,8 @@ def test_who_is_held_against_the_engine_has_it_measured_in_the_same_run() -> Non
     assert with_needs(["reference"]) == [*OURS, "reference"]
     assert with_needs(["continuous_batching", "web"]) == ["throughput", "long", "prefix", "web", "continuous_batching"]
     assert with_needs(list(SECTIONS)) == list(SECTIONS)
+    left = with_needs(["prefill", "reference", "structured"], without=["decode"])
+    assert left == ["throughput", "prefill", "structured"], "not what is held against it"
 
 
 def bench(directory: Path, lines: list[Line]) -> Run:
@@ -124,6 +130,63 @@ def test_a_section_that_fails_is_printed_and_does_not_keep_others_from_running(
     assert error["error"] == "ValueError: no such luck"
     assert float(str(took["took_seconds"])) >= 0
     assert late["late"] == 2.0
+
+
+def test_sections_behind_one_that_spoils_the_gpu_go_on_in_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An illegal access leaves a process no GPU, and the GPU no memory until that process is gone."""
+
+    def spoil(run: Run) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def says_so(device: torch.device, culprit: str) -> None:
+        raise EngineFailed(f"{culprit} left {device} unusable")
+
+    def replaced(path: str, command: list[str]) -> None:
+        commands.append(command)
+        raise SystemExit
+
+    commands: list[list[str]] = []
+    monkeypatch.setitem(SECTIONS, "throughput", Section(spoil))
+    monkeypatch.setattr(gpu, "require_usable", says_so)
+    monkeypatch.setattr(os, "execv", replaced)
+    model, results = tmp_path / "model", tmp_path / "results"
+    model.mkdir()
+    (model / TRIAL_FILE).write_text("a_kernel")
+    asked = ["--tiny", "--only", "throughput,prefill,verify_engine,structured"]
+    with pytest.raises(SystemExit):
+        main([*asked, "--model-dir", str(model), "--results", str(results)])
+    ((_, _, _, *arguments),) = commands
+    places = ["--model-dir", str(model), "--tiny", "--results", str(results)]
+    # Structured answers are held against what nobody has now.
+    assert arguments == ["--only", "prefill,verify_engine", "--without", "throughput", *places]
+    assert not (model / TRIAL_FILE).exists(), "what an earlier run left is tried again"
+    (model / TRIAL_FILE).write_text("a_kernel")
+    ran: list[str] = []
+    for name in ("prefill", "verify_engine"):
+        monkeypatch.setitem(SECTIONS, name, Section(lambda run: ran.append(run.section)))
+    assert main(arguments) == 1, "whatever the others do"
+    assert ran == ["prefill", "verify_engine"]
+    assert (model / TRIAL_FILE).exists(), "and not what this one left"
+
+
+def test_an_engine_notes_what_it_tries_where_the_next_process_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[EngineConfig] = []
+    monkeypatch.setattr(benchmark_run, "build_core", lambda config, say: built.append(config))
+    monkeypatch.setattr(benchmark_run, "serve", lambda core, requests: None)
+    _ = bench(tmp_path / "model", []).core
+    assert built[0].trial_file == str(tmp_path / "model" / TRIAL_FILE)
+
+
+def test_a_triton_of_another_name_keeps_nothing_from_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(gpu, "version", unknown)
+    assert machine("cpu")["transformers"] == "unknown"
 
 
 def test_a_section_that_is_cut_off_keeps_the_ratios_it_had_found(

@@ -1,6 +1,9 @@
 """The benchmark's README: its commands are ones, fit their time limit by its own estimates, and bring every package."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -61,6 +64,25 @@ def test_what_a_host_needs_is_there_or_brought(extra: str) -> None:
     names = {re.split(r"[=><]", package)[0] for package in needed} - {"uvicorn", "pydantic"}
     section = README.split("## On a GPU host without a network")[1].split("\n## ")[0]
     assert not [name for name in names if not re.search(rf"\b{re.escape(name)}\b", section)]
+
+
+@pytest.mark.slow
+def test_the_tests_that_need_a_gpu_import_nothing_that_a_host_may_lack(tmp_path: Path) -> None:
+    """One that does has none of its folder run: pytest stops where it cannot collect."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    named = {re.split(r"[=><]", package)[0] for package in project["optional-dependencies"]["dev"]}
+    section = README.split("## On a GPU host without a network")[1].split("\n## ")[0]
+    lacking = {name.replace("-", "_") for name in named if not re.search(rf"\b{re.escape(name)}\b", section)}
+    assert {"jsonschema", "openai"} <= lacking
+    hidden = f"import sys\nfor name in {sorted(lacking)}: sys.modules[name] = None\n"
+    (tmp_path / "without.py").write_text(hidden)
+    command = [sys.executable, "-m", "pytest", "-p", "without", "--collect-only", "-q", "-m", "gpu"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    found = subprocess.run(
+        [*command, "tests/gpu", "tests/engine/kernels"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout[-2000:]
+    assert "tests/gpu/test_grammars.py::" in found.stdout
 
 
 def test_the_transformers_that_is_brought_is_the_one_that_is_installed_elsewhere() -> None:

@@ -2,11 +2,16 @@
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import psutil
 import pytest
 
+from tests.bench import web
 from tests.bench.web import Stream, _read, load
 
 TOKENS = 20
@@ -58,6 +63,26 @@ async def test_no_text_is_lost_or_counted_twice_where_pieces_meet(size: int) -> 
             return piece
 
     assert (await _read(Pieces())).texts == 5  # type: ignore[arg-type]
+
+
+def test_a_server_that_does_not_end_is_killed_with_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which else keeps the GPU's memory, and every section behind it waits for that and fails."""
+    monkeypatch.setattr(web, "STOP_SECONDS", 0.2)
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    )
+    starts_engine = (
+        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {deaf!r}], start_new_session=True); {deaf}"
+    )
+    with subprocess.Popen([sys.executable, "-c", starts_engine], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline(), process.stdout.readline()] == [b"deaf\n"] * 2
+        (engine,) = psutil.Process(process.pid).children()
+        with pytest.raises(subprocess.TimeoutExpired):
+            web._stop(process)
+        psutil.wait_procs([engine], timeout=10)
+        assert not engine.is_running()
+        assert process.wait(10) == -signal.SIGKILL
 
 
 async def test_a_stream_that_breaks_off_is_an_error() -> None:

@@ -10,16 +10,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 from service.settings import PREFIX
 
 START_SECONDS = 300
 """The 8B model is up in one. A command that may take ten is to say why it is not."""
+STOP_SECONDS = 60
 TAIL_BYTES = 1 << 17
 """The last event repeats the whole answer, and its usage comes after it."""
 TEXT = b'"delta":"'
@@ -83,8 +85,20 @@ def server(model_dir: Path, settings: dict[str, object]) -> Iterator[str]:
                 raise RuntimeError(f"the server did not become ready: {log.read()[-2000:]}")
             yield url
         finally:
-            process.terminate()
-            process.wait(60)
+            _stop(process)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """Raises TimeoutExpired when it had to be killed. Its engine goes, too, which would keep the GPU's memory."""
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        for each in (process, *family):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        raise
 
 
 def _becomes_ready(url: str, process: "subprocess.Popen[bytes]") -> bool:

@@ -3,8 +3,8 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import jsonschema
 import pytest
 
 from service.engine.base import FinishReason, SamplingParams
@@ -18,6 +18,16 @@ from tests.support.speaking import CITY, Speaker, write_speaking_checkpoint
 def speaking_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("llguidance")
     return write_speaking_checkpoint(tmp_path_factory.mktemp("model"), replace(SHAPE, max_positions=2048))
+
+
+def assert_city(said: dict[str, Any]) -> None:
+    """By hand: a GPU host need not have what validates by a schema."""
+    assert said.keys() == {"name", "people", "rivers"}
+    assert isinstance(said["name"], str)
+    assert len(said["name"]) <= 6
+    assert said["people"] in range(1000)
+    assert len(said["rivers"]) <= 2
+    assert set(said["rivers"]) <= {*CITY["properties"]["rivers"]["items"]["enum"]}
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -36,7 +46,7 @@ def test_a_random_model_says_nothing_but_what_fits_beside_answers_that_are_free(
     events = drain(core, [*kept, *free])
     assert {reasons_of(events)[each.id] for each in kept} == {FinishReason.STOP}
     for request in kept:
-        jsonschema.validate(json.loads(speaker.text(tokens_of(events)[request.id])), CITY)
+        assert_city(json.loads(speaker.text(tokens_of(events)[request.id])))
     again = drain(core, free)  # launched ahead, in slots that were restricted: nothing is forbidden any more
     said = {token for each in free for token in tokens_of(again)[each.id]}
     assert len(said) > 20

@@ -17,7 +17,7 @@ from tests.support.tokenizers import write_sentencepiece_dir
 VOCAB = 1050
 """Some rows more than the tokenizer's own, as InternLM3 has."""
 
-CITY = {
+CITY: dict[str, Any] = {
     "type": "object",
     "properties": {
         "name": {"type": "string", "maxLength": 6},

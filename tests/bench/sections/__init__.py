@@ -3,7 +3,7 @@
 What tells most for its time comes first, should a run be cut off: transformers' continuous batching takes longest.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from tests.bench.run import Run
@@ -37,7 +37,8 @@ SECTIONS = {
 }
 
 
-def with_needs(names: list[str]) -> list[str]:
-    """These and what they need, in order."""
-    wanted = {*names, *(need for name in names for need in SECTIONS[name].needs)}
+def with_needs(names: list[str], without: Collection[str] = ()) -> list[str]:
+    """These and what they need, in order, but for those `without` which there are to be, and whoever needs them."""
+    kept = [name for name in names if not {name, *SECTIONS[name].needs} & {*without}]
+    wanted = {*kept, *(need for name in kept for need in SECTIONS[name].needs)}
     return [name for name in SECTIONS if name in wanted]
