@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from service.api.fields import Label, Sampled, Strict, Text
 from service.chat.endings import OURS, FieldNames
 from service.engine.grammars.bounds import excess
+from service.engine.grammars.closing import held_to
 from service.engine.grammars.schema import ANY_OBJECT
 from service.errors import InvalidRequest
 
@@ -20,7 +21,10 @@ class NamedSchema(Strict):
     name: Label = ""
     description: Text | None = None
     schema_: dict[str, Any] | None = Field(
-        None, alias="schema", description="Keywords that cannot be kept to are refused, never ignored."
+        None,
+        alias="schema",
+        description="Keywords that cannot be kept to are refused, never ignored. An object has no properties but those "
+        "that are listed, unless it says that it may.",
     )
     strict: bool | None = None
 
@@ -75,4 +79,4 @@ def schema_kept_to(schema: dict[str, Any], *, thinking: bool, form: str, fields:
         )
     if too_much := excess(schema):
         raise InvalidRequest(f"the schema asks for too much: {too_much}", field=fields.schema)
-    return schema
+    return held_to(schema) or schema

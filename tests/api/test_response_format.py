@@ -13,6 +13,12 @@ from tests.api.conftest import Service
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 
 
+OPEN = {name: value for name, value in SCHEMA.items() if name != "additionalProperties"}
+"""As pydantic and zod write it: an answer has no more than is listed all the same."""
+DEEP: dict[str, Any] = json.loads('{"items":' * 70 + "{}" + "}" * 70)
+"""Deeper than is looked at for what could be closed."""
+
+
 def of_schema(schema: object, **more: object) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema} | more}
 
@@ -129,6 +135,11 @@ async def test_text_is_what_it_always_was(service: Service, route: str, given: o
         ({"type": "json_schema", "json_schema": {"name": "any"}}, {"type": "object"}),
         (of_schema(None), {"type": "object"}),
         (of_schema({}), {}),
+        (of_schema(SCHEMA | {"title": "T", "propertyNames": {"type": "string"}}), SCHEMA),
+        (of_schema(OPEN), SCHEMA),
+        (of_schema(OPEN | {"additionalProperties": True}), OPEN | {"additionalProperties": True}),
+        (of_schema({"type": "string", "format": "uuid4"}), {"type": "string"}),
+        (of_schema(DEEP), DEEP),
     ],
 )
 async def test_the_engine_is_told_the_schema(

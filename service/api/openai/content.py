@@ -9,6 +9,7 @@ from service.api.openai.unserved import OF_PART, PART_LABELS, without
 from service.chat.printable import without_control
 
 MAX_PARTS = 1000
+MEDIA = ("image_url", "input_image", "input_audio", "video_url", "file", "input_file")
 
 
 def joined(*types: str) -> BeforeValidator:
@@ -24,6 +25,8 @@ def joined(*types: str) -> BeforeValidator:
 
     def text_of(at: int, part: Any) -> str:
         part = without(OF_PART, part)
+        if isinstance(part, dict) and part.get("type") in MEDIA:
+            raise ValueError(f"part {at} is {part['type']}, and this model reads nothing but text; leave it out")
         is_text = isinstance(part, dict) and part.get("type") in types and isinstance(part.get("text"), str)
         if not is_text or part.keys() - {"type", "text", *PART_LABELS}:
             raise ValueError(f"part {at} is not {known}, and nothing else is understood")

@@ -16,6 +16,18 @@ PART_LABELS = ("logprobs",)
 OF_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,)}
 """The same of a stream."""
 
+INSTEAD = {
+    "effort": "thinking has the model reason",
+    "function_call": "tool_choice is its newer name",
+    "functions": "tools is their newer name",
+    "guided_choice": "response_format holds an answer to a schema's enum, as JSON",
+    "guided_json": "response_format holds an answer to a schema",
+    "guided_regex": "response_format holds an answer to a schema's pattern, as JSON",
+    "reasoning_effort": "thinking has the model reason",
+    "structured_outputs": "response_format holds an answer to a schema",
+}
+"""What does nearly the same here."""
+
 HINTS = ("cache_control", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")
 """Of caches: they cannot change an answer, and the prefix cache does by itself what they ask for."""
 
@@ -30,6 +42,9 @@ def without(unserved: Neutral, value: Any, where: str = "") -> Any:
     for name, neutral in unserved.items():
         if value.get(name) is not None and value[name] not in neutral:
             way_out = f" or send {json.dumps(neutral[0])}" if neutral else ""
-            raise InvalidRequest(f"{where}{name} is not served here; leave it out{way_out}", field=f"{where}{name}")
+            other = f"; {INSTEAD[name]}" if name in INSTEAD else ""
+            raise InvalidRequest(
+                f"{where}{name} is not served here; leave it out{way_out}{other}", field=f"{where}{name}"
+            )
     dropped = (*unserved, *HINTS)
     return {name: each for name, each in value.items() if each is not None and name not in dropped}

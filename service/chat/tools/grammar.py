@@ -13,8 +13,8 @@ from typing import Any
 from service.chat.printable import CONTROL
 from service.chat.tools.markup import TAIL, CallMarks, head
 from service.chat.tools.offer import Offer, Tool
-from service.chat.tools.parameters import held_to
 from service.engine.grammars.bounds import excess
+from service.engine.grammars.closing import held_to
 from service.engine.grammars.schema import ANY_OBJECT, guided, json_grammar, problem_of
 from service.errors import InvalidRequest
 

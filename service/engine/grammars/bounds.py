@@ -53,8 +53,24 @@ NAME = "a name"
 NOTES = {"title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly"}
 NOTES |= {"$schema", "$comment"}
 """What only people and models read."""
+FORMATS = frozenset({"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"})
+"""Those that the library knows. Any other is a note (JSON Schema 2020-12, Validation, 7.2.1), and often stands beside a
+pattern that says the same."""
+_TIME = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})$"
+FINER = {"date-time": rf"^[^ ]{{10}}T{_TIME}", "time": rf"^{_TIME}"}
+"""A pattern of what most readers take of a format: RFC 3339 has leap seconds, small letters and endless fractions, too,
+and a model may go on with these to the answer's limit."""
+ANY_NAME: tuple[Any, ...] = (True, {}, {"type": "string"})
+"""What every property's name fits."""
 ANNOTATIONS = NOTES | {"$ref", "$defs", "definitions", "$id", "discriminator", "type"}
 """What stands beside a reference or a choice without narrowing it."""
+
+
+def is_note(keyword: str, value: Any) -> bool:
+    """Whether a keyword says nothing of what a value may be."""
+    if keyword == "format":
+        return isinstance(value, str) and value not in FORMATS
+    return keyword in NOTES or (keyword == "propertyNames" and value in ANY_NAME)
 
 
 class _Entry(NamedTuple):
@@ -118,7 +134,7 @@ def is_deeper(value: dict[str, Any] | None, levels: int) -> bool:
 
 def _excess_of_value(entry: _Entry) -> str:
     key, value = entry.key, entry.value
-    if key in REFUSED and isinstance(value, dict):
+    if key in REFUSED and isinstance(value, dict) and not is_note(key, value):
         return f"{key} is not kept to; name the properties"
     is_forced = entry.is_constant or key in (NAME, "const", "pattern")
     if isinstance(value, str) and is_forced and len(value) > MAX_TEXT:
@@ -161,7 +177,8 @@ def _excess_of_many(entries: list[_Entry]) -> str:
     multiples = {value for key, value, _ in entries if key == "multipleOf" and isinstance(value, int | float)}
     if sum(_digits(each) > 1 for each in multiples) > MAX_MULTIPLES:
         return f"it has more than {MAX_MULTIPLES} different numbers in multipleOf, powers of ten apart; leave some out"
-    patterns = [(key, value) for key, value, _ in entries if key in PATTERNS and isinstance(value, str)]
+    texts = [(key, value) for key, value, _ in entries if key in PATTERNS and isinstance(value, str)]
+    patterns = [each for each in texts if not is_note(*each) and each[1] not in FINER.values()]
     count, most = (len(patterns), MAX_PATTERNS_AT_ONCE) if at_once else (len(set(patterns)), MAX_PATTERNS)
     if count > most:
         return f"it has {count} patterns and formats, more than {most}{beside}; leave some out"

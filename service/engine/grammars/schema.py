@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
 
-WHITESPACE = r"[ \t\n]{0,40}"
-"""Between two tokens of JSON: enough to indent by, and no more, or a model that has nothing to say could go on with it
-to the answer's limit."""
+WHITESPACE = r"(\n[ \t]{0,40}| )?"
+"""Between two tokens of JSON: a space, or a line's end and enough to indent by, and no more, or a model that has
+nothing to say could go on with it to the answer's limit."""
 
 ANY_OBJECT = {"type": "object"}
 """The schema of what has names and values, and nothing said of them."""

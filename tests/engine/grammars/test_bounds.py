@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.engine.grammars.bounds import MAX_CHARACTERS, MAX_CHOICES, MAX_LEVELS, MAX_NODES, MAX_VALUES, excess
+from service.engine.grammars.bounds import FINER, MAX_CHARACTERS, MAX_CHOICES, MAX_LEVELS, MAX_NODES, MAX_VALUES, excess
 from service.engine.grammars.compiler import GrammarCompiler
 from service.engine.grammars.schema import json_grammar, problem_of
 
@@ -124,6 +124,7 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "a bound in a property of an unlucky name": ({"properties": {"const": {"multipleOf": 7919}}}, "7919"),
     "much that is required": ({"required": [f"p{i}" for i in range(300)]}, "requires 300"),
     "patterns of names": ({"patternProperties": {"^a": {}}}, "patternProperties"),
+    "names that fit a pattern": ({"propertyNames": {"pattern": "^a"}}, "propertyNames"),
     "many patterns": ({"anyOf": [{"pattern": f"a{i}"} for i in range(17)]}, "17 patterns"),
     "patterns for one text": (
         {"allOf": [{"pattern": f"(a|b)*a.{{{i}}}"} for i in range(4)]},
@@ -145,7 +146,23 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "deep nesting": (nested(5000), str(MAX_NODES)),
 }
 
+WITHIN: dict[str, dict[str, Any]] = {
+    "formats that say nothing": any_of([{"type": "string", "format": f"f{i}"} for i in range(17)]),
+    "names that may be any": {"propertyNames": {"type": "string"}},
+    "patterns that formats have of their own": {"allOf": [{"format": "time", "pattern": FINER["time"]}] * 3},
+}
+
+
+@pytest.mark.parametrize("schema", WITHIN.values(), ids=WITHIN)
+def test_what_costs_nothing_counts_for_nothing(schema: dict[str, Any]) -> None:
+    assert excess(schema) == ""
+
+
 WORST: dict[str, dict[str, Any]] = {
+    "times that must fit their patterns again and again": {
+        "allOf": [{"type": "string", "format": form, "pattern": FINER[form]} for form in ("date-time", "time", "time")]
+        + [{"pattern": pattern} for pattern in FINER.values()] * 3
+    },
     "branches in branches": any_of([{"type": "array", "items": V}] * MAX_CHOICES),
     "branches in counted branches": any_of([{"type": "array", "items": V, "maxItems": 1000 - i} for i in range(32)]),
     "tuples": any_of([{"type": "array", "prefixItems": [V] * 3, "items": False}] * MAX_CHOICES),

@@ -1,6 +1,7 @@
 """Where answers may go: with the small real model's tokens and with tokenizers of InternLM3's kind."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine.grammars.closing import held_to
 from service.engine.grammars.compiler import GrammarCompiler
 from service.engine.grammars.matcher import Masks
 from service.engine.grammars.schema import json_grammar
@@ -91,6 +93,41 @@ def test_any_object_can_be_said(language: Language, value: dict[str, Any], space
 @pytest.mark.parametrize(
     ("text", "fits"),
     [
+        ('{ "a": [1, 2] }', True),
+        ('{\n    "a": [\n        1\n    ]\n}', True),
+        ('{\n\t"a": []\n}', True),
+        ('{"a":\n\n1}', False),
+    ],
+)
+def test_json_is_spaced_as_people_do_and_no_more(language: Language, text: str, fits: bool) -> None:
+    """A model that has nothing to say would go on with blank lines."""
+    assert language.reads({"type": "object"}, within_an_answer(language, text)) == fits
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "fits"),
+    [
+        ("date-time", "2026-11-28T03:10:00Z", True),
+        ("date-time", "2026-11-28T03:10:59.123456+08:00", True),
+        ("date-time", "2026-02-31T03:10:00Z", False),
+        ("date-time", "2026-11-28T03:10:60Z", False),
+        ("date-time", "2026-11-28t03:10:00z", False),
+        ("date-time", "2026-11-28T03:10:00.0000000Z", False),
+        ("time", "03:10:00-05:30", True),
+        ("time", "20:26:60.1z", False),
+    ],
+)
+def test_times_are_those_that_readers_take(language: Language, form: str, text: str, fits: bool) -> None:
+    schema = held_to({"type": "string", "format": form})
+    assert schema is not None
+    assert language.reads(schema, within_an_answer(language, json.dumps(text))) == fits
+    if fits:
+        datetime.fromisoformat(text if form == "date-time" else f"2026-11-28T{text}")
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
         ('{"name":"Bob","age":3}', True),
         ('{"name": "Bob", "age": 3, "tags": [1, "x"]}', True),
         ('{"name":"Bob"}', False),
@@ -135,9 +172,12 @@ def test_space_between_two_tokens_ends_sometime(language: Language) -> None:
     """A small model that has nothing to say says spaces."""
     matcher = language.begin({"type": "object"})
     matcher.advance(next(iter(within_an_answer(language, "{"))))
-    space = language.tokenizer.codec.table.index(b" ")
+    line_end, space = (language.tokenizer.codec.table.index(each) for each in (b"\n", b" "))
+    assert {line_end, space} <= language.allowed(matcher)
+    matcher.advance(line_end)
     said = 0
     while space in language.allowed(matcher):
+        assert line_end not in language.allowed(matcher)
         matcher.advance(space)
         said += 1
     assert 30 < said <= 40

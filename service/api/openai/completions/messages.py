@@ -71,11 +71,18 @@ def _sent_back(message: Any) -> Any:
         return message
     message = message | {"content": as_it_may_be_sent(message.get("content"))}
     if message["role"] == "tool":
-        return message
-    said = {name: each for name, each in message.items() if name not in unserved.REASONING}
-    if said.get("tool_calls") and said.get("content") is None:
-        said["content"] = ""
+        return message | ({"content": ""} if message["content"] is None else {})
+    said = _unlabelled(message, (*unserved.REASONING, *unserved.ANSWER_LABELS))
+    refusal = said.pop("refusal", None)
+    if said.get("content") is None and (said.get("tool_calls") or isinstance(refusal, str)):
+        said["content"] = refusal or ""  # a refusal is what the assistant said
+    if isinstance(said.get("tool_calls"), list):
+        said["tool_calls"] = [_unlabelled(call, unserved.CALL_LABELS) for call in said["tool_calls"]]
     return said
+
+
+def _unlabelled(value: Any, labels: tuple[str, ...]) -> Any:
+    return {name: each for name, each in value.items() if name not in labels} if isinstance(value, dict) else value
 
 
 def _require_few_calls(messages: list[Any]) -> None:

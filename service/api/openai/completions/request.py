@@ -9,6 +9,7 @@ from service.api.openai.completions import unserved
 from service.api.openai.completions.messages import ChatMessage, cleaned_messages
 from service.api.openai.completions.tools import Choice, Tools, cleaned_tools
 from service.api.openai.limits import DEFAULT_NEW_TOKENS
+from service.api.openai.other_servers import as_ours
 from service.api.openai.tools import AUTO, MAX_TOOLS
 from service.api.openai.unserved import OF_STREAM_OPTIONS, without
 from service.api.response_format import Formatted
@@ -23,10 +24,8 @@ def _listed(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
-def _read_as_ours(body: dict[str, Any]) -> None:
-    """What vLLM's server calls otherwise: -1 for all tokens, and the switch that the templates of other models have."""
-    if body.get("top_k") == -1:
-        body["top_k"] = 0
+def _thinking_as_ours(body: dict[str, Any]) -> None:
+    """The switch that the templates of other models have, and vLLM's server hands to them."""
     options = without({}, body.get("chat_template_kwargs"))
     if not isinstance(options, dict) or options.keys() - {"enable_thinking"}:
         return  # there is none, or what is refused by name
@@ -81,10 +80,13 @@ class CompletionRequest(Formatted):
     @model_validator(mode="before")
     @classmethod
     def _served(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            value = {name: each for name, each in value.items() if name not in unserved.LABELS}
+            as_ours(value)
         value = without(unserved.OF_REQUEST | unserved.OF_OTHER_SERVERS, value)
         if not isinstance(value, dict):
             return value
-        _read_as_ours(value)
+        _thinking_as_ours(value)
         if "stream_options" in value:
             options = without(OF_STREAM_OPTIONS, value["stream_options"], "stream_options.")
             value["stream_options"] = options

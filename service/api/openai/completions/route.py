@@ -13,7 +13,7 @@ from service.api.openai.completions.completion import Completion
 from service.api.openai.completions.messages import turns
 from service.api.openai.completions.request import CompletionRequest
 from service.api.openai.completions.writer import CompletionWriter
-from service.api.openai.limits import DEFAULT_NEW_TOKENS
+from service.api.openai.limits import DEFAULT_NEW_TOKENS, require_an_end
 from service.api.openai.logprobs import reported
 from service.api.openai.models import require_model
 from service.api.openai.offering import offer_of
@@ -95,12 +95,7 @@ def to_chat(body: CompletionRequest, prompt: Prompt) -> Chat:
     if "stream_options" in body.model_fields_set and not body.stream:
         raise InvalidRequest("stream_options is for streams; leave it out, or set stream", field="stream_options")
     schema, may_call = body.answer_schema(), offer_of(prompt.tools, body.tool_choice, thinking=body.thinking)
-    if body.ignore_eos and (schema is not None or may_call):
-        other = "tools" if may_call else "response_format"
-        raise InvalidRequest(
-            f"ignore_eos goes on past the answer's end, and {other} allows nothing there; send one of them",
-            field="ignore_eos",
-        )
+    require_an_end(body.ignore_eos, held_to="tools" if may_call else "" if schema is None else "response_format")
     wanted = new_tokens(body)
     return Chat(
         messages=prompt.messages,

@@ -7,7 +7,6 @@ OF_REQUEST: Neutral = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "logit_bias": ({},),
-    "metadata": ({},),
     "modalities": (["text"],),
     "moderation": (),
     "parallel_tool_calls": (False, True),
@@ -20,6 +19,9 @@ OF_REQUEST: Neutral = {
 }
 """With the values, besides null, that change nothing. Source: https://platform.openai.com/docs/api-reference/chat/create"""
 
+LABELS = ("metadata",)
+"""What a client keeps of its own beside an answer, and a server that stores it would, too."""
+
 OF_OTHER_SERVERS: Neutral = {
     "add_generation_prompt": (True,),
     "add_special_tokens": (False,),
@@ -27,15 +29,19 @@ OF_OTHER_SERVERS: Neutral = {
     "bad_words": ([],),
     "best_of": (1,),
     "continue_final_message": (False,),
+    "documents": ([],),
     "echo": (False,),
     "guided_choice": (),
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
+    "include_reasoning": (True, False),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "min_tokens": (0,),
     "priority": (0,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "stop_token_ids": ([],),
@@ -49,9 +55,14 @@ OF_MESSAGE: Neutral = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
-    "refusal": ("",),
 }
 """The same of a message: clients send back what they were answered, whole."""
 
-REASONING = ("reasoning", "reasoning_content")
+REASONING = ("reasoning", "reasoning_content", "reasoning_details", "thinking_blocks")
 """Of an assistant's earlier messages: what a model thought before it answered is no part of the conversation."""
+
+ANSWER_LABELS = ("id", "provider_specific_fields")
+"""What other servers, and clients, put on an answer beside what it says."""
+
+CALL_LABELS = ("extra_content", "provider_specific_fields")
+"""The same of a call in it."""

@@ -97,7 +97,7 @@ def _cleaned(item: Any, field: str) -> Any:
     if kind == "item_reference":
         raise InvalidRequest(
             "it refers to what a server would have kept, and nothing is kept here; send the item itself, which clients "
-            "do that are told to have nothing stored (store false)",
+            "do that are told to have nothing stored (store false; in the AI SDK providerOptions.openai has it)",
             field=field,
         )
     if kind not in KINDS:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from service.api.fields import MAX_TURNS, Label, NewTokens, Sampled, Strict, Text, bounded
 from service.api.openai.limits import DEFAULT_NEW_TOKENS
+from service.api.openai.other_servers import as_ours
 from service.api.openai.responses import unserved
 from service.api.openai.responses.items import Item, cleaned_items
 from service.api.openai.responses.tools import Choice, Tools, cleaned_tools
@@ -91,6 +92,7 @@ class ResponseRequest(Sampled):
     max_output_tokens: NewTokens | None = Field(
         None, description=f"Most tokens of the answer; unset: {DEFAULT_NEW_TOKENS} or what the context leaves."
     )
+    ignore_eos: bool = Field(False, description="Go on past the answer's end, up to the limit: for benchmarks.")
     text: TextOptions = Field(TextOptions(), description="What form the answer has: text, or JSON.")
     tools: Tools = Field([], description="Functions of yours that the model may ask for, one in each answer.")
     tool_choice: Choice = Field(
@@ -111,6 +113,8 @@ class ResponseRequest(Sampled):
     def _served(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        value = dict(value)
+        as_ours(value)
         value = unserved.served(value)
         if "text" in value:
             value["text"] = _plain(value["text"])

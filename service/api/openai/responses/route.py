@@ -9,7 +9,7 @@ from service.api import openapi
 from service.api.answer import respond
 from service.api.body import json_body
 from service.api.health import Identity
-from service.api.openai.limits import DEFAULT_NEW_TOKENS
+from service.api.openai.limits import DEFAULT_NEW_TOKENS, require_an_end
 from service.api.openai.logprobs import reported
 from service.api.openai.models import require_model
 from service.api.openai.offering import offer_of
@@ -93,11 +93,13 @@ def to_chat(body: ResponseRequest, prompt: Prompt) -> Chat:
     wanted = body.max_output_tokens
     may_call = offer_of(prompt.tools, body.tool_choice, thinking=body.thinking)
     schema = body.text.format.schema_of_json
+    require_an_end(body.ignore_eos, held_to="tools" if may_call else "" if schema is None else FORMAT)
     return Chat(
         messages=prompt.messages,
         sampling=body.sampling(),
         max_new_tokens=wanted or DEFAULT_NEW_TOKENS,
         or_what_fits=wanted is None,
+        ignore_eos=body.ignore_eos,
         schema=schema_kept_to(schema, thinking=body.thinking, form=FORMAT, fields=FIELDS) if schema else None,
         offer=may_call,
         logprobs=reported(

@@ -9,7 +9,9 @@ import pytest
 from service.api.openai.completions import unserved
 from service.api.openai.limits import DEFAULT_NEW_TOKENS
 from service.api.openai.models import require_model
+from service.api.openai.other_servers import LEAST_TOP_P
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
+from service.engine.base import GenerationRequest
 from service.engine.fake import FakeScript
 from service.errors import NotReady
 from tests.api.conftest import Service, Start
@@ -180,6 +182,9 @@ HARMLESS: dict[str, dict[str, Any]] = {
     },
     "no name": {"messages": [USER | {"name": ""}]},
     "all tokens, as vLLM has it": {"top_k": -1},
+    "any seed, as llama.cpp has it": {"seed": -1},
+    "as many tokens as may be, at least some": {"max_tokens": 3, "ignore_eos": True, "min_tokens": 3},
+    "notes of a client's own": {"metadata": {"topic": "x"}},
     "options of a template": {"chat_template_kwargs": {}},
     "an option of a template that is not set": {"chat_template_kwargs": {"enable_thinking": None}},
     "one switch by both names": {"thinking": True, "chat_template_kwargs": {"enable_thinking": True}},
@@ -190,12 +195,58 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "what a model thought": {
         "messages": [USER, {"role": "assistant", "content": "yo", "reasoning_content": "hm", "reasoning": "hm"}, USER]
     },
+    "what other servers put on an answer": {
+        "messages": [
+            USER,
+            {"role": "assistant", "content": "yo", "id": "m1", "reasoning_details": [{}], "thinking_blocks": [{}]},
+            {"role": "assistant", "content": None, "refusal": "no"},
+            USER,
+        ]
+    },
 }
 
 
 @pytest.mark.parametrize("body", HARMLESS.values(), ids=HARMLESS.keys())
 async def test_what_changes_nothing_is_taken(service: Service, body: dict[str, Any]) -> None:
     assert (await complete(service, **body)).status_code == 200
+
+
+async def test_what_an_assistant_refused_is_what_it_said(service: Service) -> None:
+    said = {"role": "assistant", "content": None, "refusal": "I had rather not."}
+    assert "I had rather not." in await text_of(service, messages=[USER, said, USER])
+
+
+@pytest.mark.parametrize("seed", [-2, 2**63])
+async def test_no_other_number_is_a_seed(service: Service, seed: int) -> None:
+    assert (await error_of(service, seed=seed))["param"] == "seed"
+
+
+@pytest.mark.parametrize(("given", "used"), [(0, LEAST_TOP_P), (0.0, LEAST_TOP_P), (0.5, 0.5)])
+async def test_no_share_at_all_leaves_the_likeliest_token(
+    service: Service, given: float, used: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[GenerationRequest] = []
+    submit = service.engine.submit
+    monkeypatch.setattr(service.engine, "submit", lambda request: asked.append(request) or submit(request))
+    await complete(service, top_p=given)
+    assert [request.sampling.top_p for request in asked] == [used]
+    assert (await error_of(service, top_p=False))["param"] == "top_p"
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ({"guided_json": {"type": "object"}}, "response_format"),
+        ({"structured_outputs": {"regex": "a"}}, "response_format"),
+        ({"reasoning_effort": "low"}, "thinking"),
+        ({"functions": [{"name": "now"}]}, "tools"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "is image_url"),
+    ],
+)
+async def test_who_asks_for_what_is_not_served_is_told_what_is(
+    service: Service, body: dict[str, Any], word: str
+) -> None:
+    assert word in (await error_of(service, **body))["message"]
 
 
 async def test_a_complaint_about_a_message_does_not_list_the_fields_of_the_request(service: Service) -> None:

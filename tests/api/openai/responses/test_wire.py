@@ -125,6 +125,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "tool_choice",
     ),
     "an unknown field": ({"grammar": "x"}, "grammar"),
+    "past the end of JSON": ({"ignore_eos": True, "text": {"format": {"type": "json_object"}}}, "ignore_eos"),
     "another's field": ({"messages": [USER]}, "messages"),
     "too many names": ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
     "a number as a value": ({"metadata": {"a": 1}}, "metadata.a"),
@@ -164,6 +165,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "nulls in the format": {"text": {"format": {"type": "text", "name": None, "schema": None}, "verbosity": None}},
     "no padding": {"stream": True, "stream_options": {"include_obfuscation": False}},
     "to include what no answer has": {"include": ["reasoning.encrypted_content", "file_search_call.results"]},
+    "all tokens, and past the end, as benchmarks want": {"top_k": -1, "ignore_eos": True, "max_output_tokens": 3},
     "labels of an item": talk(USER | {"id": "msg_1", "status": "completed", "phase": "final_answer"}),
     "what a model thought": talk({"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAA"}, USER),
     "an answer as it came": talk(

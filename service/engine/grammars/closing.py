@@ -1,9 +1,9 @@
-"""What a tool's parameters hold its calls to."""
+"""What a client's schema holds an answer, or the arguments of a call, to."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from service.engine.grammars.bounds import NOTES
+from service.engine.grammars.bounds import FINER, is_note
 
 NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 """Keywords whose values hold a schema for each name."""
@@ -18,15 +18,16 @@ DEEPEST = 64
 """Levels that are looked at; people write a handful."""
 
 
-def held_to(parameters: dict[str, Any]) -> dict[str, Any] | None:
-    """A schema whose every object fits `parameters`; None where they are nested too deeply.
+def held_to(schema: dict[str, Any]) -> dict[str, Any] | None:
+    """A schema whose every document fits `schema`; None where that is nested too deeply.
 
-    It has no annotations. And an object has the properties that are listed, unless something says that there may be
-    others: a function seldom takes arguments that it does not know, though schemas seldom forbid them. That is left
-    alone where a schema is joined of several, which list a part each.
+    It has nothing that says nothing. And an object has the properties that are listed, unless something says that there
+    may be others: a model that may go on with names of its own does so to the answer's limit, and whoever lists names
+    seldom takes others, though schemas seldom forbid them. That is left alone where a schema is joined of several,
+    which list a part each.
     """
     try:
-        bare: dict[str, Any] = _bare("", parameters, 1 + DEEPEST)
+        bare: dict[str, Any] = _bare("", schema, 1 + DEEPEST)
     except _TooDeep:
         return None
     return bare if any(map(_is_joined, _schemas("", bare))) else _closed("", bare)
@@ -42,7 +43,7 @@ class _TooDeep(Exception):
 
 
 def _bare(key: str, value: Any, levels: int) -> Any:
-    """The value of a keyword without annotations; `key` is empty for one in a list, and for one of a name."""
+    """The value of a keyword without what says nothing; `key` is empty for one in a list, and for one of a name."""
     if not isinstance(value, dict | list) or key in VALUES:
         return value
     if not levels:
@@ -51,7 +52,10 @@ def _bare(key: str, value: Any, levels: int) -> Any:
         return [_bare("", each, levels - 1) for each in value]
     if key in NAMED:
         return {name: _bare("", each, levels - 1) for name, each in value.items()}
-    return {name: _bare(name, each, levels - 1) for name, each in value.items() if name not in NOTES}
+    said = {name: each for name, each in value.items() if not is_note(name, each)}
+    if said.get("format") in FINER:
+        said.setdefault("pattern", FINER[said["format"]])
+    return {name: _bare(name, each, levels - 1) for name, each in said.items()}
 
 
 def _schemas(key: str, value: Any) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,13 @@
-"""What tools' parameters hold calls to: without annotations, and without arguments that are not listed."""
+"""What schemas hold answers and calls to: without what says nothing, and without properties that are not listed."""
 
 import json
 from typing import Any
 
 import pytest
 
-from service.chat.tools.parameters import DEEPEST, held_to
+from service.engine.grammars.bounds import FINER, FORMATS
+from service.engine.grammars.closing import DEEPEST, held_to
+from service.engine.grammars.schema import json_grammar, problem_of
 
 CLOSED = {"additionalProperties": False}
 
@@ -58,6 +60,33 @@ NOTES = ["$comment", "$schema", "default", "deprecated", "description", "example
 @pytest.mark.parametrize("name", [*NOTES, "writeOnly"])
 def test_each_annotation_is_one(name: str) -> None:
     assert held_to({name: "x", "not": {name: {}}}) == {"not": {}}
+
+
+ZOD_STRINGS = ["base64", "cuid2", "e164", "emoji", "jwt", "lowercase", "nanoid", "starts_with", "ulid"]
+PYDANTIC_STRINGS = ["binary", "file-path", "ipvanyaddress", "password", "path", "uuid4"]
+
+
+@pytest.mark.parametrize("name", [*ZOD_STRINGS, *PYDANTIC_STRINGS])
+def test_a_format_that_is_a_librarys_own_says_nothing(name: str) -> None:
+    assert held_to({"type": "string", "format": name, "pattern": "^a"}) == {"type": "string", "pattern": "^a"}
+    assert held_to({"properties": {"format": {"format": name}}}) == {"properties": {"format": {}}} | CLOSED
+
+
+def test_every_format_that_is_kept_to_is_known() -> None:
+    for name in FORMATS:
+        assert held_to({"format": name}) == {"format": name} | ({"pattern": FINER[name]} if name in FINER else {})
+        assert problem_of(json_grammar({"type": "string", "format": name})) == ""
+
+
+def test_a_pattern_beside_a_time_is_the_clients() -> None:
+    assert held_to({"format": "time", "pattern": "^1"}) == {"format": "time", "pattern": "^1"}
+
+
+@pytest.mark.parametrize("value", [True, {}, {"type": "string"}])
+def test_what_every_name_fits_says_nothing(value: object) -> None:
+    """zod writes it for each `z.record`."""
+    assert held_to({"propertyNames": value, "additionalProperties": {}}) == {"additionalProperties": {}}
+    assert held_to({"propertyNames": {"pattern": "x"}}) == {"propertyNames": {"pattern": "x"}}
 
 
 @pytest.mark.parametrize("levels", [DEEPEST, DEEPEST + 1, 900])
