@@ -11,8 +11,12 @@ from service.engine.kernels.paged_rows import PER_ROW, PagedRows, queries_of
 
 EMPTY = tl.constexpr(-1.0e30)
 """Stands for minus infinity, without its NaN in differences."""
-MERGED_HEADS = 4
-"""Heads that one program merges, a warp for each."""
+WARPS = 4
+MERGED_HEADS, MERGED_ITEMS = 4, 16
+"""Heads that one program merges, a warp for each, and items that it reads at a time."""
+FEW_ROWS, ITEMS_OF_FEW = 8, 64
+"""Most rows of a decode of whose heads each has a program of its own, which reads more items at a time: what takes long
+of few rows is one turn after the other, of many that thousands of programs come to find nothing to merge."""
 Results = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Partial results [items, queries, heads, head_dim] and the logarithms, to base 2, of their shares of the softmax's
 denominator [items, queries, heads], in fp32; and the result [T, heads, head_dim]."""
@@ -78,10 +82,11 @@ def merge_kernel(
         there = (item < last)[:, None] & real[None, :]
         slot = item[:, None] * (QUERIES * HEADS) + head[None, :]
         lse = tl.load(partial_lse + slot, mask=there, other=EMPTY)
+        at = slot[:, :, None] * HEAD_DIM + lane[None, None, :]
+        # Before the maximum, behind whose barriers they would come one after the other, as they are added.
+        parts = tl.load(partial + at, mask=there[:, :, None], other=0.0)
         largest = tl.maximum(best, tl.max(lse, 0))
         weights = tl.where(there, tl.exp2(lse - largest[None, :]), 0.0)
-        at = slot[:, :, None] * HEAD_DIM + lane[None, None, :]
-        parts = tl.load(partial + at, mask=there[:, :, None], other=0.0)
         shrink = tl.exp2(best - largest)
         summed = summed * shrink[:, None] + tl.sum(parts * weights[:, :, None], 0)
         total = total * shrink + tl.sum(weights, 0)
@@ -95,7 +100,10 @@ def merge_items(rows: PagedRows, work: WorkPlan, results: Results, launch: dict[
     """The results of rows that several items share."""
     partial, partial_lse, out = results
     heads, head_dim = out.shape[1:]
-    merge_kernel[(rows.lengths.shape[0], triton.cdiv(rows.queries * heads, MERGED_HEADS))](
+    count = rows.lengths.shape[0]
+    is_few = rows.queries == 1 and count <= FEW_ROWS
+    merged, items = (1, ITEMS_OF_FEW) if is_few else (MERGED_HEADS, MERGED_ITEMS)
+    merge_kernel[(count, triton.cdiv(rows.queries * heads, merged))](
         partial,
         partial_lse,
         work.first_item,
@@ -104,8 +112,8 @@ def merge_items(rows: PagedRows, work: WorkPlan, results: Results, launch: dict[
         QUERIES=rows.queries,
         HEADS=heads,
         HEAD_DIM=head_dim,
-        BLOCK_ITEMS=16,
-        BLOCK_HEADS=MERGED_HEADS,
-        num_warps=MERGED_HEADS,
+        BLOCK_ITEMS=items,
+        BLOCK_HEADS=merged,
+        num_warps=WARPS,
         **launch,
     )

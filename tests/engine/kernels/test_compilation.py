@@ -55,7 +55,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
 
 @pytest.mark.slow
 @pytest.mark.skipif(HAS_GPU, reason="a GPU host compiles for its own GPU in the tests marked gpu")
-@pytest.mark.parametrize(("capability", "kernels"), [(75, 27), (80, 103), (90, 104), (100, 103), (120, 103)])
+@pytest.mark.parametrize(("capability", "kernels"), [(75, 28), (80, 104), (90, 105), (100, 104), (120, 104)])
 def test_kernels_fit_the_gpu_without_a_gpu(capability: int, kernels: int, compiled: Compiled) -> None:
     _, reports = compiled(capability)
     assert len(reports) == kernels
@@ -100,10 +100,11 @@ def test_decodes_of_every_batch_size_bind_and_share_what_takes_long_to_compile(t
         "scan_kernel",
         "draw_kernel",
     }
-    # For decodes and for chunks of prompts; five tiles, each plain, into the residual
+    # For decodes, few and many, and for chunks of prompts; five tiles, each plain, into the residual
     # stream, gated out of it, and, but for the first, in parts; by what is fused, by shape.
-    twice = dict.fromkeys(("plan_kernel", "attend_kernel", "merge_kernel", "add_rms_norm_kernel"), 2)
-    assert compiled == dict.fromkeys(compiled, 1) | twice | {"few_rows_kernel": 5 * 3 + 4, "one_row_kernel": 5}
+    several = dict.fromkeys(("plan_kernel", "attend_kernel", "add_rms_norm_kernel"), 2) | {"merge_kernel": 3}
+    several |= {"few_rows_kernel": 5 * 3 + 4, "one_row_kernel": 5}
+    assert compiled == dict.fromkeys(compiled, 1) | several
 
 
 @pytest.mark.slow
@@ -124,7 +125,7 @@ def test_what_an_image_brings_along_is_no_more_than_what_is_loaded(tmp_path: Pat
     pytest.importorskip("triton")
     shipped, own = tmp_path / "shipped", tmp_path / "own"
     (said,) = run(own, "service.engine.cuda.compile_ahead", shipped, 75)
-    assert said == {"capability": 75, "kernels": 27}
+    assert said == {"capability": 75, "kernels": 28}
     kinds = {file.suffix for file in shipped.rglob("*")}
     assert ".cubin" in kinds
     assert kinds.isdisjoint({".ttir", ".ttgir", ".llir", ".ptx"}), "stages on the way there"

@@ -101,12 +101,13 @@ def test_rows_of_all_lengths_are_seen_to_their_ends(
     assert worst_error(attend(subject, *problem_of_all), *problem_of_all) < 2 * exact.TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("lengths", [[3000, 5, 1270], [8000], [3000, *[5] * 8, 1270]])
 @pytest.mark.parametrize("how", ["interpreter", pytest.param("compiled", marks=pytest.mark.gpu)])
-def test_more_pieces_than_one_turn_of_the_merge_takes_are_all_merged(how: str) -> None:
-    """On a GPU of 132 multiprocessors: 47 pieces and 20, merged 16 at a time, with a short sequence between them."""
+def test_more_pieces_than_one_turn_of_the_merge_takes_are_all_merged(how: str, lengths: list[int]) -> None:
+    """On a GPU of 132 multiprocessors: 47 pieces and 20, 125, and those of the first beside more than few rows; merged
+    64 at a time, and 16, with short sequences between them."""
     subject = kernels(how, multiprocessors=132)
     torch.manual_seed(7)
-    lengths = [3000, 5, 1270]
     q, k_cache, v_cache, batch = problem(8, 2, 64, 64, lengths, torch.float32)
     # Sharp scores: each head has its largest in another turn, so that the rescaling between turns counts.
     sharp = q * 4, k_cache, v_cache, batch
