@@ -154,7 +154,7 @@ def test_a_text_may_end_between_any_two_characters_and_not_within_one(language: 
 
 
 LAX: dict[str, dict[str, Any]] = {
-    "a keyword that can't be kept to": {"type": "object", "not": {}},
+    "nothing but a keyword that can't be kept to": {"type": "object", "not": {}},
     "a type that there is not": {"type": "object", "properties": {"a": {"type": "int"}}},
     "one that would take minutes": {
         "type": "object",
@@ -174,6 +174,16 @@ def test_a_tool_whose_schema_cannot_be_kept_to_is_called_with_any_object(
     assert language.reads(called('{"name": "lax", "parameters": {"any": [1, {}]}}'), offer)
     assert not language.reads(called('{"name": "lax", "parameters": 5}'), offer)
     assert not language.reads(called('{"name": "now", "parameters": {"any": 1}}'), offer), "the others are kept to"
+
+
+def test_what_of_a_schema_can_be_kept_to_is(language: Language) -> None:
+    """As pydantic writes a set: a keyword that cannot be kept to costs no call its arguments' names."""
+    tags = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    offer = Offer((Tool("tag", "", {"type": "object", "properties": {"tags": tags}}),))
+    assert calling_grammar(offer, language.marks, None)[1] == 0
+    assert language.reads(called('{"name": "tag", "parameters": {"tags": ["a"]}}'), offer)
+    assert not language.reads(called('{"name": "tag", "parameters": {"tags": [1]}}'), offer)
+    assert not language.reads(called('{"name": "tag", "parameters": {"labels": ["a"]}}'), offer)
 
 
 @pytest.mark.parametrize("parameters", LAX.values(), ids=LAX)

@@ -14,7 +14,7 @@ from service.chat.printable import CONTROL
 from service.chat.tools.markup import TAIL, CallMarks, head
 from service.chat.tools.offer import Offer, Tool
 from service.engine.grammars.bounds import excess
-from service.engine.grammars.closing import held_to
+from service.engine.grammars.closing import held_to, without_unkept
 from service.engine.grammars.schema import ANY_OBJECT, guided, json_grammar, problem_of
 from service.errors import InvalidRequest
 
@@ -101,10 +101,13 @@ def _as_far_as_possible(answers: _Answers, wanted: Mapping[str, dict[str, Any] |
 
 
 def _kept(tool: Tool, wanted: dict[str, Any] | None) -> dict[str, Any]:
-    """What a call of `tool` is made to fit, if there is no other. Raises InvalidRequest as `calling_grammar`."""
+    """What a call of `tool` is made to fit, if there is no other: of one that is not strict, as much as can be. Raises
+    InvalidRequest as `calling_grammar`."""
     problem = TOO_DEEP if wanted is None else _problem_alone(wanted)
     if wanted is not None and not problem:
         return wanted
+    if wanted is not None and not tool.strict and not _problem_alone(less := without_unkept(wanted)):
+        return less
     if tool.strict:
         raise InvalidRequest(
             f"the parameters of {tool.name} cannot be kept to: {problem}. Leave out strict, and it is called with "

@@ -11,6 +11,9 @@ VALUES = ("const", "enum", "required")
 """Keywords whose values are no schemas."""
 OPEN = {"additionalProperties", "unevaluatedProperties", "patternProperties"}
 """Keywords that say whether there may be more properties than those that are listed."""
+UNKEPT = {"contains", "dependentRequired", "dependentSchemas", "else", "if", "maxContains", "minContains", "not"}
+UNKEPT |= {"propertyNames", "then", "unevaluatedItems", "unevaluatedProperties", "uniqueItems"}
+"""Keywords that the library knows nothing of; pydantic writes `uniqueItems` for each set."""
 JOINED = {"properties", "$ref", "anyOf", "oneOf", "allOf", "dependentSchemas"}
 """Keywords of which each may list properties. Where there are several, one lists what another one does not."""
 
@@ -31,6 +34,23 @@ def held_to(schema: dict[str, Any]) -> dict[str, Any] | None:
     except _TooDeep:
         return None
     return bare if any(map(_is_joined, _schemas("", bare))) else _closed("", bare)
+
+
+def without_unkept(schema: dict[str, Any]) -> dict[str, Any]:
+    """`schema`, which is one that `held_to` made, without the keywords that no answer can be held to: its documents fit
+    what is left, and may not fit those."""
+    left: dict[str, Any] = _without_unkept("", schema)
+    return left
+
+
+def _without_unkept(key: str, value: Any) -> Any:
+    if not isinstance(value, dict | list) or key in VALUES:
+        return value
+    if isinstance(value, list):
+        return [_without_unkept("", each) for each in value]
+    if key in NAMED:
+        return {name: _without_unkept("", each) for name, each in value.items()}
+    return {name: _without_unkept(name, each) for name, each in value.items() if name not in UNKEPT}
 
 
 def _is_joined(schema: dict[str, Any]) -> bool:

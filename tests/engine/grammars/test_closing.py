@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from service.engine.grammars.bounds import FINER, FORMATS
-from service.engine.grammars.closing import DEEPEST, held_to
+from service.engine.grammars.closing import DEEPEST, UNKEPT, held_to, without_unkept
 from service.engine.grammars.schema import json_grammar, problem_of
 
 CLOSED = {"additionalProperties": False}
@@ -87,6 +87,16 @@ def test_what_every_name_fits_says_nothing(value: object) -> None:
     """zod writes it for each `z.record`."""
     assert held_to({"propertyNames": value, "additionalProperties": {}}) == {"additionalProperties": {}}
     assert held_to({"propertyNames": {"pattern": "x"}}) == {"propertyNames": {"pattern": "x"}}
+
+
+@pytest.mark.parametrize("name", sorted(UNKEPT))
+def test_what_cannot_be_kept_to_is_left_out_where_it_is_a_keyword(name: str) -> None:
+    assert name in problem_of(json_grammar({name: {}})), "else it could be kept to"
+    of_property = {"properties": {name: {name: {}, "type": "string"}}, "enum": [{name: 1}]}
+    assert without_unkept({name: {}, "items": of_property, "anyOf": [{name: {}}]}) == {
+        "items": {"properties": {name: {"type": "string"}}, "enum": [{name: 1}]},
+        "anyOf": [{}],
+    }
 
 
 @pytest.mark.parametrize("levels", [DEEPEST, DEEPEST + 1, 900])
