@@ -1,6 +1,6 @@
 """What a client's schema holds an answer, or the arguments of a call, to."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from service.engine.grammars.bounds import FINER, is_note
@@ -19,6 +19,7 @@ JOINED = {"properties", "$ref", "anyOf", "oneOf", "allOf", "dependentSchemas"}
 
 DEEPEST = 64
 """Levels that are looked at; people write a handful."""
+Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def held_to(schema: dict[str, Any]) -> dict[str, Any] | None:
@@ -30,27 +31,18 @@ def held_to(schema: dict[str, Any]) -> dict[str, Any] | None:
     which list a part each.
     """
     try:
-        bare: dict[str, Any] = _bare("", schema, 1 + DEEPEST)
+        bare: dict[str, Any] = _changed("", schema, _without_notes)
     except _TooDeep:
         return None
-    return bare if any(map(_is_joined, _schemas("", bare))) else _closed("", bare)
+    closed: dict[str, Any] = _changed("", bare, _closed)
+    return bare if any(map(_is_joined, _schemas("", bare))) else closed
 
 
 def without_unkept(schema: dict[str, Any]) -> dict[str, Any]:
     """`schema`, which is one that `held_to` made, without the keywords that no answer can be held to: its documents fit
     what is left, and may not fit those."""
-    left: dict[str, Any] = _without_unkept("", schema)
+    left: dict[str, Any] = _changed("", schema, lambda each: {k: v for k, v in each.items() if k not in UNKEPT})
     return left
-
-
-def _without_unkept(key: str, value: Any) -> Any:
-    if not isinstance(value, dict | list) or key in VALUES:
-        return value
-    if isinstance(value, list):
-        return [_without_unkept("", each) for each in value]
-    if key in NAMED:
-        return {name: _without_unkept("", each) for name, each in value.items()}
-    return {name: _without_unkept(name, each) for name, each in value.items() if name not in UNKEPT}
 
 
 def _is_joined(schema: dict[str, Any]) -> bool:
@@ -62,40 +54,43 @@ class _TooDeep(Exception):
     """There are more levels than are looked at."""
 
 
-def _bare(key: str, value: Any, levels: int) -> Any:
-    """The value of a keyword without what says nothing; `key` is empty for one in a list, and for one of a name."""
+def _changed(key: str, value: Any, change: Change, levels: int = 1 + DEEPEST) -> Any:
+    """The value of a keyword with every schema in it changed, the outer ones first; `key` is empty for one in a list,
+    and for one of a name. Raises _TooDeep."""
     if not isinstance(value, dict | list) or key in VALUES:
         return value
     if not levels:
         raise _TooDeep
     if isinstance(value, list):
-        return [_bare("", each, levels - 1) for each in value]
+        return [_changed("", each, change, levels - 1) for each in value]
     if key in NAMED:
-        return {name: _bare("", each, levels - 1) for name, each in value.items()}
-    said = {name: each for name, each in value.items() if not is_note(name, each)}
-    if said.get("format") in FINER:
-        said.setdefault("pattern", FINER[said["format"]])
-    return {name: _bare(name, each, levels - 1) for name, each in said.items()}
+        return {name: _changed("", each, change, levels - 1) for name, each in value.items()}
+    return {name: _changed(name, each, change, levels - 1) for name, each in change(value).items()}
+
+
+def _without_notes(schema: dict[str, Any]) -> dict[str, Any]:
+    said = {name: each for name, each in schema.items() if not is_note(name, each)}
+    form = said.get("format")
+    return ({"pattern": FINER[form]} if isinstance(form, str) and form in FINER else {}) | said
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    return schema | ({"additionalProperties": False} if _lists_all(schema) else {})
+
+
+def _lists_all(schema: dict[str, Any]) -> bool:
+    """Not where it says that there may be others, or requires one."""
+    required, listed = schema.get("required"), schema.get("properties")
+    if not isinstance(listed, dict) or OPEN & schema.keys():
+        return False
+    return not isinstance(required, list) or all(str(each) in listed for each in required)
 
 
 def _schemas(key: str, value: Any) -> Iterator[dict[str, Any]]:
-    """All schemas in a value, itself first; `key` as for `_bare`."""
+    """All schemas in a value, itself first; `key` as for `_changed`."""
     if not isinstance(value, dict | list) or key in VALUES:
         return
     if isinstance(value, dict) and key not in NAMED:
         yield value
     for name, each in value.items() if isinstance(value, dict) else (("", each) for each in value):
         yield from _schemas("" if key in NAMED else name, each)
-
-
-def _closed(key: str, value: Any) -> Any:
-    """The same without more properties than are listed; `key` as for `_bare`."""
-    if not isinstance(value, dict | list) or key in VALUES:
-        return value
-    if isinstance(value, list):
-        return [_closed("", each) for each in value]
-    if key in NAMED:
-        return {name: _closed("", each) for name, each in value.items()}
-    lists_all = "properties" in value and not OPEN & value.keys()
-    closed = {name: _closed(name, each) for name, each in value.items()}
-    return closed | ({"additionalProperties": False} if lists_all else {})

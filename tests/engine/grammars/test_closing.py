@@ -117,6 +117,10 @@ REFERRED = DEFINED | {"$ref": "#/$defs/A"}
 
 CLOSING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "what is listed": (listing(), listing() | CLOSED),
+    "what is required": (listing(required=["a"]), listing(required=["a"]) | CLOSED),
+    "required and not listed": (listing(required=["a", "b"]), listing(required=["a", "b"])),
+    "required, and no list": (listing(required="b"), listing(required="b") | CLOSED),
+    "no list at all": ({"properties": True, "required": ["a"]}, {"properties": True, "required": ["a"]}),
     "nothing, listed": ({"properties": {}}, {"properties": {}} | CLOSED),
     "not listed": ({"type": "object"}, {"type": "object"}),
     "said to be open": (listing(additionalProperties=True), listing(additionalProperties=True)),
