@@ -10,6 +10,7 @@ from service.chat.printable import without_control
 
 MAX_PARTS = 1000
 MEDIA = ("image_url", "input_image", "input_audio", "video_url", "file", "input_file")
+"""Types of parts that other models read."""
 
 
 def joined(*types: str) -> BeforeValidator:
