@@ -32,6 +32,9 @@ Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS), AfterValidator(_pri
 NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS), AfterValidator(_printable)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS), AfterValidator(_printable)]
 Label = Annotated[str, Field(max_length=256), AfterValidator(_printable)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
 Stops = Annotated[list[Stop], Field(max_length=16)]
 NewTokens = Annotated[int, Field(ge=1, le=32_768)]
 

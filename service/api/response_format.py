@@ -23,8 +23,8 @@ class NamedSchema(Strict):
     schema_: dict[str, Any] | None = Field(
         None,
         alias="schema",
-        description="Keywords that cannot be kept to are refused, never ignored. An object has no properties but those "
-        "that are listed, unless it says that it may.",
+        description="Keywords that cannot be kept to are refused, never ignored, but for formats that JSON Schema has "
+        "not. An object has no properties but those that are listed, unless it says that it may.",
     )
     strict: bool | None = None
 
@@ -79,4 +79,6 @@ def schema_kept_to(schema: dict[str, Any], *, thinking: bool, form: str, fields:
         )
     if too_much := excess(schema):
         raise InvalidRequest(f"the schema asks for too much: {too_much}", field=fields.schema)
-    return held_to(schema) or schema
+    # An answer that can only be {} is what nobody wants.
+    kept = held_to({name: each for name, each in schema.items() if (name, each) != ("properties", {})})
+    return schema if kept is None else kept

@@ -139,6 +139,8 @@ async def test_text_is_what_it_always_was(service: Service, route: str, given: o
         (of_schema(OPEN), SCHEMA),
         (of_schema(OPEN | {"additionalProperties": True}), OPEN | {"additionalProperties": True}),
         (of_schema({"type": "string", "format": "uuid4"}), {"type": "string"}),
+        (of_schema({"format": "uuid4"}), {}),
+        (of_schema({"type": "object", "properties": {}}), {"type": "object"}),
         (of_schema(DEEP), DEEP),
     ],
 )

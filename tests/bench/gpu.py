@@ -109,6 +109,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="a few layers, on a CPU too; nothing is judged")
     parser.add_argument("--only", help=f"some of {','.join(SECTIONS)}")
     parser.add_argument("--without", default="", help="sections to leave out, and whatever is held against them")
+    parser.add_argument("--trials", type=Path, help=argparse.SUPPRESS)  # of the process that this one goes on for
     parser.add_argument("--model-dir", type=Path, help="a model directory; random weights are written where none is")
     parser.add_argument("--results", type=Path, help="where the lines are written; a tiny run writes nothing by itself")
     options = parser.parse_args(arguments)
@@ -143,32 +144,38 @@ def main(arguments: list[str] | None = None) -> int:
     scale = TINY if options.tiny else FULL
     names = with_needs(_listed(options.only) or list(SECTIONS), _listed(options.without))
     with tempfile.TemporaryDirectory() as temporary:
-        run = Run(scale, options.model_dir or Path(temporary) / "random", device, emit)
-        if not options.without:
-            run.forget_trials()
+        trials = options.trials or Path(temporary) / "kernel-on-trial"
+        run = Run(scale, options.model_dir or Path(temporary) / "random", device, emit, trials)
         emit(machine(name) | {"tiny": options.tiny})
         try:
             failed = run_sections(run, names)
         except DeviceLost as lost:
-            go_on_without(lost.section, names, options, run)
+            failed = [lost.section]
+            if left := sections_left(lost.section, names, options):
+                go_on(left, lost.section, options, run)
         run.drop_core()
     judged = results.verdicts()
     for line in judged:
         print(json.dumps(line), flush=True)
     bad = {"fail"} if options.only or options.tiny else {"fail", "missing"}
     missed = [line for line in judged if line["verdict"] in bad]
-    return int(bool(failed or missed or options.without))
+    return int(bool(failed or missed or options.trials))
 
 
-def go_on_without(section: str, names: list[str], options: argparse.Namespace, run: Run) -> NoReturn:
-    """Run the sections behind that one in another process, which has the GPU's memory once this one is gone. A model
-    that was written for this run alone stays where it is."""
+def sections_left(lost: str, names: list[str], options: argparse.Namespace) -> list[str]:
+    """Those behind the one that the device was lost in, and what they need, but for whoever is held against that."""
+    return with_needs(names[names.index(lost) + 1 :], [*_listed(options.without), lost])
+
+
+def go_on(left: list[str], lost: str, options: argparse.Namespace, run: Run) -> NoReturn:
+    """Run the sections that are left in another process, which has the GPU's memory once this one is gone. A model that
+    was written for this run alone stays where it is."""
     traceback.print_exc(file=sys.stderr)
-    without = ",".join([*_listed(options.without), section])
-    left = with_needs(names[names.index(section) + 1 :], _listed(without))
-    print(f"{section}: what is left runs in another process, with the model in {run.directory}", file=sys.stderr)
+    print(f"{lost}: what is left runs in another process, with the model in {run.directory}", file=sys.stderr)
+    without = ",".join([*_listed(options.without), lost])
+    places = ["--model-dir", str(run.directory), "--trials", str(run.trial_file)]
     flags = ["--tiny"] * options.tiny + ["--results", str(options.results)] * bool(options.results)
-    command = ["--only", ",".join(left), "--without", without, "--model-dir", str(run.directory), *flags]
+    command = ["--only", ",".join(left), "--without", without, *places, *flags]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "tests.bench.gpu", *command])
 

@@ -13,7 +13,6 @@ import torch
 from service.delivery.local import LocalModel
 from service.engine.base import Core
 from service.engine.config import ModelConfig, read_config
-from service.engine.kernels.trials import Trials
 from service.engine.startup.build import build_core
 from service.readiness import engine_config
 from service.settings import Settings
@@ -25,34 +24,29 @@ from tests.bench.peers import free_memory
 from tests.bench.results_file import Line
 from tests.bench.scale import Scale, ready_model
 
-TRIAL_FILE = "kernel-on-trial"
-"""In the model's directory, for the process that comes after one that a kernel has ended."""
-
 
 class Run:
     """Sections print lines with `say` and `beside`, and their targets' ratios with `figure`.
 
-    A model of random weights is written to `directory` when a section first needs one and none is there.
+    A model of random weights is written to `directory` when a section first needs one and none is there. `trial_file`:
+    where the engine notes what it tries, for the process that comes after one that a kernel has ended.
     """
 
-    def __init__(self, scale: Scale, directory: Path, device: torch.device, emit: Callable[[Line], None]) -> None:
+    def __init__(
+        self,
+        scale: Scale,
+        directory: Path,
+        device: torch.device,
+        emit: Callable[[Line], None],
+        trial_file: Path | None = None,
+    ) -> None:
         self.scale, self.device, self.emit = scale, device, emit
         self.dtype = torch.bfloat16 if self.on_gpu else torch.float32
-        self.directory = directory
+        self.directory, self.trial_file = directory, trial_file
         self.table = Table()
         self.section = "limits"
         self._core: Core | None = None
         self._asked: dict[str, Any] = {}
-
-    @property
-    def _trials(self) -> Trials:
-        return Trials(self.directory / TRIAL_FILE)
-
-    def forget_trials(self) -> None:
-        """Try kernels again that ended an earlier run."""
-        for noted in (self._trials.file, self._trials.convictions):
-            if noted is not None:
-                noted.unlink(missing_ok=True)
 
     @cached_property
     def model_dir(self) -> Path:
@@ -110,7 +104,7 @@ class Run:
         if self._core is None:
             # As the server of the section `web` has it: by the environment's settings.
             config = engine_config(Settings(**self.settings), LocalModel(self.model_dir, "random"))
-            config = msgspec.structs.replace(config, trial_file=str(self._trials.file))
+            config = msgspec.structs.replace(config, trial_file=str(self.trial_file or ""))
             self._core = build_core(config, lambda message: None)
             serve(self._core, self.prompts.spread(2, self.scale.prompts, 2))
         return self._core

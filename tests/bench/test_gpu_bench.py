@@ -20,7 +20,7 @@ from tests.bench.limits import Limits
 from tests.bench.load import Rates
 from tests.bench.measures import CONTINUOUS_BATCHING, ENGINE, LIMIT, REFERENCE
 from tests.bench.results_file import Line, Results
-from tests.bench.run import TRIAL_FILE, Run
+from tests.bench.run import Run
 from tests.bench.scale import TINY
 from tests.bench.sections import OURS, SECTIONS, Section, product, steps, with_needs
 from tests.bench.targets import TARGETS
@@ -152,23 +152,21 @@ def test_sections_behind_one_that_spoils_the_gpu_go_on_in_another_process(
     monkeypatch.setattr(gpu, "require_usable", says_so)
     monkeypatch.setattr(os, "execv", replaced)
     model, results = tmp_path / "model", tmp_path / "results"
-    model.mkdir()
-    (model / TRIAL_FILE).write_text("a_kernel")
     asked = ["--tiny", "--only", "throughput,prefill,verify_engine,structured"]
     with pytest.raises(SystemExit):
         main([*asked, "--model-dir", str(model), "--results", str(results)])
     ((_, _, _, *arguments),) = commands
-    places = ["--model-dir", str(model), "--tiny", "--results", str(results)]
+    trials = parse(arguments).trials
+    places = ["--model-dir", str(model), "--trials", str(trials), "--tiny", "--results", str(results)]
     # Structured answers are held against what nobody has now.
     assert arguments == ["--only", "prefill,verify_engine", "--without", "throughput", *places]
-    assert not (model / TRIAL_FILE).exists(), "what an earlier run left is tried again"
-    (model / TRIAL_FILE).write_text("a_kernel")
-    ran: list[str] = []
+    ran: list[tuple[str, Path | None]] = []
     for name in ("prefill", "verify_engine"):
-        monkeypatch.setitem(SECTIONS, name, Section(lambda run: ran.append(run.section)))
+        monkeypatch.setitem(SECTIONS, name, Section(lambda run: ran.append((run.section, run.trial_file))))
     assert main(arguments) == 1, "whatever the others do"
-    assert ran == ["prefill", "verify_engine"]
-    assert (model / TRIAL_FILE).exists(), "and not what this one left"
+    assert ran == [("prefill", trials), ("verify_engine", trials)]
+    assert main(["--tiny", "--only", "throughput", "--model-dir", str(model)]) == 1
+    assert len(commands) == 1, "nothing is left"
 
 
 def test_an_engine_notes_what_it_tries_where_the_next_process_looks(
@@ -177,8 +175,8 @@ def test_an_engine_notes_what_it_tries_where_the_next_process_looks(
     built: list[EngineConfig] = []
     monkeypatch.setattr(benchmark_run, "build_core", lambda config, say: built.append(config))
     monkeypatch.setattr(benchmark_run, "serve", lambda core, requests: None)
-    _ = bench(tmp_path / "model", []).core
-    assert built[0].trial_file == str(tmp_path / "model" / TRIAL_FILE)
+    _ = Run(TINY, tmp_path / "model", torch.device("cpu"), print, tmp_path / "trial").core
+    assert built[0].trial_file == str(tmp_path / "trial")
 
 
 def test_a_triton_of_another_name_keeps_nothing_from_running(monkeypatch: pytest.MonkeyPatch) -> None:

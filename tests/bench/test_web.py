@@ -81,7 +81,8 @@ def test_a_server_that_does_not_end_is_killed_with_its_engine(monkeypatch: pytes
         with pytest.raises(subprocess.TimeoutExpired):
             web._stop(process)
         psutil.wait_procs([engine], timeout=10)
-        assert not engine.is_running()
+        # Nobody may be there to wait for it.
+        assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
         assert process.wait(10) == -signal.SIGKILL
 
 

@@ -7,11 +7,12 @@ DEFAULT_NEW_TOKENS = 4096
 context holds, since every token that an answer may have is reserved in the KV cache before it begins."""
 
 
-def require_an_end(ignores_eos: bool, *, held_to: str) -> None:
-    """Raises InvalidRequest for `ignore_eos` beside a field that allows nothing behind an answer's end: `held_to`, ""
-    for none."""
-    if ignores_eos and held_to:
+def require_an_end(*, may_call: bool, is_json: bool, form: str) -> None:
+    """Raises InvalidRequest for `ignore_eos` beside what allows nothing behind an answer's end: tools, and `form`, the
+    field that says what form the answer has."""
+    if may_call or is_json:
+        other = "tools" if may_call else form
         raise InvalidRequest(
-            f"ignore_eos goes on past the answer's end, and {held_to} allows nothing there; send one of them",
+            f"ignore_eos goes on past the answer's end, and {other} allows nothing there; send one of them",
             field="ignore_eos",
         )

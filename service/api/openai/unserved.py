@@ -17,16 +17,16 @@ OF_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,)}
 """The same of a stream."""
 
 INSTEAD = {
-    "effort": "thinking has the model reason",
     "function_call": "tool_choice is its newer name",
     "functions": "tools is their newer name",
     "guided_choice": "response_format holds an answer to a schema's enum, as JSON",
     "guided_json": "response_format holds an answer to a schema",
     "guided_regex": "response_format holds an answer to a schema's pattern, as JSON",
+    "reasoning.effort": "thinking has the model reason",
     "reasoning_effort": "thinking has the model reason",
     "structured_outputs": "response_format holds an answer to a schema",
 }
-"""What does nearly the same here."""
+"""What does nearly the same here as a field."""
 
 HINTS = ("cache_control", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")
 """Of caches: they cannot change an answer, and the prefix cache does by itself what they ask for."""
@@ -42,9 +42,8 @@ def without(unserved: Neutral, value: Any, where: str = "") -> Any:
     for name, neutral in unserved.items():
         if value.get(name) is not None and value[name] not in neutral:
             way_out = f" or send {json.dumps(neutral[0])}" if neutral else ""
-            other = f"; {INSTEAD[name]}" if name in INSTEAD else ""
-            raise InvalidRequest(
-                f"{where}{name} is not served here; leave it out{way_out}{other}", field=f"{where}{name}"
-            )
+            field = f"{where}{name}"
+            other = f"; {INSTEAD[field]}" if field in INSTEAD else ""
+            raise InvalidRequest(f"{field} is not served here; leave it out{way_out}{other}", field=field)
     dropped = (*unserved, *HINTS)
     return {name: each for name, each in value.items() if each is not None and name not in dropped}

@@ -54,7 +54,10 @@ NOTES = {"title", "description", "default", "example", "examples", "deprecated",
 NOTES |= {"$schema", "$comment"}
 """What only people and models read."""
 FORMATS = frozenset({"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"})
-"""Those that the library knows. Any other is a note (JSON Schema 2020-12, Validation, 7.2.1), and often stands beside a
+"""Those that the library keeps to."""
+UNKEPT_FORMATS = {"idn-email", "idn-hostname", "iri", "iri-reference", "json-pointer", "regex", "relative-json-pointer"}
+UNKEPT_FORMATS |= {"uri-reference", "uri-template"}
+"""JSON Schema's others (2020-12, Validation, 7). What is none of either is a note: some library's own, often beside a
 pattern that says the same."""
 _TIME = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})$"
 FINER = {"date-time": rf"^[^ ]{{10}}T{_TIME}", "time": rf"^{_TIME}"}
@@ -69,7 +72,7 @@ ANNOTATIONS = NOTES | {"$ref", "$defs", "definitions", "$id", "discriminator", "
 def is_note(keyword: str, value: Any) -> bool:
     """Whether a keyword says nothing of what a value may be."""
     if keyword == "format":
-        return isinstance(value, str) and value not in FORMATS
+        return isinstance(value, str) and value not in FORMATS | UNKEPT_FORMATS
     return keyword in NOTES or (keyword == "propertyNames" and value in ANY_NAME)
 
 

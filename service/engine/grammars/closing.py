@@ -3,19 +3,24 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from service.engine.grammars.bounds import FINER, is_note
+from service.engine.grammars.bounds import FINER, UNKEPT_FORMATS, is_note
 
-NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
+NAMED = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
 """Keywords whose values hold a schema for each name."""
-VALUES = ("const", "enum", "required")
-"""Keywords whose values are no schemas."""
+HOLDING = {"additionalItems", "additionalProperties", "allOf", "anyOf", "contains", "contentSchema", "else", "if"}
+HOLDING |= {"items", "not", "oneOf", "prefixItems", "propertyNames", "then"}
+HOLDING |= {"unevaluatedItems", "unevaluatedProperties"}
+"""Keywords whose values are schemas, or lists of some. Nothing else in a schema is one."""
 OPEN = {"additionalProperties", "unevaluatedProperties", "patternProperties"}
-"""Keywords that say whether there may be more properties than those that are listed."""
-UNKEPT = {"contains", "dependentRequired", "dependentSchemas", "else", "if", "maxContains", "minContains", "not"}
-UNKEPT |= {"propertyNames", "then", "unevaluatedItems", "unevaluatedProperties", "uniqueItems"}
-"""Keywords that the library knows nothing of; pydantic writes `uniqueItems` for each set."""
-JOINED = {"properties", "$ref", "anyOf", "oneOf", "allOf", "dependentSchemas"}
+"""Keywords that say, unless they are false, that there may be more properties than those that are listed."""
+UNKEPT = {"contains", "else", "if", "maxContains", "minContains", "not", "propertyNames", "then", "uniqueItems"}
+UNKEPT |= {"dependencies", "dependentRequired", "dependentSchemas", "unevaluatedItems", "unevaluatedProperties"}
+"""Keywords that the library refuses; pydantic writes `uniqueItems` for each set."""
+REFERRING = {"$ref", "anyOf", "oneOf", "allOf"}
+JOINED = REFERRING | {"properties", "dependentSchemas"}
 """Keywords of which each may list properties. Where there are several, one lists what another one does not."""
+CONDITIONS = {"dependencies", "dependentRequired", "dependentSchemas", "else", "if", "then"}
+"""Keywords that may list more, or require it, of some objects."""
 
 DEEPEST = 64
 """Levels that are looked at; people write a handful."""
@@ -41,13 +46,8 @@ def held_to(schema: dict[str, Any]) -> dict[str, Any] | None:
 def without_unkept(schema: dict[str, Any]) -> dict[str, Any]:
     """`schema`, which is one that `held_to` made, without the keywords that no answer can be held to: its documents fit
     what is left, and may not fit those."""
-    left: dict[str, Any] = _changed("", schema, lambda each: {k: v for k, v in each.items() if k not in UNKEPT})
+    left: dict[str, Any] = _changed("", schema, _kept)
     return left
-
-
-def _is_joined(schema: dict[str, Any]) -> bool:
-    all_of = schema.get("allOf")
-    return len(JOINED & schema.keys()) > 1 or (isinstance(all_of, list) and len(all_of) > 1)
 
 
 class _TooDeep(Exception):
@@ -57,7 +57,7 @@ class _TooDeep(Exception):
 def _changed(key: str, value: Any, change: Change, levels: int = 1 + DEEPEST) -> Any:
     """The value of a keyword with every schema in it changed, the outer ones first; `key` is empty for one in a list,
     and for one of a name. Raises _TooDeep."""
-    if not isinstance(value, dict | list) or key in VALUES:
+    if not isinstance(value, dict | list):
         return value
     if not levels:
         raise _TooDeep
@@ -65,13 +65,24 @@ def _changed(key: str, value: Any, change: Change, levels: int = 1 + DEEPEST) ->
         return [_changed("", each, change, levels - 1) for each in value]
     if key in NAMED:
         return {name: _changed("", each, change, levels - 1) for name, each in value.items()}
-    return {name: _changed(name, each, change, levels - 1) for name, each in change(value).items()}
+    return {
+        name: _changed(name, each, change, levels - 1) if name in NAMED | HOLDING else each
+        for name, each in change(value).items()
+    }
 
 
 def _without_notes(schema: dict[str, Any]) -> dict[str, Any]:
     said = {name: each for name, each in schema.items() if not is_note(name, each)}
     form = said.get("format")
-    return ({"pattern": FINER[form]} if isinstance(form, str) and form in FINER else {}) | said
+    # Not beside what may say what such a pattern forbids.
+    is_plain = isinstance(form, str) and said.keys() <= {"type", "format"}
+    return said | ({"pattern": FINER[form]} if is_plain and form in FINER else {})
+
+
+def _kept(schema: dict[str, Any]) -> dict[str, Any]:
+    form = schema.get("format")
+    unkept = UNKEPT | ({"format"} if isinstance(form, str) and form in UNKEPT_FORMATS else set())
+    return {name: each for name, each in schema.items() if name not in unkept}
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
@@ -81,16 +92,31 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
 def _lists_all(schema: dict[str, Any]) -> bool:
     """Not where it says that there may be others, or requires one."""
     required, listed = schema.get("required"), schema.get("properties")
-    if not isinstance(listed, dict) or OPEN & schema.keys():
+    if not isinstance(listed, dict) or _is_open(schema):
         return False
     return not isinstance(required, list) or all(str(each) in listed for each in required)
 
 
+def _is_open(schema: dict[str, Any]) -> bool:
+    return any(schema.get(keyword, False) is not False for keyword in OPEN)
+
+
+def _is_joined(schema: dict[str, Any]) -> bool:
+    """Whether one schema says something of the properties that another one lists."""
+    all_of, says_more = schema.get("allOf"), "required" in schema or _is_open(schema)
+    several = len(JOINED & schema.keys()) > 1 or (isinstance(all_of, list) and len(all_of) > 1)
+    return several or bool(CONDITIONS & schema.keys()) or (says_more and bool(REFERRING & schema.keys()))
+
+
 def _schemas(key: str, value: Any) -> Iterator[dict[str, Any]]:
     """All schemas in a value, itself first; `key` as for `_changed`."""
-    if not isinstance(value, dict | list) or key in VALUES:
-        return
-    if isinstance(value, dict) and key not in NAMED:
+    if isinstance(value, list):
+        for each in value:
+            yield from _schemas("", each)
+    elif isinstance(value, dict) and key in NAMED:
+        for each in value.values():
+            yield from _schemas("", each)
+    elif isinstance(value, dict):
         yield value
-    for name, each in value.items() if isinstance(value, dict) else (("", each) for each in value):
-        yield from _schemas("" if key in NAMED else name, each)
+        for name in value.keys() & (NAMED | HOLDING):
+            yield from _schemas(name, value[name])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.engine.grammars.bounds import FINER, FORMATS
+from service.engine.grammars.bounds import FINER, FORMATS, UNKEPT_FORMATS
 from service.engine.grammars.closing import DEEPEST, UNKEPT, held_to, without_unkept
 from service.engine.grammars.schema import json_grammar, problem_of
 
@@ -78,8 +78,17 @@ def test_every_format_that_is_kept_to_is_known() -> None:
         assert problem_of(json_grammar({"type": "string", "format": name})) == ""
 
 
-def test_a_pattern_beside_a_time_is_the_clients() -> None:
-    assert held_to({"format": "time", "pattern": "^1"}) == {"format": "time", "pattern": "^1"}
+@pytest.mark.parametrize("name", sorted(UNKEPT_FORMATS))
+def test_a_format_of_json_schemas_that_is_not_kept_to_is_refused(name: str) -> None:
+    wanted = held_to({"type": "string", "format": name})
+    assert wanted is not None
+    assert f"Unknown format: {name}" in problem_of(json_grammar(wanted))
+    assert without_unkept(wanted) == {"type": "string"}
+
+
+@pytest.mark.parametrize("beside", [{"pattern": "^1"}, {"const": "20:26:60Z"}, {"enum": []}, {"minLength": 30}])
+def test_what_else_is_said_of_a_time_is_not_contradicted(beside: dict[str, Any]) -> None:
+    assert held_to({"format": "time"} | beside) == {"format": "time"} | beside
 
 
 @pytest.mark.parametrize("value", [True, {}, {"type": "string"}])
@@ -97,6 +106,22 @@ def test_what_cannot_be_kept_to_is_left_out_where_it_is_a_keyword(name: str) -> 
         "items": {"properties": {name: {"type": "string"}}, "enum": [{name: 1}]},
         "anyOf": [{}],
     }
+
+
+CONDITIONAL: list[dict[str, Any]] = [
+    {"if": {"properties": {"a": {"const": 1}}}, "then": {"properties": {"b": {}}, "required": ["b"]}},
+    {"dependentRequired": {"a": ["b"]}},
+    {"dependentSchemas": {"a": {"required": ["b"]}}},
+    {"dependencies": {"a": ["b"]}},
+]
+
+
+@pytest.mark.parametrize("condition", CONDITIONAL)
+def test_what_a_condition_lists_can_still_be_said(condition: dict[str, Any]) -> None:
+    """Though it is not kept to."""
+    wanted = held_to(listing() | condition)
+    assert wanted is not None
+    assert without_unkept(wanted) == listing()
 
 
 @pytest.mark.parametrize("levels", [DEEPEST, DEEPEST + 1, 900])
@@ -117,6 +142,23 @@ REFERRED = DEFINED | {"$ref": "#/$defs/A"}
 
 CLOSING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "what is listed": (listing(), listing() | CLOSED),
+    "listed elsewhere than required": (REFERRED | {"required": ["b"]}, REFERRED | {"required": ["b"]}),
+    "required beside a choice": (
+        {"anyOf": [listing()], "required": ["b"]},
+        {"anyOf": [listing()], "required": ["b"]},
+    ),
+    "open beside a choice": (
+        {"anyOf": [listing()], "additionalProperties": True},
+        {"anyOf": [listing()], "additionalProperties": True},
+    ),
+    "said to have none unevaluated": (
+        listing(unevaluatedProperties=False),
+        listing(unevaluatedProperties=False) | CLOSED,
+    ),
+    "where no schemas are": (
+        {"components": {"schemas": {"example": listing()}}},
+        {"components": {"schemas": {"example": listing()}}},
+    ),
     "what is required": (listing(required=["a"]), listing(required=["a"]) | CLOSED),
     "required and not listed": (listing(required=["a", "b"]), listing(required=["a", "b"])),
     "required, and no list": (listing(required="b"), listing(required="b") | CLOSED),

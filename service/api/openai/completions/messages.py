@@ -73,9 +73,10 @@ def _sent_back(message: Any) -> Any:
     if message["role"] == "tool":
         return message | ({"content": ""} if message["content"] is None else {})
     said = _unlabelled(message, (*unserved.REASONING, *unserved.ANSWER_LABELS))
-    refusal = said.pop("refusal", None)
-    if said.get("content") is None and (said.get("tool_calls") or isinstance(refusal, str)):
-        said["content"] = refusal or ""  # a refusal is what the assistant said
+    if isinstance(said.get("refusal"), str) and not said.get("content"):
+        said["content"] = as_it_may_be_sent(said.pop("refusal"))  # it is what the assistant said
+    if said.get("tool_calls") and said.get("content") is None:
+        said["content"] = ""
     if isinstance(said.get("tool_calls"), list):
         said["tool_calls"] = [_unlabelled(call, unserved.CALL_LABELS) for call in said["tool_calls"]]
     return said

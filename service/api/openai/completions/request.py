@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from service.api.fields import MAX_TURNS, Label, NewTokens, Stops, Strict, bounded
+from service.api.fields import MAX_TURNS, Label, Metadata, NewTokens, Stops, Strict, bounded
 from service.api.openai.completions import unserved
 from service.api.openai.completions.messages import ChatMessage, cleaned_messages
 from service.api.openai.completions.tools import Choice, Tools, cleaned_tools
@@ -74,6 +74,7 @@ class CompletionRequest(Formatted):
         description="auto: it may call one; required, or a name: it must; none: it must not.",
         json_schema_extra={"default": "auto"},
     )
+    metadata: Metadata = Field({}, description="Names and values of yours; nothing is kept of them.")
     user: Label | None = Field(None, description="For whom you ask; the service's log names it with the request.")
     safety_identifier: Label | None = Field(None, description="The same by its newer name.")
 
@@ -81,8 +82,7 @@ class CompletionRequest(Formatted):
     @classmethod
     def _served(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            value = {name: each for name, each in value.items() if name not in unserved.LABELS}
-            as_ours(value)
+            value = as_ours(value)
         value = without(unserved.OF_REQUEST | unserved.OF_OTHER_SERVERS, value)
         if not isinstance(value, dict):
             return value

@@ -95,7 +95,8 @@ def to_chat(body: CompletionRequest, prompt: Prompt) -> Chat:
     if "stream_options" in body.model_fields_set and not body.stream:
         raise InvalidRequest("stream_options is for streams; leave it out, or set stream", field="stream_options")
     schema, may_call = body.answer_schema(), offer_of(prompt.tools, body.tool_choice, thinking=body.thinking)
-    require_an_end(body.ignore_eos, held_to="tools" if may_call else "" if schema is None else "response_format")
+    if body.ignore_eos:
+        require_an_end(may_call=may_call is not None, is_json=schema is not None, form="response_format")
     wanted = new_tokens(body)
     return Chat(
         messages=prompt.messages,

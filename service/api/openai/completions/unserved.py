@@ -19,9 +19,6 @@ OF_REQUEST: Neutral = {
 }
 """With the values, besides null, that change nothing. Source: https://platform.openai.com/docs/api-reference/chat/create"""
 
-LABELS = ("metadata",)
-"""What a client keeps of its own beside an answer, and a server that stores it would, too."""
-
 OF_OTHER_SERVERS: Neutral = {
     "add_generation_prompt": (True,),
     "add_special_tokens": (False,),
@@ -55,6 +52,7 @@ OF_MESSAGE: Neutral = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
+    "refusal": ("",),
 }
 """The same of a message: clients send back what they were answered, whole."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from service.api.fields import MAX_TURNS, Label, NewTokens, Sampled, Strict, Text, bounded
+from service.api.fields import MAX_TURNS, Label, Metadata, NewTokens, Sampled, Strict, Text, bounded
 from service.api.openai.limits import DEFAULT_NEW_TOKENS
 from service.api.openai.other_servers import as_ours
 from service.api.openai.responses import unserved
@@ -31,11 +31,6 @@ Includable = Literal[
     "web_search_call.results",
 ]
 """All but LOGPROBS is of things that no answer here has."""
-
-
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-]
 
 
 class TextFormat(NamedSchema):
@@ -113,9 +108,7 @@ class ResponseRequest(Sampled):
     def _served(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        value = dict(value)
-        as_ours(value)
-        value = unserved.served(value)
+        value = unserved.served(as_ours(value))
         if "text" in value:
             value["text"] = _plain(value["text"])
         tools = value.get("tools")

@@ -93,7 +93,8 @@ def to_chat(body: ResponseRequest, prompt: Prompt) -> Chat:
     wanted = body.max_output_tokens
     may_call = offer_of(prompt.tools, body.tool_choice, thinking=body.thinking)
     schema = body.text.format.schema_of_json
-    require_an_end(body.ignore_eos, held_to="tools" if may_call else "" if schema is None else FORMAT)
+    if body.ignore_eos:
+        require_an_end(may_call=may_call is not None, is_json=schema is not None, form=FORMAT)
     return Chat(
         messages=prompt.messages,
         sampling=body.sampling(),

@@ -20,6 +20,7 @@ USER = {"role": "user", "content": "hello"}
 PART = {"type": "text", "text": "hello"}
 SYSTEM = {"role": "system", "content": "Speak like a pirate."}
 CALL = {"id": "1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+REFUSING = {"role": "assistant", "content": None, "refusal": "no"}
 CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 
 
@@ -74,6 +75,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("stream_options without a stream", {"stream_options": {"include_usage": True}}, "stream_options"),
     ("an unknown stream option", {"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
     ("a number as user", {"user": 5}, "user"),
+    ("a number as metadata", {"metadata": 5}, "metadata"),
+    ("text as min_tokens", {"ignore_eos": True, "min_tokens": "5"}, "min_tokens"),
+    ("an answer and a refusal", {"messages": [REFUSING | {"content": "yo"}]}, "messages.0.refusal"),
+    ("a refusal that is no text", {"messages": [REFUSING | {"refusal": {}}]}, "messages.0.refusal"),
     ("thinking beside a system prompt", {"thinking": True, "messages": [SYSTEM, USER]}, "thinking"),
     ("no answers", {"n": 0}, "n"),
     ("more answers than are given", {"n": 17}, "n"),
@@ -199,7 +204,8 @@ HARMLESS: dict[str, dict[str, Any]] = {
         "messages": [
             USER,
             {"role": "assistant", "content": "yo", "id": "m1", "reasoning_details": [{}], "thinking_blocks": [{}]},
-            {"role": "assistant", "content": None, "refusal": "no"},
+            {"role": "assistant", "content": None, "refusal": "no\x00"},
+            {"role": "assistant", "content": "yo", "refusal": ""},
             USER,
         ]
     },
