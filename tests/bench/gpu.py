@@ -38,19 +38,11 @@ SWITCHES = ("INTERNLM_", "TORCH_BLAS_", "CUBLAS_", "PYTORCH_")
 """How the names of variables begin that change what is measured, unless they name a place on this machine."""
 
 
-class DeviceLost(Exception):
-    """The GPU is of no use to this process any more, as after an illegal access: what `section` left behind."""
-
-    def __init__(self, section: str) -> None:
-        super().__init__(f"{section} left the GPU of no use to this process")
-        self.section = section
-
-
 def run_sections(run: Run, names: list[str]) -> list[str]:
     """Every section in order, and which of them failed: that is printed and does not keep the others from running.
 
-    The last line of a section says how long it took; one without was cut off. Raises DeviceLost after a section that
-    leaves none to the others.
+    The last line of a section says how long it took; one without was cut off. Raises EngineFailed after one that leaves
+    this process no use of the GPU, as an illegal access does; `run.section` is still that one.
     """
     failed = []
     _ = run.limits
@@ -60,16 +52,9 @@ def run_sections(run: Run, names: list[str]) -> list[str]:
         run.say(took_seconds=time.perf_counter() - started)
         if not succeeds:
             failed.append(run.section)
-            _require_device(run)
+            require_usable(run.device, run.section)
             run.drop_core()  # not before: until it was handled, the error held all that its section had on the GPU
     return failed
-
-
-def _require_device(run: Run) -> None:
-    try:
-        require_usable(run.device, run.section)
-    except EngineFailed as error:
-        raise DeviceLost(run.section) from error
 
 
 def _succeeds(run: Run) -> bool:
@@ -149,11 +134,13 @@ def main(arguments: list[str] | None = None) -> int:
         emit(machine(name) | {"tiny": options.tiny})
         try:
             failed = run_sections(run, names)
-        except DeviceLost as lost:
-            failed = [lost.section]
-            if left := sections_left(lost.section, names, options):
-                go_on(left, lost.section, options, run)
-        run.drop_core()
+        except EngineFailed:
+            traceback.print_exc(file=sys.stderr)
+            failed = [run.section]
+            if left := sections_left(run.section, names, options):
+                go_on(left, options, run)
+        else:
+            run.drop_core()
     judged = results.verdicts()
     for line in judged:
         print(json.dumps(line), flush=True)
@@ -167,12 +154,11 @@ def sections_left(lost: str, names: list[str], options: argparse.Namespace) -> l
     return with_needs(names[names.index(lost) + 1 :], [*_listed(options.without), lost])
 
 
-def go_on(left: list[str], lost: str, options: argparse.Namespace, run: Run) -> NoReturn:
+def go_on(left: list[str], options: argparse.Namespace, run: Run) -> NoReturn:
     """Run the sections that are left in another process, which has the GPU's memory once this one is gone. A model that
     was written for this run alone stays where it is."""
-    traceback.print_exc(file=sys.stderr)
-    print(f"{lost}: what is left runs in another process, with the model in {run.directory}", file=sys.stderr)
-    without = ",".join([*_listed(options.without), lost])
+    print(f"{run.section}: what is left runs in another process, with the model in {run.directory}", file=sys.stderr)
+    without = ",".join([*_listed(options.without), run.section])
     places = ["--model-dir", str(run.directory), "--trials", str(run.trial_file)]
     flags = ["--tiny"] * options.tiny + ["--results", str(options.results)] * bool(options.results)
     command = ["--only", ",".join(left), "--without", without, *places, *flags]

@@ -165,6 +165,7 @@ def test_sections_behind_one_that_spoils_the_gpu_go_on_in_another_process(
         monkeypatch.setitem(SECTIONS, name, Section(lambda run: ran.append((run.section, run.trial_file))))
     assert main(arguments) == 1, "whatever the others do"
     assert ran == [("prefill", trials), ("verify_engine", trials)]
+    monkeypatch.setattr(Run, "drop_core", lambda run: pytest.fail("a GPU of no use frees nothing, but raises"))
     assert main(["--tiny", "--only", "throughput", "--model-dir", str(model)]) == 1
     assert len(commands) == 1, "nothing is left"
 

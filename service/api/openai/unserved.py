@@ -26,7 +26,7 @@ INSTEAD = {
     "reasoning_effort": "thinking has the model reason",
     "structured_outputs": "response_format holds an answer to a schema",
 }
-"""What does nearly the same here as a field."""
+"""By field: what does nearly the same here."""
 
 HINTS = ("cache_control", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")
 """Of caches: they cannot change an answer, and the prefix cache does by itself what they ask for."""

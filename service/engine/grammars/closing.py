@@ -17,7 +17,7 @@ UNKEPT = {"contains", "else", "if", "maxContains", "minContains", "not", "proper
 UNKEPT |= {"dependencies", "dependentRequired", "dependentSchemas", "unevaluatedItems", "unevaluatedProperties"}
 """Keywords that the library refuses; pydantic writes `uniqueItems` for each set."""
 REFERRING = {"$ref", "anyOf", "oneOf", "allOf"}
-JOINED = REFERRING | {"properties", "dependentSchemas"}
+JOINED = REFERRING | {"properties"}
 """Keywords of which each may list properties. Where there are several, one lists what another one does not."""
 CONDITIONS = {"dependencies", "dependentRequired", "dependentSchemas", "else", "if", "then"}
 """Keywords that may list more, or require it, of some objects."""

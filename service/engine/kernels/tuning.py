@@ -106,7 +106,7 @@ BY_CAPABILITY = {
     # 2.58-3.17 TB/s of 3.09 TB/s read. Whole rows of its hidden size take no more registers, and have four times as
     # many bytes on their way.
     9: Tuning(
-        source="one_row's and attention's tile measured on an H100 80GB, the rest estimated",
+        source="one_row's tile and attention's measured on an H100 80GB, whole rows and the rest estimated",
         # Each has 64 KiB of KV on its way, three times what a multiprocessor's share of the bandwidth needs in flight:
         # two of them do, in one round, and leave fewer partial results than more of them would. With two stages, five
         # instead of three would find room on a multiprocessor, but none could load while it computes.

@@ -81,11 +81,9 @@ class CompletionRequest(Formatted):
     @model_validator(mode="before")
     @classmethod
     def _served(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            value = as_ours(value)
-        value = without(unserved.OF_REQUEST | unserved.OF_OTHER_SERVERS, value)
         if not isinstance(value, dict):
             return value
+        value = without(unserved.OF_REQUEST | unserved.OF_OTHER_SERVERS, as_ours(value))
         _thinking_as_ours(value)
         if "stream_options" in value:
             options = without(OF_STREAM_OPTIONS, value["stream_options"], "stream_options.")
