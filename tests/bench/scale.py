@@ -30,6 +30,7 @@ class Scale:
     new_tokens: int
     step_batches: tuple[int, ...]
     step_context: int
+    steps: int  # timed, around that context
     long_contexts: tuple[int, ...]
     prefill: int
     shared_prefix: int
@@ -60,6 +61,7 @@ FULL = Scale(
     new_tokens=256,
     step_batches=(1, 64, 256),
     step_context=512,
+    steps=64,
     long_contexts=(8192, 32_000),
     prefill=8192,
     shared_prefix=4096,
@@ -80,6 +82,7 @@ TINY = replace(
     new_tokens=6,
     step_batches=(1, 2),
     step_context=24,
+    steps=4,
     long_contexts=(64, 128),
     prefill=128,
     shared_prefix=64,

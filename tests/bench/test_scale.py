@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from service.engine.config import read_config
 from service.engine.weights import load_weights, open_checked
 from service.tokenizer.loading import load_tokenizer
-from tests.bench.scale import TINY, ready_model, write_random_model
+from tests.bench.scale import FULL, TINY, Scale, ready_model, write_random_model
+from tests.bench.sections.steps import step_prompt
 
 
 def test_the_random_model_is_one_that_loads_whole(tmp_path: Path) -> None:
@@ -48,3 +50,10 @@ def test_a_random_model_is_written_once_and_again_if_it_was_cut_off(tmp_path: Pa
     (model / "model.safetensors.index.json").unlink()
     ready_model(model, TINY.shape)
     assert shard.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize("scale", [FULL, TINY])
+def test_the_timed_steps_of_any_scale_begin_with_a_prompt(scale: Scale) -> None:
+    """Also of the tiny one on a GPU, where its context is shorter than the steps that were timed there."""
+    for batch in scale.step_batches:
+        assert 0 < step_prompt(scale, batch) <= scale.step_context - scale.steps // 2

@@ -7,6 +7,7 @@ from tests.bench.floor import prefill_flop
 from tests.bench.load import Drive, percentile, serve
 from tests.bench.measures import ENGINE, LIMIT, Measure
 from tests.bench.run import Run
+from tests.bench.scale import Scale
 
 PREFILLS = 5
 
@@ -34,8 +35,7 @@ def median_step(run: Run, batch: int) -> tuple[float, int]:
     RuntimeError where they never ran at once.
     """
     drive = Drive(run.core)
-    steps = 64 if run.on_gpu else 4
-    prompt = int((run.scale.step_context - steps / 2) / (1 + batch / (2 * CROWD_TOKENS)))
+    steps, prompt = run.scale.steps, step_prompt(run.scale, batch)
     new_tokens = min(1024, run.config.max_positions - prompt)
     lines = [drive.add(run.prompts.request(prompt, new_tokens)) for _ in range(batch)]
     while not all(line.times for line in lines):
@@ -49,6 +49,11 @@ def median_step(run: Run, batch: int) -> tuple[float, int]:
     if not full:
         raise RuntimeError(f"{batch} sequences never ran at once")
     return percentile(full, 0.5), context
+
+
+def step_prompt(scale: Scale, batch: int) -> int:
+    """Tokens of a prompt with which so many sequences are of the scale's context in the middle of its timed steps."""
+    return int((scale.step_context - scale.steps / 2) / (1 + batch / (2 * CROWD_TOKENS)))
 
 
 def prefill(run: Run) -> None:
