@@ -3,7 +3,7 @@
 Everything that crosses the socket between web worker and engine process is a `msgspec.Struct` of this file.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -222,11 +222,15 @@ class Engine(Protocol):
 
 class StepFailed(Exception):
     """A step broke, and the device's state is unknown. `events` holds what is still to be sent off, among it the
-    Finish of every request that was open. The cause is chained."""
+    Finish of every request that was open. The cause is chained.
 
-    def __init__(self, message: str, events: list[Event]) -> None:
+    `unfinished`, steps that were in flight, lives as long as the error: torch asks the device before it frees pinned
+    memory, in a destructor, where the answer of a broken one aborts the process (2.13, CachingHostAllocator)."""
+
+    def __init__(self, message: str, events: list[Event], unfinished: Sequence[object] = ()) -> None:
         super().__init__(message)
         self.events = events
+        self.unfinished = unfinished
 
 
 class Core(Protocol):

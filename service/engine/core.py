@@ -123,7 +123,8 @@ class NativeCore:
                 self._scheduler.check_idle()
         except Exception as error:
             message = f"the engine broke in a step: {type(error).__name__}: {first_line(error)}"
-            raise StepFailed(message, events + self.fail(message)) from error
+            unfinished = list(self._in_flight)
+            raise StepFailed(message, events + self.fail(message), unfinished) from error
         return events
 
     def _begin(self, events: list[Event]) -> bool:

@@ -56,9 +56,12 @@ class Worker:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         self._listener = Listener(orders)
         self._steps: StepLoop | None = None
+        self._broken_by: Exception | None = None
 
     def run(self) -> int:
-        """Load, then serve until the end; returns the exit code."""
+        """Load, then serve until the end; returns the exit code.
+
+        What broke the engine is kept, and with it all that its frames hold: see `StepFailed.unfinished`."""
         signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -69,9 +72,11 @@ class Worker:
             return self._end(str(error), EXIT_MISCONFIGURED)
         except StepFailed as error:
             logger.exception("a step broke")
+            self._broken_by = error
             return self._end(str(error), EXIT_BROKEN)
         except Exception as error:
             logger.exception("the engine broke")
+            self._broken_by = error
             return self._end(f"{type(error).__name__}: {error}", EXIT_BROKEN)
         return self._end("the engine was stopped", EXIT_STOPPED)
 
@@ -100,9 +105,11 @@ def main(build: Build = build) -> None:
     """Read the orders, serve, and leave the process."""
     orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
     log.configure(orders.config.log_level, orders.config.log_format)
-    code = Worker(orders, build).run()
+    worker = Worker(orders, build)
+    code = worker.run()
     logging.shutdown()
-    # Not sys.exit: tearing down an interpreter whose CUDA context is broken can hang.
+    # Not sys.exit: tearing down an interpreter whose CUDA context is broken can hang. For the worker's sake, too, which
+    # is still here so that nothing of the device has been freed.
     os._exit(code)
 
 

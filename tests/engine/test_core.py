@@ -1,5 +1,6 @@
 """The native core over a runner that reads its whole context back out of the blocks, in step and one step ahead."""
 
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -248,6 +249,31 @@ def test_a_broken_step_ends_every_open_request_once_and_the_core_can_go_on(
     assert core.idle
     assert core.stats().kv_blocks_cached == 0, "what the blocks hold is not known any more"
     assert outputs(drain(added(core, request("d", range(9)))))["d"] == expected_output(request("d", range(9)))
+
+
+@pytest.mark.parametrize("break_it", [broken_begin, broken_wait])
+def test_steps_in_flight_live_as_long_as_the_error(
+    break_it: Callable[[ContentRunner], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a step holds must not be freed on a broken device: that would abort the process before it says why."""
+    runner, begun = ContentRunner(), list[weakref.ref[Pending]]()
+    begin = runner.begin
+
+    def noted(plan: StepPlan) -> Pending:
+        pending = begin(plan)
+        begun.append(weakref.ref(pending))
+        return pending
+
+    monkeypatch.setattr(runner, "begin", noted)
+    core = added(core_of(runner, depth=2), request("a", range(3)))
+    core.step()
+    core.step()
+    break_it(runner)
+    with pytest.raises(StepFailed) as failure:
+        drain(core)
+    assert failure.value.unfinished
+    assert all(each() is not None for each in begun[-2:])
+    assert core.idle
 
 
 def test_events_of_the_step_that_broke_are_not_lost() -> None:

@@ -230,9 +230,10 @@ def test_a_stop_while_others_are_connected_only_ends_the_connection(tmp_path: Pa
     [
         ({"misconfigured": "no such directory"}, "no such directory", False, 2),
         ({"broken": "out of luck"}, "RuntimeError: out of luck", True, 1),
+        ({"broken": "illegal access", "pinned": True}, "RuntimeError: illegal access", True, 1),
         ({"crash_at_step": 1}, "crash at step 1", True, 1),
     ],
-    ids=["misconfigured", "broken while loading", "broken in a step"],
+    ids=["misconfigured", "broken while loading", "broken with what must not be freed", "broken in a step"],
 )
 def test_its_last_words_say_why_it_ends_and_whether_a_new_one_could_do_better(
     tmp_path: Path, script: dict[str, object], reason: str, restart: bool, code: int

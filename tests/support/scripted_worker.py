@@ -1,7 +1,8 @@
 """A real engine process around a fake core that follows a script, given as JSON in its first argument.
 
 `load_seconds` is what a load takes, `reload_seconds` what each but the run directory's first takes longer, and
-`told_seconds` what it says that it took. SIGUSR1 ends a hang the script asked for.
+`told_seconds` what it says that it took; `pinned`: a load holds what must not be freed. SIGUSR1 ends a hang the script
+asked for.
 Run by `scripted` of tests/support/engines.py.
 """
 
@@ -27,11 +28,20 @@ load_seconds = script.pop("load_seconds", 0)
 reload_seconds = script.pop("reload_seconds", 0)
 told_seconds = script.pop("told_seconds", 0)
 rogue = script.pop("rogue", "")
+has_pinned = script.pop("pinned", False)
+
+
+class Pinned:
+    """Memory of a broken device, as torch frees it: in a destructor, out of which no error may come."""
+
+    def __del__(self) -> None:
+        os.abort()
 
 
 def build(config: EngineConfig, progress: Callable[[str], None]) -> FakeCore:
     """Load as the script says."""
     progress("pretending to load")
+    pinned = Pinned() if has_pinned else None  # noqa: F841
     time.sleep(load_seconds)
     if reload_seconds:
         before = Path(config.trial_file).with_name("loaded-before")
