@@ -108,8 +108,8 @@ def main(build: Build = build) -> None:
     worker = Worker(orders, build)
     code = worker.run()
     logging.shutdown()
-    # Not sys.exit: tearing down an interpreter whose CUDA context is broken can hang. For the worker's sake, too, which
-    # is still here so that nothing of the device has been freed.
+    # The worker is still here, and so is what a broken device must not be asked to free. Not sys.exit: tearing down an
+    # interpreter whose CUDA context is broken can hang.
     os._exit(code)
 
 
