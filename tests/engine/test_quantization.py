@@ -89,7 +89,8 @@ def test_a_large_matrix_is_rounded_and_widened_in_parts(monkeypatch: pytest.Monk
     in_parts = Int8Matrix.of(wide)
     assert torch.equal(in_parts.values, whole.values)
     assert torch.equal(in_parts.scales, whole.scales)
-    torch.testing.assert_close(linear(x, in_parts, bias), expected)
+    # In parts the library adds up in another order; a part that is missing or wrong is off by units.
+    torch.testing.assert_close(linear(x, in_parts, bias), expected, rtol=1e-5, atol=1e-3)
     assert max(*largest, *rounded) <= at_once
     assert len(largest) == -(-41 // (at_once // 300))
 
