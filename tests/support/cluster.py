@@ -138,9 +138,9 @@ def own_cluster(folder: Path, archives: Iterable[Path], *, registry: str, tag: s
         with ThreadPoolExecutor(1) as one_by_one:
             starting = one_by_one.submit(run, SHARED / "up")
             loading = [one_by_one.submit(load, archive) for archive in archives]
+        exported = starting.result().split()  # first: where it did not start, nothing could be loaded
         for loaded in loading:
             loaded.result()
-        exported = starting.result().split()
         kubeconfig = next(word.removeprefix("KUBECONFIG=") for word in exported if word.startswith("KUBECONFIG="))
         yield Cluster(kubeconfig, registry, tag, "Never", "shared", relaxed_chart(folder))
     finally:
