@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import msgspec
 
@@ -56,29 +57,24 @@ class Worker:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         self._listener = Listener(orders)
         self._steps: StepLoop | None = None
-        self._broken_by: Exception | None = None
 
-    def run(self) -> int:
-        """Load, then serve until the end; returns the exit code.
-
-        What broke the engine is kept, and with it all that its frames hold: see `StepFailed.unfinished`."""
+    def run(self) -> NoReturn:
+        """Load, then serve until the end, and leave the process."""
         signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             self._serve()
         except SystemExit:
-            return self._end("the engine was stopped while it was loading", EXIT_STOPPED)
+            self._end("the engine was stopped while it was loading", EXIT_STOPPED)
         except ConfigurationError as error:
-            return self._end(str(error), EXIT_MISCONFIGURED)
+            self._end(str(error), EXIT_MISCONFIGURED)
         except StepFailed as error:
             logger.exception("a step broke")
-            self._broken_by = error
-            return self._end(str(error), EXIT_BROKEN)
+            self._end(str(error), EXIT_BROKEN)
         except Exception as error:
             logger.exception("the engine broke")
-            self._broken_by = error
-            return self._end(f"{type(error).__name__}: {error}", EXIT_BROKEN)
-        return self._end("the engine was stopped", EXIT_STOPPED)
+            self._end(f"{type(error).__name__}: {error}", EXIT_BROKEN)
+        self._end("the engine was stopped", EXIT_STOPPED)
 
     def _serve(self) -> None:
         trial_file = str(Path(self._orders.run_dir) / TRIAL_FILE)
@@ -94,23 +90,21 @@ class Worker:
             raise SystemExit
         self._steps.stop()
 
-    def _end(self, reason: str, code: int) -> int:
+    def _end(self, reason: str, code: int) -> NoReturn:
+        """Say why, and leave the process as it stands: what a broken device must not be asked to free is held by the
+        error that is being handled (see `StepFailed`), and tearing down an interpreter with its context can hang."""
         self._listener.farewell(reason, restart=code != EXIT_MISCONFIGURED)
         forget(Path(self._orders.run_dir), os.getpid(), wait=False)
         logger.info("the engine process ends: %s", reason)
-        return code
+        logging.shutdown()
+        os._exit(code)
 
 
 def main(build: Build = build) -> None:
     """Read the orders, serve, and leave the process."""
     orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
     log.configure(orders.config.log_level, orders.config.log_format)
-    worker = Worker(orders, build)
-    code = worker.run()
-    logging.shutdown()
-    # The worker is still here, and so is what a broken device must not be asked to free. Not sys.exit: tearing down an
-    # interpreter whose CUDA context is broken can hang.
-    os._exit(code)
+    Worker(orders, build).run()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Scale:
     new_tokens: int
     step_batches: tuple[int, ...]
     step_context: int
-    steps: int  # timed, around that context
+    timed_steps: int
     long_contexts: tuple[int, ...]
     prefill: int
     shared_prefix: int
@@ -61,7 +61,7 @@ FULL = Scale(
     new_tokens=256,
     step_batches=(1, 64, 256),
     step_context=512,
-    steps=64,
+    timed_steps=64,
     long_contexts=(8192, 32_000),
     prefill=8192,
     shared_prefix=4096,
@@ -82,7 +82,7 @@ TINY = replace(
     new_tokens=6,
     step_batches=(1, 2),
     step_context=24,
-    steps=4,
+    timed_steps=4,
     long_contexts=(64, 128),
     prefill=128,
     shared_prefix=64,

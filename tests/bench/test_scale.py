@@ -56,4 +56,4 @@ def test_a_random_model_is_written_once_and_again_if_it_was_cut_off(tmp_path: Pa
 def test_the_timed_steps_of_any_scale_begin_with_a_prompt(scale: Scale) -> None:
     """Also of the tiny one on a GPU, where its context is shorter than the steps that were timed there."""
     for batch in scale.step_batches:
-        assert 0 < step_prompt(scale, batch) <= scale.step_context - scale.steps // 2
+        assert 0 < step_prompt(scale, batch) <= scale.step_context - scale.timed_steps // 2

@@ -41,7 +41,7 @@ class Pinned:
 def build(config: EngineConfig, progress: Callable[[str], None]) -> FakeCore:
     """Load as the script says."""
     progress("pretending to load")
-    pinned = Pinned() if has_pinned else None  # noqa: F841
+    _pinned = Pinned() if has_pinned else None
     time.sleep(load_seconds)
     if reload_seconds:
         before = Path(config.trial_file).with_name("loaded-before")

@@ -35,7 +35,7 @@ def median_step(run: Run, batch: int) -> tuple[float, int]:
     RuntimeError where they never ran at once.
     """
     drive = Drive(run.core)
-    steps, prompt = run.scale.steps, step_prompt(run.scale, batch)
+    steps, prompt = run.scale.timed_steps, step_prompt(run.scale, batch)
     new_tokens = min(1024, run.config.max_positions - prompt)
     lines = [drive.add(run.prompts.request(prompt, new_tokens)) for _ in range(batch)]
     while not all(line.times for line in lines):
@@ -53,7 +53,7 @@ def median_step(run: Run, batch: int) -> tuple[float, int]:
 
 def step_prompt(scale: Scale, batch: int) -> int:
     """Tokens of a prompt with which so many sequences are of the scale's context in the middle of its timed steps."""
-    return int((scale.step_context - scale.steps / 2) / (1 + batch / (2 * CROWD_TOKENS)))
+    return int((scale.step_context - scale.timed_steps / 2) / (1 + batch / (2 * CROWD_TOKENS)))
 
 
 def prefill(run: Run) -> None:
