@@ -36,13 +36,23 @@ MOST_WORKERS = 2
 """Enough for what waits to be done beside what computes. A container may have fewer cores than it sees, and what is
 timed fails where more compute at once."""
 ONE_CLUSTER = ("tests/e2e/", "tests/image/")
-"""What builds images and runs them shares one store of them."""
+"""What builds images and runs them shares one store of them. It takes longest, and mostly waits."""
+CLUSTER = "cluster"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(ONE_CLUSTER))
+
+
+def computing_workers() -> int:
+    """One where there is a GPU, since tests fill its memory."""
+    return 1 if has_gpu_device() else min(os.cpu_count() or 1, MOST_WORKERS)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """How many processes `-n auto` makes: one where there is a GPU, since tests fill its memory."""
-    return 1 if has_gpu_device() else min(os.cpu_count() or 1, MOST_WORKERS)
+    """How many processes `-n auto` makes: those that compute, and one for the cluster."""
+    return computing_workers() + bool(os.environ.get("E2E"))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -53,7 +63,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "cluster" if file.startswith(ONE_CLUSTER) else file
+            return CLUSTER if file.startswith(ONE_CLUSTER) else file
 
         def remove_node(self, node: Any) -> str | None:
             """What a process leaves that a test has ended, as one that takes too long does. xdist would run that test
@@ -70,8 +80,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return deadly
 
         def _reschedule(self, node: Any) -> None:
+            if CLUSTER in self.assigned_work[node] and len(self.nodes) > computing_workers():
+                self._let_go(node)
+                return
             super()._reschedule(node)
             super()._reschedule(node)  # with one test alone a process waits to be told of the next one
+
+        def _let_go(self, node: Any) -> None:
+            """End the process that is one more than may compute, when it has done what it was for."""
+            if self._pending_of(self.assigned_work[node]) <= 1 and not node.shutting_down:
+                node.shutdown()
 
     config.option.loadscopereorder = False  # to begin with the most tests would be to end with the longest ones
     return ByFile(config, log)

@@ -29,7 +29,7 @@ AT_ONCE = 3
 """Long answers that are asked for at the same time: each is slower than it would be alone."""
 SAMPLE = 32
 """Tokens of answers that tell how fast so many are."""
-MARGIN = 1.25
+MARGIN = 1.5
 """How much longer than a minute answers are meant to take, for they may be faster than the samples were."""
 MOST = 8000
 """Tokens that the model can say."""

@@ -50,8 +50,8 @@ def build(target: str, tag: str = "e2e", *, anew: bool = False) -> str:
     image = f"{REGISTRY}/{target}:{tag}"
     arguments = ["-t", image, "-f", "docker/Dockerfile", "--ignorefile", "docker/Dockerfile.dockerignore"]
     arguments += ["--timestamp", "0", *(["--no-cache"] if anew else [])]
-    # The index's torch is one without CUDA here, which brings no Triton.
-    for each in (f"PYTHON_IMAGE={base()}", "TORCH_CPU_INDEX=", "KERNEL_TARGETS=", f"VERSION={tag}"):
+    # pip's own torch is one without CUDA here, which brings no Triton.
+    for each in (f"PYTHON_IMAGE={base()}", "TORCH_INDEX=", "KERNEL_TARGETS=", f"VERSION={tag}"):
         arguments += ["--build-arg", each]
     arguments += ["--target", target]
     subprocess.run([SHARED / "build", *arguments, "."], cwd=ROOT, check=True, capture_output=True, timeout=1800)
