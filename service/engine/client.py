@@ -138,11 +138,11 @@ class EngineClient:
         link = self._link
         if link is not None and link.joined and link.killed:  # for more than a moment only if it hangs in the kernel
             return EngineState.STUCK, link.why
-        if link is not None and link.joined and link.info is not None:
+        if link is not None and (link.why or not link.joined):  # having said why, a process takes a moment to be gone
+            return EngineState.RESTARTING, link.why or "the engine process ended"
+        if link is not None and link.info is not None:
             complaint = link.watchdog.complaint(time.monotonic())
             return (EngineState.STUCK, complaint) if complaint else (EngineState.READY, "")
-        if link is not None and not link.joined:
-            return EngineState.RESTARTING, link.why or "the engine process ended"
         phase = link.phase if link else ""
         if self._why_down:
             return EngineState.RESTARTING, f"{self._why_down}; {phase}" if phase else self._why_down

@@ -152,6 +152,17 @@ async def test_an_engine_that_breaks_says_why_and_comes_back(tmp_path: Path) -> 
         assert reason_of(await events_of(engine, a_request(new=2))) is FinishReason.LENGTH
 
 
+async def test_an_engine_that_said_why_it_ends_is_not_ready_while_its_process_is_still_there(tmp_path: Path) -> None:
+    async with running(tmp_path / "run", command=scripted(crash_at_step=3, lingering_seconds=1)) as engine:
+        pid = recorded_pid(tmp_path / "run")
+        await events_of(engine, a_request(new=ENDLESS))
+        await until(lambda: engine.status.state is EngineState.RESTARTING)
+        assert is_alive(pid)
+        assert "crash at step 3" in engine.status.reason
+        assert "crash at step 3" in finish_of(await events_of(engine, a_request())).message
+        assert is_alive(pid)
+
+
 async def test_a_configuration_that_cannot_work_fails_at_once_with_its_own_words(tmp_path: Path) -> None:
     engine = await failure_of(tmp_path / "run", scripted(misconfigured="there is no GPU; set INTERNLM_DEVICE=cpu"))
     assert engine.status.reason == "there is no GPU; set INTERNLM_DEVICE=cpu"

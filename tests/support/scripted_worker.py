@@ -1,11 +1,12 @@
 """A real engine process around a fake core that follows a script, given as JSON in its first argument.
 
 `load_seconds` is what a load takes, `reload_seconds` what each but the run directory's first takes longer, and
-`told_seconds` what it says that it took; `pinned`: a load holds what must not be freed. SIGUSR1 ends a hang the script
-asked for.
+`told_seconds` what it says that it took; `pinned`: a load holds what must not be freed; `lingering_seconds` pass from its
+last message to its end. SIGUSR1 ends a hang the script asked for.
 Run by `scripted` of tests/support/engines.py.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ reload_seconds = script.pop("reload_seconds", 0)
 told_seconds = script.pop("told_seconds", 0)
 rogue = script.pop("rogue", "")
 has_pinned = script.pop("pinned", False)
+lingering_seconds = script.pop("lingering_seconds", 0)
 
 
 class Pinned:
@@ -38,9 +40,17 @@ class Pinned:
         os.abort()
 
 
+class SlowToClose(logging.NullHandler):
+    """Logs are closed last, after the last message."""
+
+    def close(self) -> None:
+        time.sleep(lingering_seconds)
+
+
 def build(config: EngineConfig, progress: Callable[[str], None]) -> FakeCore:
     """Load as the script says."""
     progress("pretending to load")
+    logging.getLogger().addHandler(SlowToClose())
     _pinned = Pinned() if has_pinned else None
     time.sleep(load_seconds)
     if reload_seconds:

@@ -16,8 +16,8 @@ EPS = 1e-5
 SHAPES = [(2, 40, 70, 6), (9, 256, 64, 128), (16, 300, 130, 258), (33, 576, 200, 34), (64, 128, 256, 64)]
 SHAPES += [(rows, 100, 66, 34) for rows in ROWS[1:]]
 LARGE = [(65, 96, 130, 34), (200, 40, 70, 258), (256, 256, 128, 64)]
-# where the GPU is small: both products are divided
-DEEP = [(3, 2304, 2100, 64), (40, 4096, 2048, 40), (100, 2304, 2304, 64)]
+# where the GPU is small: both products are divided; and whether the second one is gated
+DEEP = [((3, 2304, 2100, 64), True), ((40, 4096, 2048, 40), False), ((100, 2304, 2304, 64), True)]
 
 Operands = tuple[torch.Tensor, Affine, AddNorm, Affine]
 
@@ -65,8 +65,7 @@ def test_a_chain_of_many_rows(subject: Subject, shape: tuple[int, int, int, int]
     check(subject, chain_of(subject, shape, fused, torch.float16), fused)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("shape", DEEP)
+@pytest.mark.parametrize(("shape", "gated"), DEEP)
 def test_a_chain_whose_products_are_in_parts(subject: Subject, shape: tuple[int, int, int, int], gated: bool) -> None:
     """Twice: whoever counts the parts must find the counts as the last one did, and sums have one order."""
     given = chain_of(subject, shape, True, torch.float16)

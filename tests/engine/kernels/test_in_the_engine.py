@@ -1,7 +1,6 @@
 """The kernels where they serve: a model's tokens through them, in mixed steps and recorded decodes, are torch's."""
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -23,17 +22,7 @@ SHAPES = [
     Shape(heads=32, kv_heads=2, head_dim=16, layers=1),
     Shape(heads=9, kv_heads=3, head_dim=16, hidden=72, layers=2, qkv_bias=True, bias=True, tied=True),
 ]
-
-
-@pytest.fixture(params=get_args(Quantization))
-def quantization(request: pytest.FixtureRequest) -> Quantization:
-    kept: Quantization = request.param
-    return kept
-
-
-@pytest.fixture(params=SHAPES, ids=lambda shape: shape.name)
-def model(request: pytest.FixtureRequest, tmp_path: Path, quantization: Quantization) -> Model:
-    return load_native(write_checkpoint(tmp_path, request.param), quantization=quantization)
+SAMPLED = SamplingParams(seed=3)
 
 
 def with_ops(model: Model, ops: Ops) -> Model:
@@ -56,12 +45,14 @@ def tokens_of(runner: TorchRunner, sampling: SamplingParams) -> list[int]:
     return given + runner.launch(StepPlan([], [Decode(long, 41)])).tokens()
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(seed=3)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(("quantization", "sampling"), [("none", GREEDY), ("none", SAMPLED), ("int8", SAMPLED)])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 def test_a_models_tokens_through_the_kernels_are_torchs(
-    kernel_subject: Subject, model: Model, sampling: SamplingParams
+    kernel_subject: Subject, tmp_path: Path, shape: Shape, quantization: Quantization, sampling: SamplingParams
 ) -> None:
     if kernel_subject.device.type != "cpu":
         pytest.skip("tests/gpu has the engine on a GPU")
+    model = load_native(write_checkpoint(tmp_path, shape), quantization=quantization)
     expected = tokens_of(runner_of(model, block_size=BLOCK), sampling)
     chunks = kernel_subject.ops.chunk_attention
     assert chunks is not None
