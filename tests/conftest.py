@@ -1,5 +1,5 @@
-"""What every test gets: an environment without our settings, children that Ctrl-C reaches, and Triton's interpreter
-where there is no GPU."""
+"""What every test gets: an environment without our settings, children that Ctrl-C reaches, and, where there is no GPU,
+Triton's interpreter and one thread for torch."""
 
 import os
 import signal
@@ -10,9 +10,11 @@ import pytest
 
 from tests.support.gpu import has_gpu_device
 
-# Settled when Triton is first imported, which any test module may do while it is collected: so before them all.
+# Settled when Triton and torch are first imported, which any test module may do while it is collected: before them all.
 if not has_gpu_device():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    # As many processes compute as there are cores. Threads of each, that wait for each other, cost a fifth of the time.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from service.settings import PREFIX
 from tests.support.smollm2 import smollm2_dir as smollm2_dir

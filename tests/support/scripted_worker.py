@@ -1,8 +1,8 @@
 """A real engine process around a fake core that follows a script, given as JSON in its first argument.
 
 `load_seconds` is what a load takes, `reload_seconds` what each but the run directory's first takes longer, and
-`told_seconds` what it says that it took; `pinned`: a load holds what must not be freed; `lingering_seconds` pass from its
-last message to its end. SIGUSR1 ends a hang the script asked for.
+`told_seconds` what it says that it took; `pinned`: a load holds what must not be freed; `lingering_seconds` pass from
+its last message to its end. SIGUSR1 ends a hang the script asked for.
 Run by `scripted` of tests/support/engines.py.
 """
 
