@@ -16,8 +16,6 @@ HOOKS = ("pytest_collection_modifyitems", "pytest_xdist_auto_num_workers", "pyte
 CONFTEST = "".join(f"from tests.conftest import {hook} as {hook}\n" for hook in HOOKS)
 HARMLESS = "def test_one(): pass\ndef test_two(): pass\n"
 DEADLY = "import os\n" + HARMLESS + "def test_three(): os._exit(1)\n"
-
-
 SAY_WHERE = """
 import os, time, pytest
 @pytest.mark.parametrize("n", range(4))

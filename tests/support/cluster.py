@@ -148,8 +148,7 @@ def own_cluster(folder: Path, archives: Iterable[Path], *, registry: str, tag: s
 
 
 def start() -> str:
-    """What `up` says, which is tried twice: on a busy disk it takes a program that is still being read for one that
-    died."""
+    """What `up` says. It is tried twice: beside builds of images it has failed where it then succeeded."""
     try:
         return run(SHARED / "up")
     except CommandFailed:
