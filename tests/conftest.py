@@ -13,7 +13,7 @@ from tests.support.gpu import has_gpu_device
 # Settled when Triton and torch are first imported, which any test module may do while it is collected: before them all.
 if not has_gpu_device():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    # As many processes compute as there are cores. Threads of each, that wait for each other, cost a fifth of the time.
+    # It is processes that share the cores. Threads of each, that wait for each other, cost a fifth of the time.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from service.settings import PREFIX
@@ -43,11 +43,12 @@ CLUSTER = "cluster"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The cluster's come first, all others stay in order."""
     items.sort(key=lambda item: not item.nodeid.startswith(ONE_CLUSTER))
 
 
 def computing_workers() -> int:
-    """One where there is a GPU, since tests fill its memory."""
+    """How many processes compute at once: one where there is a GPU, since tests fill its memory."""
     return 1 if has_gpu_device() else min(os.cpu_count() or 1, MOST_WORKERS)
 
 
