@@ -29,7 +29,7 @@ from service.engine.defaults import RUNNING_ON_CPU
 class FakeScript:
     """How fast the fake is and how it fails. Steps count from 1; 0 means never. Durations in seconds.
 
-    A hang lasts until `FakeCore.release`.
+    A hang lasts until `FakeCore.release`; that loading took `load_seconds` is only said.
     """
 
     load_seconds: float = 0.0
@@ -86,7 +86,6 @@ class FakeCore:
         self._running: dict[str, _Sequence] = {}
         self._counts = _Counts()
         self._released = threading.Event()
-        time.sleep(script.load_seconds)
 
     @property
     def info(self) -> EngineInfo:

@@ -46,14 +46,19 @@ Start = Callable[..., Awaitable[Service]]
 
 @pytest.fixture
 async def start(model_dir: Path) -> AsyncIterator[Start]:
-    """Starts services: `await start(script=FakeScript(...), max_queue=0)`; `wait=False` does not wait for readiness."""
+    """Starts services: `await start(script=FakeScript(...), max_queue=0)`.
+
+    `wait=False` does not wait for readiness; with `loads=False` there is none before `engine.finish_loading()`.
+    """
     async with AsyncExitStack() as stack:
 
-        async def run(script: FakeScript | None = None, wait: bool = True, **settings: Any) -> Service:
+        async def run(
+            script: FakeScript | None = None, wait: bool = True, loads: bool = True, **settings: Any
+        ) -> Service:
             engines: list[FakeEngine] = []
 
             def make(config: EngineConfig) -> FakeEngine:
-                engines.append(FakeEngine(config, script or FakeScript()))
+                engines.append(FakeEngine(config, script or FakeScript(), loads=loads))
                 return engines[0]
 
             used = Settings(
@@ -61,7 +66,7 @@ async def start(model_dir: Path) -> AsyncIterator[Start]:
             )
             app = build(used, make)
             running = await stack.enter_async_context(run_server(app))
-            if wait:
+            if wait and loads:
                 await until_ready(running)
             http = await stack.enter_async_context(client(running))
             while not engines:

@@ -88,13 +88,14 @@ async def test_a_trailing_slash_is_another_path_and_no_redirect(service: Service
 
 
 async def test_while_the_model_loads_the_port_answers_and_nothing_is_ready(start: Start) -> None:
-    service = await start(FakeScript(load_seconds=1.0), wait=False)
+    service = await start(loads=False)
     ready, alive, asked = await asyncio.gather(service.http.get("/"), service.http.get("/healthz"), service.ask())
     assert (ready.status_code, alive.status_code, asked.status_code) == (503, 200, 503)
     assert ready.json()["status"] in ("starting", "loading")
     assert ready.json()["reason"]
     assert asked.headers["retry-after"]
     assert asked.json()["code"] == "not_ready"
+    service.engine.finish_loading()
     await until(lambda: service.running.lifecycle.ready)
 
 
@@ -149,7 +150,7 @@ async def test_liveness_by_engine_state(service: Service, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("ready", [True, False])
 async def test_health_is_readiness_by_the_name_other_servers_have_for_it(start: Start, ready: bool) -> None:
-    service = await start(FakeScript(load_seconds=0 if ready else 8), wait=ready)
+    service = await start(loads=ready)
     for method in ("GET", "HEAD"):
         assert (await service.http.request(method, "/health")).status_code == (200 if ready else 503)
 

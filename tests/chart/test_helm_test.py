@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from service.engine.fake import FakeScript
 from tests.api.conftest import Start
 from tests.api.conftest import model_dir as model_dir
 from tests.api.conftest import start as start
@@ -109,7 +108,7 @@ async def test_metrics_nobody_serves_fail_in_one_sentence(start: Start) -> None:
 
 
 async def test_a_service_that_is_not_ready_fails_with_its_reason(start: Start) -> None:
-    service = await start(script=FakeScript(load_seconds=4), wait=False)
+    service = await start(loads=False)
     status, output = await helm_test(service.running.url, 1)
     assert status == 1
     assert "FAILED: / answered 503" in output

@@ -148,11 +148,12 @@ async def test_a_fake_engine_answers_in_this_process() -> None:
 
 
 async def test_loading_is_told_by_its_phase_and_a_request_meanwhile_ends_at_once() -> None:
-    engine = FakeEngine(script=FakeScript(load_seconds=0.2))
+    engine = FakeEngine(loads=False)
     starting = asyncio.create_task(engine.start())
     await until(lambda: engine.status.state is EngineState.LOADING)
     assert engine.status.reason == "pretending to load"
     assert "loading" in finish_of(await events_of(engine, a_request())).message
+    engine.finish_loading()
     await starting
     assert reason_of(await events_of(engine, a_request())) is FinishReason.LENGTH
     await engine.stop()
@@ -211,7 +212,7 @@ async def test_stopping_ends_open_requests() -> None:
 
 
 async def test_stopping_before_it_is_ready_leaves_start_with_an_error() -> None:
-    engine = FakeEngine(script=FakeScript(load_seconds=0.1))
+    engine = FakeEngine(loads=False)
     starting = asyncio.create_task(engine.start())
     await until(lambda: engine.status.state is EngineState.LOADING)
     await engine.stop()

@@ -142,13 +142,22 @@ class LocalEngine:
 
 
 class FakeEngine(LocalEngine):
-    """A FakeCore in this process, as an Engine."""
+    """A FakeCore in this process, as an Engine; with `loads=False` it goes on loading until `finish_loading`."""
 
-    def __init__(self, config: EngineConfig | None = None, script: FakeScript | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig | None = None, script: FakeScript | None = None, *, loads: bool = True
+    ) -> None:
         self._config_used = config or EngineConfig(kind="fake", model_dir="")
         self._script = script or FakeScript()
         self._core: FakeCore | None = None
+        self._may_load = threading.Event()
+        if loads:
+            self.finish_loading()
         super().__init__(self._build, step_timeout=self._config_used.step_timeout)
+
+    def finish_loading(self) -> None:
+        """Let a load end that was held."""
+        self._may_load.set()
 
     def release(self) -> None:
         """End a hang the script asked for."""
@@ -156,11 +165,13 @@ class FakeEngine(LocalEngine):
             self._core.release()
 
     async def stop(self) -> None:
-        """As LocalEngine, but a scripted hang ends too."""
+        """As LocalEngine, but a scripted hang and a load that is held end too."""
+        self.finish_loading()
         self.release()
         await super().stop()
 
     def _build(self, progress: Callable[[str], None]) -> FakeCore:
         progress("pretending to load")
+        self._may_load.wait()
         self._core = FakeCore(self._config_used, self._script)
         return self._core

@@ -196,7 +196,7 @@ async def test_a_full_queue_is_a_rate_limit_that_the_client_waits_out(start: Sta
 
 
 async def test_a_service_that_is_not_ready_says_so(start: Start) -> None:
-    service = await start(FakeScript(load_seconds=0.5), wait=False)
+    service = await start(loads=False)
     async with official_client(service) as client:
         with pytest.raises(openai.InternalServerError) as caught:
             await client.chat.completions.create(model="whichever", messages=HELLO)
