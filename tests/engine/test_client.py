@@ -108,12 +108,13 @@ async def test_a_run_directory_whose_name_no_socket_can_have_is_refused(tmp_path
 
 
 async def test_loading_is_told_by_its_phase_and_a_request_meanwhile_ends_at_once(tmp_path: Path) -> None:
-    engine = EngineClient(fake_config(), tmp_path / "run", patience=HASTY, command=scripted(load_seconds=1))
+    engine = EngineClient(fake_config(), tmp_path / "run", patience=HASTY, command=scripted(load_seconds=600))
     assert engine.status.state is EngineState.STARTING
     assert reason_of(await events_of(engine, a_request())) is FinishReason.ERROR
     starting = asyncio.create_task(engine.start())
     await until(lambda: (engine.status.state, engine.status.reason) == (EngineState.LOADING, "pretending to load"))
     assert "loading" in finish_of(await events_of(engine, a_request())).message
+    os.kill(recorded_pid(tmp_path / "run"), signal.SIGUSR1)
     await starting
     assert engine.status.state is EngineState.READY
     await engine.stop()
@@ -367,11 +368,11 @@ async def test_an_engine_kept_for_another_web_worker_can_still_be_found(tmp_path
 
 
 async def test_two_web_workers_that_start_at_once_load_the_model_once(tmp_path: Path) -> None:
-    command = scripted(load_seconds=0.5)
+    command = scripted(load_seconds=600)
     both = [EngineClient(fake_config(), tmp_path / "run", patience=HASTY, command=command) for _ in range(2)]
     starting = [asyncio.create_task(engine.start()) for engine in both]
     await until(lambda: all(engine.status.reason == "pretending to load" for engine in both))
-    pid = recorded_pid(tmp_path / "run")
+    os.kill(pid := recorded_pid(tmp_path / "run"), signal.SIGUSR1)
     await asyncio.gather(*starting)
     assert recorded_pid(tmp_path / "run") == pid
     assert [engine.status.restarts for engine in both] == [0, 0]

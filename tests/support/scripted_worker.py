@@ -2,7 +2,7 @@
 
 `load_seconds` is what a load takes, `reload_seconds` what each but the run directory's first takes longer, and
 `told_seconds` what it says that it took; `pinned`: a load holds what must not be freed; `lingering_seconds` pass from
-its last message to its end. SIGUSR1 ends a hang the script asked for.
+its last message to its end. SIGUSR1 ends a load, and a hang the script asked for.
 Run by `scripted` of tests/support/engines.py.
 """
 
@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,10 +50,12 @@ class SlowToClose(logging.NullHandler):
 
 def build(config: EngineConfig, progress: Callable[[str], None]) -> FakeCore:
     """Load as the script says."""
+    may_go_on = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: may_go_on.set())
     progress("pretending to load")
     logging.getLogger().addHandler(SlowToClose())
     _pinned = Pinned() if has_pinned else None
-    time.sleep(load_seconds)
+    may_go_on.wait(load_seconds)
     if reload_seconds:
         before = Path(config.trial_file).with_name("loaded-before")
         time.sleep(reload_seconds if before.exists() else 0)
