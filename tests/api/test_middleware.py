@@ -45,7 +45,7 @@ async def the_line(caplog: pytest.LogCaptureFixture) -> Any:
 
 CUT = {
     "engine": (FakeScript(crash_at_step=8), 60.0, "error", "engine_failed"),
-    "deadline": (FakeScript(step_seconds=0.05), 1.0, "deadline", "deadline_exceeded"),
+    "deadline": (FakeScript(step_seconds=0.05), 1.5, "deadline", "deadline_exceeded"),
 }
 
 

@@ -62,9 +62,9 @@ def observe(start: Start, tmp_path: Path) -> Observe:
     """Starts a service and the Prometheus that watches it, its jobs named as the chart's monitors name them."""
 
     @asynccontextmanager
-    async def run(**settings: Any) -> AsyncIterator[tuple[Service, Prometheus]]:
+    async def run(step_seconds: float = 0.005, **settings: Any) -> AsyncIterator[tuple[Service, Prometheus]]:
         metrics, port = free_port(), free_port()
-        service = await start(script=FakeScript(step_seconds=0.005), metrics_port=metrics, **settings)
+        service = await start(script=FakeScript(step_seconds=step_seconds), metrics_port=metrics, **settings)
         write_rules(RULES, tmp_path)
         labels = {"job": RELEASE, "namespace": NAMESPACE, "pod": POD}
         async with run_prometheus(tmp_path, port, metrics, labels) as prometheus:
@@ -112,7 +112,7 @@ async def test_alerts_that_should_speak_do_and_the_others_are_silent(observed: t
 @pytest.mark.slow
 async def test_alerts_of_an_outage_speak(observe: Observe) -> None:
     """Every answer takes longer than it may; then the model answers no more."""
-    async with observe(request_timeout=0.05) as (service, prometheus):
+    async with observe(step_seconds=0.05, request_timeout=1.0) as (service, prometheus):
         while "InternlmChatFailing" not in await speaking(prometheus):
             assert await asyncio.gather(*(ask(service) for _ in range(8))) == [504] * 8
         assert await speaking(prometheus) == {"InternlmChatFailing"}

@@ -153,7 +153,7 @@ async def test_the_model_is_found_by_its_name(client: openai.AsyncOpenAI, model:
 
 @pytest.mark.parametrize("script", [FakeScript(step_seconds=0.05), FakeScript(crash_at_step=4)], ids=["late", "broken"])
 async def test_what_would_fail_again_is_not_asked_three_times(start: Start, script: FakeScript) -> None:
-    service = await start(script, request_timeout=0.5)
+    service = await start(script, request_timeout=1.5)
     async with official_client(service) as client:
         model = await name(client)
         with pytest.raises(openai.InternalServerError):

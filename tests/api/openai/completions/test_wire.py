@@ -268,7 +268,7 @@ async def test_names_tell_those_of_one_role_apart(service: Service) -> None:
 
 
 async def test_an_answer_that_takes_too_long_names_the_clients_own_field(start: Start) -> None:
-    service = await start(FakeScript(step_seconds=0.05), request_timeout=0.3)
+    service = await start(FakeScript(step_seconds=0.05), request_timeout=1.5)
     response = await complete(service, messages=[USER | {"content": "word " * 100}])
     assert response.status_code == 504
     assert "(max_tokens)" in response.json()["error"]["message"]

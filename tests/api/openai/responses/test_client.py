@@ -163,7 +163,7 @@ async def test_a_full_queue_is_a_rate_limit(start: Start) -> None:
 
 
 async def test_an_answer_that_takes_too_long_names_the_clients_own_field(start: Start) -> None:
-    service = await start(FakeScript(step_seconds=0.05), request_timeout=0.3)
+    service = await start(FakeScript(step_seconds=0.05), request_timeout=1.5)
     async with official_client(service) as client:
         with pytest.raises(openai.InternalServerError, match=r"\(max_output_tokens\)"):
             await client.responses.create(input="word " * 100)
