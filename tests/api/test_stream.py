@@ -59,7 +59,7 @@ async def test_pieces_arrive_while_the_answer_is_being_made(start: Start) -> Non
 
 async def test_an_error_before_the_first_piece_has_its_own_status(start: Start) -> None:
     # The echo's first token is a special one, without text: the deadline comes before the first piece.
-    service = await start(FakeScript(hang_at_step=2), request_timeout=1.5)
+    service = await start(FakeScript(hang_at_step=3), request_timeout=1.5)
     response = await service.ask(stream=True)
     assert response.status_code == 504
     assert response.headers["content-type"] == "application/problem+json"
