@@ -47,8 +47,9 @@ def wait_for(path: Path, offset: int) -> None:
 
 def test_files_come_into_memory_one_after_the_other(cold: list[Path]) -> None:
     with reading_ahead(cold, 10 * SIZE):
-        wait_for(cold[1], SIZE - 1)
-    assert is_cached(cold[0], SIZE // 2)
+        for path in cold:  # asked for is not there yet, and what is there may have to go again
+            wait_for(path, SIZE // 2)
+            wait_for(path, SIZE - 1)
 
 
 def test_no_more_than_there_is_room_for_is_read(cold: list[Path]) -> None:
