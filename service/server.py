@@ -7,9 +7,10 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,6 +37,9 @@ KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s for which nginx keeps an idle upstream connection: the proxy must be the one to close it."""
 
 RETRY_BIND_SECONDS = 2
+
+STEPS_OF_A_BEGINNING = 3
+"""Of the event loop, from a connection's acceptance until its protocol knows of it."""
 
 
 def app() -> FastAPI:
@@ -154,6 +158,10 @@ class DrainingServer(uvicorn.Server):
             logger.error("answers still running at the end of the drain are cut")
         self.should_exit = True
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await stop_accepting(self.servers)
+        await super().shutdown(sockets)
+
     async def on_tick(self, counter: int) -> bool:
         if self._lifecycle.state is State.FAILED and self._draining is None:
             self._draining = self._loop.create_task(self._give_up())
@@ -163,6 +171,17 @@ class DrainingServer(uvicorn.Server):
         """A server that can never serve ends, so that its reason is seen; `GET /` tells it for a moment first."""
         await asyncio.sleep(self._settings.drain_delay)
         self.should_exit = True
+
+
+async def stop_accepting(servers: Iterable[asyncio.Server]) -> None:
+    """Let servers rest before they are closed: a connection accepted in the very step of the event loop in which its
+    server is closed would be neither served nor closed (https://github.com/python/cpython/issues/109564)."""
+    loop = asyncio.get_running_loop()
+    for server in servers:
+        for listener in server.sockets:
+            loop.remove_reader(listener.fileno())
+    for _ in range(STEPS_OF_A_BEGINNING):
+        await asyncio.sleep(0)
 
 
 def uvicorn_options() -> dict[str, Any]:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import time
 
 import httpx
@@ -15,7 +16,7 @@ from service.lifecycle import Lifecycle, State
 from service.server import DrainingServer
 from service.settings import Settings
 from tests.api.conftest import Service, Start
-from tests.support.server import until
+from tests.support.server import PATIENCE, until
 
 
 async def streamed(service: Service) -> str:
@@ -74,6 +75,22 @@ async def test_an_idle_kept_alive_connection_does_not_hold_the_end_up(slow: Serv
     await (await terminate_while_streaming(slow))
     await until(lambda: not slow.running.server.servers[0].is_serving())
     writer.close()
+
+
+async def test_a_connection_taken_as_the_listener_closes_is_closed_too(
+    slow: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks as the port closes is told so at once, not when the process ends."""
+    server = slow.running.server
+    server.config.timeout_graceful_shutdown = None  # by these it would be closed, too
+    monkeypatch.setattr("service.http_protocol.HEAD_SECONDS", 2 * PATIENCE)
+    with socket.create_connection((slow.running.host, slow.running.port)) as last:
+        last.setblocking(False)
+        await asyncio.sleep(0)  # it is accepted in the next step, and would begin to be served in the one after
+        closing = asyncio.create_task(server.shutdown())
+        async with asyncio.timeout(PATIENCE):
+            assert await asyncio.get_running_loop().sock_recv(last, 1) == b""
+        await closing
 
 
 async def test_a_drain_that_takes_too_long_cuts_what_still_runs(start: Start) -> None:

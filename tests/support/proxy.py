@@ -1,9 +1,12 @@
 """A proxy of a few lines: takes a prefix away from paths, and can break a connection within an answer."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
+
+from service.server import stop_accepting
 
 UNREAD = 0.5
 """Seconds in which a client reads what came before a cut: a reset takes away what it has not read yet."""
@@ -29,17 +32,14 @@ class Proxy:
         connection.add_done_callback(self.connections.discard)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.upstream)
-        ways = [self._requests(reader, there_writer), self._answers(there_reader, writer)]
-        tasks = [asyncio.ensure_future(way) for way in ways]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.upstream)
+            try:
+                await first_of(self._requests(reader, there_writer), self._answers(there_reader, writer))
+            finally:
+                there_writer.close()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for end in (writer, there_writer):
-                end.close()
+            writer.close()
 
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
@@ -57,6 +57,17 @@ class Proxy:
                 return
 
 
+async def first_of(*ways: Coroutine[Any, Any, None]) -> None:
+    """Until one has ended; the others are ended with it."""
+    tasks = [asyncio.ensure_future(way) for way in ways]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 @asynccontextmanager
 async def run_proxy(upstream: int, prefix: str = "", cut_at: bytes = b"") -> AsyncIterator[Proxy]:
     """A proxy on a free port."""
@@ -66,6 +77,7 @@ async def run_proxy(upstream: int, prefix: str = "", cut_at: bytes = b"") -> Asy
     try:
         yield proxy
     finally:
+        await stop_accepting([server])
         server.close()
         for connection in proxy.connections:
             connection.cancel()
