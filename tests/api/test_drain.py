@@ -65,8 +65,9 @@ async def test_after_the_drain_the_port_is_closed(slow: Service) -> None:
     await (await terminate_while_streaming(slow))
     await until(lambda: slow.running.server.should_exit)
     await until(lambda: not slow.running.server.servers[0].is_serving())
-    with pytest.raises(httpx.ConnectError):
-        await httpx.AsyncClient().get(slow.running.url)
+    async with httpx.AsyncClient() as late:
+        with pytest.raises(httpx.ConnectError):
+            await late.get(slow.running.url)
 
 
 async def test_an_idle_kept_alive_connection_does_not_hold_the_end_up(slow: Service) -> None:

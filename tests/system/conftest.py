@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import psutil
 import pytest
 
@@ -145,3 +146,15 @@ def shared(smollm2_dir: Path) -> Iterator[Server]:
     server.until_ready()
     yield server
     server.end()
+
+
+def official_client(server: Server) -> openai.OpenAI:
+    """As its documentation has it made, to be closed by `with`: of one that is dropped, the collector may find the
+    connection first, which then counts as left open."""
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
+
+
+@pytest.fixture
+def client(shared: Server) -> Iterator[openai.OpenAI]:
+    with official_client(shared) as made:
+        yield made

@@ -7,14 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.system.conftest import Server
-
 ASKED: list[Any] = [{"role": "user", "content": "What is the capital of France? 🌍"}]
-
-
-@pytest.fixture
-def client(shared: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{shared.url}/v1", api_key="any", max_retries=0)
 
 
 def ask(client: openai.OpenAI, **options: Any) -> Any:

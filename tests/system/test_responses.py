@@ -5,15 +5,9 @@ from typing import Any
 import openai
 import pytest
 
-from tests.system.conftest import Server
 from tests.system.test_structured_answers import Animal
 
 ASKED = "What is the capital of France? 🌍"
-
-
-@pytest.fixture
-def client(shared: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{shared.url}/v1", api_key="any", max_retries=0)
 
 
 @pytest.fixture

@@ -26,11 +26,6 @@ FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "Animal", "schema"
 
 
 @pytest.fixture
-def client(shared: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{shared.url}/v1", api_key="any", max_retries=0)
-
-
-@pytest.fixture
 def model(client: openai.OpenAI) -> str:
     return client.models.list().data[0].id
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.checkpoints import Shape
 from tests.support.speaking import CITY, VOCAB, write_speaking_checkpoint
-from tests.system.conftest import GUNICORN, Server
+from tests.system.conftest import GUNICORN, Server, official_client
 
 BUILD: Any = {"type": "function", "function": {"name": "build", "description": "Build a city.", "parameters": CITY}}
 NOW: Any = {"type": "function", "function": {"name": "now"}}
@@ -28,8 +28,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with official_client(server) as made:
+        yield made
 
 
 def ask(client: openai.OpenAI, messages: list[Any], **options: Any) -> Any:
@@ -90,8 +91,7 @@ def test_answers_that_may_call_are_text_or_text_and_a_call(client: openai.OpenAI
 
 
 def test_the_small_real_model_has_no_tools_and_says_so(shared: Server) -> None:
-    client = openai.OpenAI(base_url=f"{shared.url}/v1", api_key="any", max_retries=0)
-    with pytest.raises(openai.BadRequestError) as refused:
+    with official_client(shared) as client, pytest.raises(openai.BadRequestError) as refused:
         ask(client, [{"role": "user", "content": "What time is it?"}])
     assert refused.value.param == "tools"
     assert "the model's format has none" in refused.value.message
