@@ -34,7 +34,7 @@ class Slots:
         self._real = torch.ones(6, rows, dtype=torch.float32, device=device)  # the rest of `Rows`, in its order
         self._marks = torch.zeros(rows, vocab_size, dtype=torch.uint8, device=device)
         self.parameters = self._rows_of(self._whole, self._real, self._marks)
-        # Made here and not in a step: half an advance, for want of memory, could not be run again.
+        # Made here: to advance takes no memory once it has begun to write.
         self._one = torch.ones(1, dtype=torch.int64, device=device)
         self._bits = torch.arange(8, dtype=torch.uint8, device=device)
         self._methods = [Method.GREEDY] * rows
@@ -74,12 +74,14 @@ class Slots:
             self._marks.index_copy_(0, rows, self._marks[rows] & (0xFF ^ FORBIDDEN) | forbidden)
 
     def advance(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Each of `slots` [B] has sampled the token beside it."""
+        """Each of `slots` [B] has sampled the token beside it. What takes memory comes first: half an advance, for want
+        of it, could not be run again."""
+        counts = (self._marks[slots, tokens] // ONCE + 1).clamp(max=MOST_COUNTED)
+        marks = counts * ONCE | SEEN  # what was sampled was not forbidden
+        self._marks.index_put_((slots, tokens), marks)
         self.tokens.index_copy_(0, slots, tokens)
         self.positions.index_add_(0, slots, self._one.expand_as(slots))
         self.positions[self.spare].zero_()  # padding rows would run out of the block table in time
-        counts = (self._marks[slots, tokens] // ONCE + 1).clamp(max=MOST_COUNTED)
-        self._marks.index_put_((slots, tokens), counts * ONCE | SEEN)  # what was sampled was not forbidden
 
     def rows(self, slots: torch.Tensor) -> Rows:
         """Sampling parameters of `slots` [B], gathered."""
