@@ -38,8 +38,8 @@ KEEP_ALIVE_SECONDS = 75
 
 RETRY_BIND_SECONDS = 2
 
-STEPS_OF_A_BEGINNING = 3
-"""Of the event loop, from a connection's acceptance until its protocol knows of it."""
+STEPS_FROM_ACCEPT_TO_PROTOCOL = 3
+"""Of the event loop: so many after it was accepted, a connection is known to what closes those that are left."""
 
 
 def app() -> FastAPI:
@@ -180,7 +180,7 @@ async def stop_accepting(servers: Iterable[asyncio.Server]) -> None:
     for server in servers:
         for listener in server.sockets:
             loop.remove_reader(listener.fileno())
-    for _ in range(STEPS_OF_A_BEGINNING):
+    for _ in range(STEPS_FROM_ACCEPT_TO_PROTOCOL):
         await asyncio.sleep(0)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -10,6 +11,7 @@ from service.engine.kernels import torch_ops
 from service.engine.steps.slots import Slots
 
 VOCAB = 40
+MORE_THAN_ENOUGH = 10_000
 NUMBERS = torch.tensor([2, 0, 3, 3])  # the spare slot pads
 PENALIZED = SamplingParams(temperature=0.9, top_p=0.9, repetition_penalty=1.2, frequency_penalty=0.5, seed=4)
 
@@ -41,6 +43,14 @@ def draw(slots: Slots, logits: torch.Tensor) -> None:
     torch_ops.sample(logits, slots, NUMBERS, slots.methods(NUMBERS.tolist()))
 
 
+def results_of_a_draw(logits: torch.Tensor) -> int:
+    slots = used_slots()
+    with Memory(MORE_THAN_ENOUGH) as memory:
+        draw(slots, logits)
+    assert memory.left < MORE_THAN_ENOUGH
+    return MORE_THAN_ENOUGH - memory.left
+
+
 def state(slots: Slots) -> list[list[Any]]:
     return [each.tolist() for each in (slots.tokens[:3], slots.positions, slots._marks[:3])]
 
@@ -50,15 +60,9 @@ def test_a_draw_that_found_no_memory_anywhere_in_it_is_made_again_with_the_same_
     expected = used_slots()
     draw(expected, logits)
     assert state(expected) != state(used_slots())
-    failures = 0
-    while True:
+    for results in range(results_of_a_draw(logits)):
         slots = used_slots()
-        try:
-            with Memory(failures):
-                draw(slots, logits)
-            break
-        except torch.OutOfMemoryError:
+        with pytest.raises(torch.OutOfMemoryError), Memory(results):
             draw(slots, logits)
-            assert state(slots) == state(expected), f"after {failures} results"
-            failures += 1
-    assert failures > 10
+        draw(slots, logits)
+        assert state(slots) == state(expected), f"after {results} results"

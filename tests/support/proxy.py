@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,14 +32,10 @@ class Proxy:
         connection.add_done_callback(self.connections.discard)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
+        with closing(writer):
             there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.upstream)
-            try:
+            with closing(there_writer):
                 await first_of(self._requests(reader, there_writer), self._answers(there_reader, writer))
-            finally:
-                there_writer.close()
-        finally:
-            writer.close()
 
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
