@@ -12,7 +12,7 @@ from service.api.auth import BEARER, ApiKeys, guard
 from service.api.health import Identity
 from service.api.middleware import RequestContext
 from service.api.openai import models
-from service.api.openai.completions import route as completions
+from service.api.openai.chat_completions import route as chat_completions
 from service.api.openai.responses import route as responses
 from service.api.unread_body import UnreadBody
 from service.chat.generation import Generation
@@ -47,7 +47,7 @@ def create_app(
     locks = [Depends(BEARER), Depends(guard(keys))] if keys else []
     for router, errors in (
         (chat.router(generation, settings), openapi.problems),
-        (completions.router(generation, identity, settings), openapi.openai_errors),
+        (chat_completions.router(generation, identity, settings), openapi.openai_errors),
         (responses.router(generation, identity, settings), openapi.openai_errors),
         (models.router(identity, status), openapi.openai_errors),
     ):

@@ -6,7 +6,7 @@ Unknown fields are refused, never ignored.
 import secrets
 from typing import Annotated, Any, Protocol, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from service.chat.printable import CONTROL_CHARACTER
 from service.engine.base import SamplingParams
@@ -36,6 +36,9 @@ Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
 Stops = Annotated[list[Stop], Field(max_length=16)]
+StopOrStops = Annotated[Stops, BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)]
+"""One may be sent by itself."""
+
 NewTokens = Annotated[int, Field(ge=1, le=32_768)]
 
 

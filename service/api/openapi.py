@@ -6,8 +6,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.api.openai.completions.completion import Chunk, CountedChunk
-from service.api.openai.completions.request import CompletionRequest
+from service.api.openai.chat_completions.completion import Chunk, CountedChunk
+from service.api.openai.chat_completions.request import ChatCompletionRequest
 from service.api.openai.errors import CODES, ErrorBody
 from service.api.openai.responses.request import ResponseRequest
 from service.api.problems import MEDIA_TYPE
@@ -15,7 +15,17 @@ from service.api.schema import ChatRequest, Delta, FinalDelta, Problem
 from service.errors import ServiceError
 
 REFERENCE = "#/components/schemas/{model}"
-BY_NAME = (ChatRequest, Delta, FinalDelta, Problem, CompletionRequest, Chunk, CountedChunk, ResponseRequest, ErrorBody)
+BY_NAME = (
+    ChatRequest,
+    Delta,
+    FinalDelta,
+    Problem,
+    ChatCompletionRequest,
+    Chunk,
+    CountedChunk,
+    ResponseRequest,
+    ErrorBody,
+)
 """Models that routes refer to with `reference`."""
 
 Answers = dict[int | str, dict[str, Any]]

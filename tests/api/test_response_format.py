@@ -171,6 +171,6 @@ async def test_a_refused_schema_costs_the_engine_nothing(
 
 async def test_the_description_says_what_there_is(service: Service) -> None:
     schemas = (await service.http.get("/openapi.json")).json()["components"]["schemas"]
-    for body in ("ChatRequest", "CompletionRequest"):
+    for body in ("ChatRequest", "ChatCompletionRequest"):
         assert "response_format" in schemas[body]["properties"]
     assert set(schemas["NamedSchema"]["properties"]) == {"name", "description", "schema", "strict"}

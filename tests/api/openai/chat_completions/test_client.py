@@ -226,7 +226,7 @@ async def test_a_key_is_asked_for_as_the_client_expects(start: Start, tmp_path: 
 async def test_a_bug_is_an_error_without_inside_knowledge(
     client: openai.AsyncOpenAI, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.api.openai.completions.route.to_chat", lambda _: 1 / 0)
+    monkeypatch.setattr("service.api.openai.chat_completions.route.to_chat", lambda _: 1 / 0)
     with pytest.raises(openai.InternalServerError) as caught:
         await client.chat.completions.create(model=model, messages=HELLO)
     assert caught.value.code == "internal_error"

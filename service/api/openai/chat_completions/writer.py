@@ -1,13 +1,12 @@
 """Writes what a client of OpenAI's API is answered: one chat completion, or the chunks of one."""
 
-import time
 from collections.abc import Sequence
 
 from service.api import sse
 from service.api.answer import Answer, Call
 from service.api.health import Identity
 from service.api.openai import errors
-from service.api.openai.completions.completion import (
+from service.api.openai.chat_completions.completion import (
     AnsweredCall,
     AnswerMessage,
     Arguments,
@@ -16,38 +15,31 @@ from service.api.openai.completions.completion import (
     CallGoesOn,
     CallingMessage,
     CallPiece,
+    ChatCompletion,
     Choice,
     ChoiceLogprobs,
     Chunk,
     ChunkChoice,
-    Completion,
-    CompletionUsage,
     CountedChunk,
     FirstCallDelta,
     FirstDelta,
     NoDelta,
-    PromptTokens,
     TextPiece,
 )
-from service.api.openai.completions.request import StreamOptions
 from service.api.openai.ids import new_id
+from service.api.openai.named import names
+from service.api.openai.usage import CompletionUsage, StreamOptions, usage
 from service.chat.logprobs import TokenReport
 from service.chat.pieces import Delta, Done, TextDelta
 from service.chat.stopwatch import Counts
 from service.errors import ServiceError
-from service.log import request_id
 
 
-class CompletionWriter:
+class ChatCompletionWriter:
     """Writes the answers to one request, so many `choices`; with `reports`, what their tokens are reported with."""
 
     def __init__(self, identity: Identity, options: StreamOptions, *, reports: bool, choices: int = 1) -> None:
-        self._named = {
-            "id": f"chatcmpl-{request_id.get()}",
-            "created": int(time.time()),
-            "model": identity.model,
-            "system_fingerprint": f"fp_{identity.manifest[:10]}" if identity.manifest else None,
-        }
+        self._named = names("chatcmpl", identity)
         self._options = options
         self._reports = reports
         self._choices = choices
@@ -92,11 +84,13 @@ class CompletionWriter:
     def behind(self, answers: Sequence[Answer]) -> list[Chunk]:
         if not self._options.include_usage:
             return []
-        return [CountedChunk(**self._named, choices=[], usage=usage([answer.done.counts for answer in answers]))]
+        return [CountedChunk(**self._named, choices=[], usage=self._usage(answers))]
 
-    def whole(self, answers: Sequence[Answer]) -> Completion:
-        counts = [answer.done.counts for answer in answers]
-        return Completion(**self._named, choices=list(map(self._choice, answers)), usage=usage(counts))
+    def whole(self, answers: Sequence[Answer]) -> ChatCompletion:
+        return ChatCompletion(**self._named, choices=list(map(self._choice, answers)), usage=self._usage(answers))
+
+    def _usage(self, answers: Sequence[Answer]) -> CompletionUsage:
+        return usage([answer.done.counts for answer in answers], self._choices)
 
     def _choice(self, answer: Answer) -> Choice:
         return Choice(
@@ -113,7 +107,7 @@ class CompletionWriter:
     def _chunk(self, choice: ChunkChoice, counts: Counts) -> Chunk:
         if not self._options.include_usage:
             return Chunk(**self._named, choices=[choice])
-        so_far = usage([counts]) if self._options.continuous_usage_stats else None
+        so_far = usage([counts], choices=1) if self._options.continuous_usage_stats else None
         return CountedChunk(**self._named, choices=[choice], usage=so_far)
 
 
@@ -127,14 +121,3 @@ def message_of(text: str, call: Call | None) -> AnswerMessage | CallingMessage:
         return AnswerMessage(content=text)
     answered = AnsweredCall(id=new_id("call"), function=CalledFunction(**call._asdict()))
     return CallingMessage(content=text or None, tool_calls=[answered])
-
-
-def usage(counts: Sequence[Counts]) -> CompletionUsage:
-    """The counts of answers to one prompt, as OpenAI names them: that is counted once."""
-    first, completion_tokens = counts[0], sum(each.completion_tokens for each in counts)
-    return CompletionUsage(
-        prompt_tokens=first.prompt_tokens,
-        completion_tokens=completion_tokens,
-        total_tokens=first.prompt_tokens + completion_tokens,
-        prompt_tokens_details=PromptTokens(cached_tokens=first.cached_tokens),
-    )

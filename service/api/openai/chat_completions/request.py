@@ -2,26 +2,20 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from service.api.fields import MAX_TURNS, Label, Metadata, NewTokens, Stops, Strict, bounded
-from service.api.openai.completions import unserved
-from service.api.openai.completions.messages import ChatMessage, cleaned_messages
-from service.api.openai.completions.tools import Choice, Tools, cleaned_tools
-from service.api.openai.limits import DEFAULT_NEW_TOKENS
+from service.api.fields import MAX_TURNS, Label, Metadata, NewTokens, StopOrStops, bounded
+from service.api.openai.chat_completions import unserved
+from service.api.openai.chat_completions.messages import ChatMessage, cleaned_messages
+from service.api.openai.chat_completions.tools import Choice, Tools, cleaned_tools
+from service.api.openai.limits import DEFAULT_NEW_TOKENS, MOST_CHOICES
 from service.api.openai.other_servers import as_ours
 from service.api.openai.tools import AUTO, MAX_TOOLS
 from service.api.openai.unserved import OF_STREAM_OPTIONS, without
+from service.api.openai.usage import StreamOptions
 from service.api.response_format import Formatted
 from service.engine.defaults import MOST_LOGPROBS
 from service.errors import InvalidRequest
-
-MOST_CHOICES = 16
-"""Each takes a place among the requests that run at once."""
-
-
-def _listed(stop: Any) -> Any:
-    return [stop] if isinstance(stop, str) else stop
 
 
 def _thinking_as_ours(body: dict[str, Any]) -> None:
@@ -37,15 +31,7 @@ def _thinking_as_ours(body: dict[str, Any]) -> None:
         )
 
 
-class StreamOptions(Strict):
-    """What a stream has besides the answer: with `include_usage` an event at its end that counts tokens, and with
-    `continuous_usage_stats` as well the count so far in every event."""
-
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
-
-
-class CompletionRequest(Formatted):
+class ChatCompletionRequest(Formatted):
     """A conversation to answer. What else OpenAI's API has is refused by name, unless its value changes nothing."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "你好"}]}]})
@@ -59,9 +45,7 @@ class CompletionRequest(Formatted):
         None, description=f"Most tokens of the answer; unset: {DEFAULT_NEW_TOKENS} or what the context leaves."
     )
     max_tokens: NewTokens | None = Field(None, description="The same by its older name.")
-    stop: Annotated[Stops, BeforeValidator(_listed)] = Field(
-        [], description="The answer ends before the first of these."
-    )
+    stop: StopOrStops = Field([], description="The answer ends before the first of these.")
     ignore_eos: bool = Field(False, description="Go on past the answer's end, up to the limit: for benchmarks.")
     n: int = Field(1, ge=1, le=MOST_CHOICES, description="So many answers, each with a seed of its own.")
     logprobs: bool = Field(False, description="Tell the log-probability of each token of the answer.")

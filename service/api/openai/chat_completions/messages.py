@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, FailFast, Field
 
 from service.api.fields import MAX_TURNS, Label, Strict, Text
-from service.api.openai.completions import unserved
+from service.api.openai.chat_completions import unserved
 from service.api.openai.content import AS_SYSTEM, as_it_may_be_sent, in_parts, joined
 from service.api.openai.conversation import EarlierCall, ResultOf, Turn
 from service.api.openai.tools import MAX_TOOLS, Name, call_characters

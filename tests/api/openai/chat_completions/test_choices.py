@@ -8,8 +8,8 @@ import openai
 
 from service.api.answer import Transcript
 from service.api.health import Identity
-from service.api.openai.completions.request import StreamOptions
-from service.api.openai.completions.writer import CompletionWriter
+from service.api.openai.chat_completions.writer import ChatCompletionWriter
+from service.api.openai.usage import StreamOptions
 from service.chat.pieces import Done, TextDelta
 from service.chat.stopwatch import Counts
 from service.engine.fake import FakeScript
@@ -86,7 +86,7 @@ async def test_more_answers_than_there_is_ever_room_for_are_refused_for_good(sta
 
 async def test_streamed_answers_begin_in_order_whichever_speaks_first() -> None:
     """The official client's helper has a place only for the next one that begins."""
-    writer = CompletionWriter(Identity(model="m"), StreamOptions(), reports=False, choices=3)
+    writer = ChatCompletionWriter(Identity(model="m"), StreamOptions(), reports=False, choices=3)
     transcript = Transcript(writer, None, choices=3)
     counts = Counts(3, 0, 1)
     pieces = [TextDelta("hi", counts, [], 2), Done("stop", counts, [], 1), Done("stop", counts, [], 2)]

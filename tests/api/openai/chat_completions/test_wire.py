@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api.openai.completions import unserved
+from service.api.openai.chat_completions import unserved
 from service.api.openai.limits import DEFAULT_NEW_TOKENS
 from service.api.openai.models import require_model
 from service.api.openai.other_servers import LEAST_TOP_P

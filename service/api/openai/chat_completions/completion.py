@@ -4,24 +4,11 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from service.api.openai.named import Named
+from service.api.openai.usage import CompletionUsage
 from service.chat.logprobs import TokenReport
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-
-
-class PromptTokens(BaseModel):
-    """Of the prompt's tokens, how many were found in the prefix cache."""
-
-    cached_tokens: int
-
-
-class CompletionUsage(BaseModel):
-    """What the answer cost, in tokens."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokens
 
 
 class CalledFunction(BaseModel):
@@ -72,16 +59,7 @@ class Choice(BaseModel):
     finish_reason: FinishReason
 
 
-class Named(BaseModel):
-    """What every object of an answer says: of which answer it is, since when, of which model and weights."""
-
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str | None
-
-
-class Completion(Named):
+class ChatCompletion(Named):
     """The whole answer."""
 
     object: Literal["chat.completion"] = "chat.completion"

@@ -9,11 +9,11 @@ from service.api import openapi
 from service.api.answer import respond
 from service.api.body import json_body
 from service.api.health import Identity
-from service.api.openai.completions.completion import Completion
-from service.api.openai.completions.messages import turns
-from service.api.openai.completions.request import CompletionRequest
-from service.api.openai.completions.writer import CompletionWriter
-from service.api.openai.limits import DEFAULT_NEW_TOKENS, require_an_end
+from service.api.openai.chat_completions.completion import ChatCompletion
+from service.api.openai.chat_completions.messages import turns
+from service.api.openai.chat_completions.request import ChatCompletionRequest
+from service.api.openai.chat_completions.writer import ChatCompletionWriter
+from service.api.openai.limits import DEFAULT_NEW_TOKENS, require_a_stream, require_an_end, require_room
 from service.api.openai.logprobs import reported
 from service.api.openai.models import require_model
 from service.api.openai.offering import offer_of
@@ -47,18 +47,18 @@ ANSWERS: openapi.Answers = {
 def router(generation: Callable[[], Generation], identity: Identity, settings: Settings) -> APIRouter:
     """The route, for the model that `generation` gives (it raises NotReady while there is none)."""
     routes = APIRouter()
-    parse: Callable[[Request], Awaitable[CompletionRequest]] = json_body(
-        CompletionRequest, settings.max_body_bytes, settings.body_timeout
+    parse: Callable[[Request], Awaitable[ChatCompletionRequest]] = json_body(
+        ChatCompletionRequest, settings.max_body_bytes, settings.body_timeout
     )
 
     @routes.post(
         "/v1/chat/completions",
-        response_model=Completion,
+        response_model=ChatCompletion,
         responses=ANSWERS,
-        openapi_extra=openapi.json_body("CompletionRequest"),
+        openapi_extra=openapi.json_body("ChatCompletionRequest"),
         summary="Answer a chat, for clients of OpenAI's API.",
     )
-    async def completions(request: Request, body: Annotated[CompletionRequest, Depends(parse)]) -> Response:
+    async def completions(request: Request, body: Annotated[ChatCompletionRequest, Depends(parse)]) -> Response:
         model = generation()  # before the name is looked at: until it is loaded none is known
         require_model(body.model, identity.model)
         require_room(body.n, model.max_running + settings.max_queue)
@@ -72,7 +72,7 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
             calls_tools=model.calls_tools,
             ignores_tools=settings.ignore_tools,
         )
-        writer = CompletionWriter(identity, body.stream_options, reports=body.logprobs, choices=body.n)
+        writer = ChatCompletionWriter(identity, body.stream_options, reports=body.logprobs, choices=body.n)
         logged = body.messages[-1].content if settings.log_prompts else None
         with prompt.blamed("messages"):
             chats = variants(to_chat(body, prompt), body.n)
@@ -82,18 +82,9 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
     return routes
 
 
-def require_room(answers: int, most: int) -> None:
-    """Raises InvalidRequest for more answers than there is ever room for: to come back later would not help."""
-    if answers > most:
-        raise InvalidRequest(
-            f"n is {answers}, and at most {most} are answered or wait at once; ask for fewer", field="n"
-        )
-
-
-def to_chat(body: CompletionRequest, prompt: Prompt) -> Chat:
+def to_chat(body: ChatCompletionRequest, prompt: Prompt) -> Chat:
     """The wire's fields as the use case has them. Raises InvalidRequest for fields that exclude each other."""
-    if "stream_options" in body.model_fields_set and not body.stream:
-        raise InvalidRequest("stream_options is for streams; leave it out, or set stream", field="stream_options")
+    require_a_stream(has_options="stream_options" in body.model_fields_set, stream=body.stream)
     schema, may_call = body.answer_schema(), offer_of(prompt.tools, body.tool_choice, thinking=body.thinking)
     if body.ignore_eos:
         require_an_end(may_call=may_call is not None, is_json=schema is not None, form="response_format")
@@ -118,7 +109,7 @@ def to_chat(body: CompletionRequest, prompt: Prompt) -> Chat:
     )
 
 
-def new_tokens(body: CompletionRequest) -> int | None:
+def new_tokens(body: ChatCompletionRequest) -> int | None:
     """The limit under either of its names. Raises InvalidRequest for two limits."""
     limits = {body.max_tokens, body.max_completion_tokens} - {None}
     if len(limits) > 1:

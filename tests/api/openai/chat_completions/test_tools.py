@@ -15,7 +15,7 @@ import msgspec
 import openai
 import pytest
 
-from service.api.openai.completions.messages import ChatMessage
+from service.api.openai.chat_completions.messages import ChatMessage
 from service.api.openai.tools import MAX_TOOLS
 from service.chat.tools import markup
 from service.chat.tools.grammar import calling_grammar
@@ -418,7 +418,7 @@ async def test_an_operator_may_have_tools_ignored_though_the_model_knows_them(
 
 async def test_the_description_says_what_there_is(service: Service) -> None:
     schemas = (await service.http.get("/openapi.json")).json()["components"]["schemas"]
-    asked = schemas["CompletionRequest"]["properties"]
+    asked = schemas["ChatCompletionRequest"]["properties"]
     assert {"tools", "tool_choice"} <= asked.keys()
     assert asked["tool_choice"]["default"] == "auto"
     assert schemas["ChatMessage"]["required"] == ["role"]

@@ -8,9 +8,9 @@ import pytest
 
 from service.api.answer import Transcript
 from service.api.health import Identity
-from service.api.openai.completions.request import CompletionRequest, StreamOptions
-from service.api.openai.completions.route import to_chat
-from service.api.openai.completions.writer import CompletionWriter
+from service.api.openai.chat_completions.request import ChatCompletionRequest, StreamOptions
+from service.api.openai.chat_completions.route import to_chat
+from service.api.openai.chat_completions.writer import ChatCompletionWriter
 from service.api.openai.logprobs import MOST_IN_ONE_PIECE
 from service.api.openai.prompt import Prompt
 from service.chat.logprobs import Likelihood, TokenReport
@@ -47,7 +47,7 @@ SENT = [
 
 def transcript(*, reports: bool = True) -> Transcript:
     identity = Identity(model="m", revision=None, manifest=None)
-    return Transcript(CompletionWriter(identity, StreamOptions(), reports=reports), None, 1)
+    return Transcript(ChatCompletionWriter(identity, StreamOptions(), reports=reports), None, 1)
 
 
 async def answer(*, left: list[TokenReport]) -> AsyncGenerator[TextDelta | Done]:
@@ -99,7 +99,7 @@ async def test_who_did_not_ask_gets_null() -> None:
 
 
 def reported(**fields: Any) -> int | None:
-    body = CompletionRequest(messages=[{"role": "user", "content": "hi"}], logprobs=True, **fields)
+    body = ChatCompletionRequest(messages=[{"role": "user", "content": "hi"}], logprobs=True, **fields)
     return to_chat(body, Prompt([], [])).logprobs
 
 
