@@ -44,7 +44,7 @@ def ratio(part: str, whole: str) -> str:
     return f"sum(rate({part}[$range])) / sum(rate({whole}[$range]))"
 
 
-ROUTES = 'route=~"/v1/(chat(/completions)?|responses)"'
+ROUTES = 'route=~"/v1/(chat|chat/completions|completions|responses)"'
 CHATS = f"internlm_http_requests_total{{$series,{ROUTES}}}"
 TURNED_AWAY = f'internlm_http_requests_total{{$series,{ROUTES},status="429"}}'
 NOTHING = ({"type": "special", "options": {"match": "null+nan", "result": {"text": "no traffic"}}},)

@@ -13,6 +13,7 @@ from service.api.health import Identity
 from service.api.middleware import RequestContext
 from service.api.openai import models
 from service.api.openai.chat_completions import route as chat_completions
+from service.api.openai.completions import route as completions
 from service.api.openai.responses import route as responses
 from service.api.unread_body import UnreadBody
 from service.chat.generation import Generation
@@ -48,6 +49,7 @@ def create_app(
     for router, errors in (
         (chat.router(generation, settings), openapi.problems),
         (chat_completions.router(generation, identity, settings), openapi.openai_errors),
+        (completions.router(generation, identity, settings), openapi.openai_errors),
         (responses.router(generation, identity, settings), openapi.openai_errors),
         (models.router(identity, status), openapi.openai_errors),
     ):

@@ -76,12 +76,12 @@ def to_chat(body: ChatRequest) -> Chat:
     if body.thinking and body.system is not None:
         raise InvalidRequest("thinking is a system prompt of its own; send either thinking or system", field="thinking")
     return Chat(
-        messages=[message for _, message in conversation(body)],
+        prompt=[message for _, message in conversation(body)],
         sampling=body.sampling(),
         max_new_tokens=body.max_new_tokens or DEFAULT_NEW_TOKENS,
         or_what_fits=body.max_new_tokens is None,
         stop=body.stop,
-        schema=body.answer_schema(),
+        schema=body.answer_schema(thinking=body.thinking),
     )
 
 

@@ -86,7 +86,6 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 class Sampled(Strict):
     """How to answer. The defaults are the model card's."""
 
-    thinking: bool = Field(False, description="Think step by step: InternLM3's deep-thinking system prompt.")
     stream: bool = Field(False, description="Answer as server-sent events, piece by piece.")
     temperature: Number = Field(1.0, ge=0, le=10, description="0 is greedy.")
     top_k: int = Field(40, ge=0, le=200_000, description="Draw from the k likeliest tokens; 0: from all.")
@@ -119,3 +118,9 @@ class Sampled(Strict):
             presence_penalty=self.presence_penalty,
             seed=secrets.randbits(63) if self.seed is None else self.seed,
         )
+
+
+class Thoughtful(Sampled):
+    """How to answer a conversation."""
+
+    thinking: bool = Field(False, description="Think step by step: InternLM3's deep-thinking system prompt.")

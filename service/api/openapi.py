@@ -8,6 +8,8 @@ from fastapi.openapi.utils import get_openapi
 
 from service.api.openai.chat_completions.completion import Chunk, CountedChunk
 from service.api.openai.chat_completions.request import ChatCompletionRequest
+from service.api.openai.completions.completion import CompletionChunk, CountedCompletionChunk
+from service.api.openai.completions.request import CompletionRequest
 from service.api.openai.errors import CODES, ErrorBody
 from service.api.openai.responses.request import ResponseRequest
 from service.api.problems import MEDIA_TYPE
@@ -16,15 +18,10 @@ from service.errors import ServiceError
 
 REFERENCE = "#/components/schemas/{model}"
 BY_NAME = (
-    ChatRequest,
-    Delta,
-    FinalDelta,
-    Problem,
-    ChatCompletionRequest,
-    Chunk,
-    CountedChunk,
-    ResponseRequest,
-    ErrorBody,
+    *(ChatRequest, Delta, FinalDelta, Problem),
+    *(ChatCompletionRequest, Chunk, CountedChunk),
+    *(CompletionRequest, CompletionChunk, CountedCompletionChunk),
+    *(ResponseRequest, ErrorBody),
 )
 """Models that routes refer to with `reference`."""
 

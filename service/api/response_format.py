@@ -59,13 +59,13 @@ class Formatted(Sampled):
         None, description="json_object or json_schema: the answer is JSON. Say in the prompt, too, what you want."
     )
 
-    def answer_schema(self) -> dict[str, Any] | None:
-        """What the answer must fit; None for text. Raises InvalidRequest for what can't go with it, and for a schema
+    def answer_schema(self, *, thinking: bool = False) -> dict[str, Any] | None:
+        """What the answer must fit; None for text. Raises InvalidRequest for `thinking` beside it, and for a schema
         that is too large."""
         schema = self.response_format.schema_of_json if self.response_format else None
         if schema is None:
             return None
-        return schema_kept_to(schema, thinking=self.thinking, form="response_format", fields=OURS)
+        return schema_kept_to(schema, thinking=thinking, form="response_format", fields=OURS)
 
 
 def schema_kept_to(schema: dict[str, Any], *, thinking: bool, form: str, fields: FieldNames) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from service.api.fields import MAX_TURNS, NewTokens, NonEmptyText, Stops, Strict, Text, bounded
+from service.api.fields import MAX_TURNS, NewTokens, NonEmptyText, Stops, Strict, Text, Thoughtful, bounded
 from service.api.response_format import Formatted
 from service.chat.printable import without_control
 
@@ -33,7 +33,7 @@ class Turn(Strict):
 History = Annotated[list[Turn], Field(max_length=MAX_TURNS), AfterValidator(bounded)]
 
 
-class ChatRequest(Formatted):
+class ChatRequest(Formatted, Thoughtful):
     """A question, and how to answer it. Only `prompt` is required; the defaults are the model card's."""
 
     model_config = ConfigDict(

@@ -10,10 +10,11 @@ from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Queue
 class FieldNames(NamedTuple):
     """What a client calls the fields of its request: a complaint must name what it can change."""
 
-    messages: str = "prompt"
+    prompt: str = "prompt"
     max_new_tokens: str = "max_new_tokens"
     schema: str = "response_format.json_schema.schema"
     grammar: str = schema  # what holds the whole answer, be it a schema or more
+    prompt_is: str = "conversation"
 
 
 OURS = FieldNames()
@@ -44,7 +45,9 @@ def too_late(watch: Stopwatch, request_timeout: float, fields: FieldNames) -> De
             f"the answer was not done after {limit}: it had {watch.tokens} tokens, after {waited}. "
             f"Ask for fewer tokens ({fields.max_new_tokens})."
         )
-    return DeadlineExceeded(f"the answer had not begun after {limit}. Shorten the conversation, or come back later.")
+    return DeadlineExceeded(
+        f"the answer had not begun after {limit}. Shorten the {fields.prompt_is}, or come back later."
+    )
 
 
 def _error(finish: Finish, watch: Stopwatch, request_timeout: float, fields: FieldNames) -> ServiceError:
@@ -55,5 +58,5 @@ def _error(finish: Finish, watch: Stopwatch, request_timeout: float, fields: Fie
     if finish.reason is FinishReason.REJECTED and finish.retry_after:
         return QueueFull(finish.message, retry_after=finish.retry_after)
     if finish.reason is FinishReason.REJECTED:
-        return InvalidRequest(finish.message, field=fields.messages)
+        return InvalidRequest(finish.message, field=fields.prompt)
     return EngineFailed(finish.message or "the engine failed", retry_after=finish.retry_after or 5)

@@ -1,4 +1,4 @@
-"""The use case: a conversation goes in, text comes out piece by piece, and how each request ended is counted.
+"""The use case: a prompt goes in, text comes out piece by piece, and how each request ended is counted.
 
 Knows the engine only by its interface.
 """
@@ -13,13 +13,14 @@ from typing import Any
 from service.chat.endings import OURS, FieldNames, reason_of, too_late
 from service.chat.logprobs import Reporter, Spelling
 from service.chat.pieces import Pieces
-from service.chat.preparation import Preparation, Shared
+from service.chat.preparation import Preparation, Prompt, Shared
 from service.chat.reading import AnswerReader
 from service.chat.stopwatch import Stopwatch
-from service.chat.templates import ChatTemplate, Message
+from service.chat.templates import ChatTemplate
 from service.chat.tools.markup import CallMarks
 from service.chat.tools.offer import Offer
-from service.engine.base import Engine, Finish, FinishReason, GenerationRequest, SamplingParams
+from service.chat.verbatim import Verbatim
+from service.engine.base import Engine, EngineInfo, Finish, FinishReason, GenerationRequest, SamplingParams
 from service.errors import ContextTooLong
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
@@ -31,11 +32,11 @@ class Chat:
     """What a client wants answered, with at most so many tokens: `or_what_fits`, where the context leaves fewer.
 
     `schema`: what the answer's JSON must fit; None for text. `offer`: tools that it may call, or must, of which the
-    `messages` tell the model; only where the model `calls_tools`. `logprobs`: the tokens of its text are reported, each
-    beside so many of the likeliest ones; None: they are not. `shared`: with other answers to the same.
+    messages of the `prompt` tell the model; only where it `calls_tools`. `logprobs`: the tokens of its text are
+    reported, each beside so many of the likeliest ones; None: they are not. `shared`: with other answers to the same.
     """
 
-    messages: list[Message]
+    prompt: Prompt
     sampling: SamplingParams
     max_new_tokens: int
     or_what_fits: bool = False
@@ -67,7 +68,7 @@ class Generation:
         self._request_timeout = request_timeout
         self._lifecycle = lifecycle
         self._metrics = metrics
-        self._preparation = Preparation(template)
+        self._preparation = Preparation(template, tokenizer)
 
     @property
     def calls_tools(self) -> bool:
@@ -76,11 +77,21 @@ class Generation:
         return marks is not None and info is not None and max(marks) < info.vocab_size
 
     @property
+    def decode_errors(self) -> str:
+        """The codec error handler for bytes of answers that are no UTF-8."""
+        return self._tokenizer.decode_errors
+
+    @property
     def max_running(self) -> int:
         """How many requests are answered at once."""
+        return self._info.max_running
+
+    @property
+    def _info(self) -> EngineInfo:
+        """Asked for each time: an engine that was started again may have less room."""
         info = self._engine.status.info
         assert info is not None, "a model that is asked was loaded"
-        return info.max_running
+        return info
 
     async def stream(self, chat: Chat) -> Pieces:
         """Deltas, then one Done. Closing it early stops the work within one engine step.
@@ -101,8 +112,7 @@ class Generation:
         with watch:
             request = await self._request(chat, watch)
             watch.submitted(len(request.prompt_ids))
-            reporter = Reporter(self._spelling)
-            answer = AnswerReader(self._tokenizer, chat.stop, reporter, request.stop_ids, self._marks(chat))
+            answer = self._reader(chat, request)
             async with aclosing(self._engine.submit(request)) as events:
                 async for event in events:
                     if isinstance(event, Finish):
@@ -126,7 +136,8 @@ class Generation:
         deadline = time.monotonic() + self._request_timeout
         try:
             async with asyncio.timeout(self._request_timeout):
-                prompt = await self._preparation.prompt(chat.messages, chat.shared)
+                vocab_size = self._info.vocab_size
+                prompt = await self._preparation.prompt(chat.prompt, vocab_size, chat.fields, chat.shared)
                 new_tokens = self._new_tokens(len(prompt), chat)  # before work that would be for nothing
                 grammar = await self._preparation.grammar(chat.schema, chat.offer, chat.fields, chat.shared)
         except TimeoutError:
@@ -142,29 +153,42 @@ class Generation:
             logprobs=chat.logprobs,
         )
 
+    def _reader(self, chat: Chat, request: GenerationRequest) -> AnswerReader:
+        return AnswerReader(
+            self._tokenizer,
+            chat.stop,
+            Reporter(self._spelling),
+            request.stop_ids,
+            self._marks(chat),
+            continues=self._continues(chat, request.prompt_ids),
+        )
+
     def _marks(self, chat: Chat) -> CallMarks | None:
         """Those around a call, of which the answer may have one."""
         return self._template.call_marks if chat.offer else None
+
+    def _continues(self, chat: Chat, prompt: list[int]) -> bool:
+        """Whether the answer's text goes on within the prompt's: behind a special token, too, a new one begins."""
+        return isinstance(chat.prompt, Verbatim) and prompt[-1] not in self._tokenizer.special_ids
 
     def _stop_ids(self, chat: Chat) -> list[int]:
         marks = self._marks(chat)
         return [] if chat.ignore_eos else [*self._tokenizer.stop_ids, *([marks.end] if marks else [])]
 
     def _new_tokens(self, prompt: int, chat: Chat) -> int:
-        info = self._engine.status.info  # asked for each time: an engine that was started again may have less room
-        assert info is not None, "a model that is asked was loaded"
-        context, wanted, fields = info.max_context, chat.max_new_tokens, chat.fields
+        context, wanted, fields = self._info.max_context, chat.max_new_tokens, chat.fields
         room = context - prompt
         if room < 1:
             raise ContextTooLong(  # in words that LiteLLM looks for, to try a model with a longer context
-                f"with one token of answer, the conversation of {prompt} tokens is longer than the model's context "
-                f"length of {context} tokens. Shorten the conversation.",
-                field=fields.messages,
+                f"with one token of answer, the {fields.prompt_is} of {prompt} tokens is longer than the model's "
+                f"context length of {context} tokens. Shorten the {fields.prompt_is}.",
+                field=fields.prompt,
             )
         if wanted > room and not chat.or_what_fits:
             raise ContextTooLong(
-                f"{fields.max_new_tokens} is {wanted}: with them, the conversation of {prompt} tokens is longer than "
-                f"the model's context length of {context}. Ask for at most {room}, or shorten the conversation.",
+                f"{fields.max_new_tokens} is {wanted}: with them, the {fields.prompt_is} of {prompt} tokens is longer "
+                f"than the model's context length of {context}. Ask for at most {room}, or shorten the "
+                f"{fields.prompt_is}.",
                 field=fields.max_new_tokens,
             )
         return min(wanted, room)

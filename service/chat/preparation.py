@@ -1,4 +1,4 @@
-"""What is worked out of a conversation before the engine gets it: its tokens, and the grammar of its answers.
+"""What is worked out of a prompt before the engine gets it: its tokens, and the grammar of its answers.
 
 Threads do what may take long, so that the event loop never waits for it.
 """
@@ -13,9 +13,11 @@ from service.chat.templates import ChatTemplate, Message
 from service.chat.tools.grammar import calling_grammar
 from service.chat.tools.markup import CallMarks
 from service.chat.tools.offer import Offer
+from service.chat.verbatim import Verbatim
 from service.engine.grammars.schema import json_grammar, problem_of
 from service.errors import InvalidRequest
 from service.log import note
+from service.tokenizer.tokenizer import Tokenizer
 
 TOKENIZING_THREADS = 2
 """Threads for long prompts alone, so that hundreds of them keep no other work waiting (restarting an engine, say). Two
@@ -30,6 +32,10 @@ MESSAGE_CHARACTERS = 32
 """What a message costs besides its text, in characters."""
 
 Result = TypeVar("Result")
+
+
+Prompt = list[Message] | Verbatim
+"""A conversation, or what is none."""
 
 
 class Shared:
@@ -48,19 +54,24 @@ class Shared:
 
 
 class Preparation:
-    """Prepares conversations for one loaded model. With `shared`, each step is done once for all that have it."""
+    """Prepares prompts for one loaded model. With `shared`, each step is done once for all that have it."""
 
-    def __init__(self, template: ChatTemplate) -> None:
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
         self._template = template
+        self._tokenizer = tokenizer
         self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
         self._checking = ThreadPoolExecutor(CHECKING_THREADS, thread_name_prefix="grammars")
 
-    async def prompt(self, messages: list[Message], shared: Shared | None) -> list[int]:
-        """The conversation's tokens. Raises MessageRefused."""
-        length = sum(message.characters + MESSAGE_CHARACTERS for message in messages)
-        if length <= INLINE_CHARACTERS and shared is None:
-            return self._template.encode(messages)
-        return await self._in_thread(self._tokenizing, shared, "prompt", self._template.encode, messages)
+    async def prompt(self, prompt: Prompt, vocab_size: int, fields: FieldNames, shared: Shared | None) -> list[int]:
+        """The prompt's tokens. Raises MessageRefused for a conversation, InvalidRequest for one that is verbatim."""
+        if _characters(prompt) <= INLINE_CHARACTERS and shared is None:
+            return self._encoded(prompt, vocab_size, fields)
+        return await self._in_thread(self._tokenizing, shared, "prompt", self._encoded, prompt, vocab_size, fields)
+
+    def _encoded(self, prompt: Prompt, vocab_size: int, fields: FieldNames) -> list[int]:
+        if isinstance(prompt, Verbatim):
+            return prompt.encode(self._tokenizer, vocab_size, fields.prompt)
+        return self._template.encode(prompt)
 
     async def grammar(
         self, schema: dict[str, Any] | None, offer: Offer | None, fields: FieldNames, shared: Shared | None
@@ -88,3 +99,9 @@ class Preparation:
             return await asyncio.get_running_loop().run_in_executor(pool, work, *of)
 
         return await (shared.get(name, done) if shared else done())
+
+
+def _characters(prompt: Prompt) -> int:
+    if isinstance(prompt, Verbatim):
+        return prompt.characters
+    return sum(message.characters + MESSAGE_CHARACTERS for message in prompt)

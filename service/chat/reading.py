@@ -13,7 +13,7 @@ from service.tokenizer.tokenizer import Tokenizer
 
 class AnswerReader:
     """Tokens to text, cut at the first stop string, and their reports, but for the one of `stop_ids` that ends it. What
-    comes between `marks` is a call."""
+    comes between `marks` is a call. `continues`: the text goes on within another one."""
 
     def __init__(
         self,
@@ -22,9 +22,11 @@ class AnswerReader:
         reporter: Reporter,
         stop_ids: list[int],
         marks: CallMarks | None = None,
+        *,
+        continues: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, continues=continues)
         self._stops = StopMatcher(stops)
         self._reporter = reporter
         self._stop_ids = stop_ids

@@ -40,12 +40,13 @@ class Detokenizer:
 
     A character whose bytes are spread over tokens is held back until its last byte came; bytes that can no longer
     become a character come out as U+FFFD at once. Constant time for each token.
+    `continues`: they are no text of their own but go on within another, so that no space at their start is left out.
     """
 
-    def __init__(self, tokenizer: TokenBytes) -> None:
+    def __init__(self, tokenizer: TokenBytes, *, continues: bool = False) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(tokenizer.decode_errors)
-        self.at_start = True  # no text has come yet
+        self.at_start = not continues  # no text has come yet
 
     def push(self, ids: Iterable[int]) -> str:
         """Take new ids in; returns the text that is now final. Special ids give none."""

@@ -87,7 +87,8 @@ async def test_a_key_is_asked_for_in_the_document_when_it_is_by_the_service(star
     (scheme,) = document["components"]["securitySchemes"].values()
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     locked = {path for path, methods in document["paths"].items() for route in methods.values() if "security" in route}
-    assert locked == {"/v1/chat", "/v1/chat/completions", "/v1/responses", "/v1/models", "/v1/models/{name}"}
+    openai = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/v1/models/{name}"}
+    assert locked == {"/v1/chat", *openai}
     assert "401" in document["paths"]["/v1/chat"]["post"]["responses"]
     assert "Bearer KEY" in (await guarded.http.get("/docs")).text
 

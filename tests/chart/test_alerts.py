@@ -204,7 +204,7 @@ CASES: dict[str, dict[str, tuple[dict[str, str], int, dict[str, str] | None]]] =
                 20,
                 JOB,
             )
-            for route in ("/v1/chat/completions", "/v1/responses")
+            for route in ("/v1/chat/completions", "/v1/completions", "/v1/responses")
         },
         "of other routes": (
             answered(ok="0+90x100", full="0x100") | answered(ok="0+90x100", full="0+20x100", route="/v1/models"),

@@ -55,6 +55,19 @@ def test_the_pieces_joined_are_the_whole_decoded(loaded: dict[str, Tokenizer], k
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None)
+@given(before=st.text("a b", min_size=1), after=st.text("a b 你"))
+def test_a_text_that_goes_on_within_another_joins_it(
+    loaded: dict[str, Tokenizer], kind: str, before: str, after: str
+) -> None:
+    tokenizer = loaded[kind]
+    ids = tokenizer.encode_text(before + after)
+    for cut in range(1, len(ids)):
+        first, second = Detokenizer(tokenizer), Detokenizer(tokenizer, continues=True)
+        assert first.push(ids[:cut]) + second.push(ids[cut:]) == before + after
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
 @given(text=st.text(max_size=30))
 def test_valid_text_never_shows_a_replacement_character_on_the_way(
     loaded: dict[str, Tokenizer], kind: str, text: str

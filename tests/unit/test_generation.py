@@ -13,6 +13,7 @@ import pytest
 from service.chat.generation import Chat, Generation
 from service.chat.pieces import Done
 from service.chat.templates import ChatTemplate, Message
+from service.chat.verbatim import Verbatim
 from service.engine.base import (
     EngineInfo,
     EngineState,
@@ -34,6 +35,8 @@ from tests.support.tokenizers import write_byte_level_dir
 SHORT = Chat([Message("user", "hi")], SamplingParams(), max_new_tokens=8)
 LONG = Chat([Message("user", "the quick brown fox 你好世界 " * 10_000)], SamplingParams(), max_new_tokens=8)
 """Longer than the context, which is known only once it is tokenized."""
+LONG_TEXT = replace(LONG, prompt=Verbatim("the quick brown fox 你好世界 " * 10_000))
+NO_TEXT = replace(LONG, prompt=Verbatim(""))
 NO_SUCH_ROLE = Chat([Message("tool", "hi")], SamplingParams(), max_new_tokens=8)
 NO_ROOM = Chat([Message("user", "hi")], SamplingParams(), max_new_tokens=64)
 TOKENS = [Token("", 40), Token("", 41)]
@@ -42,7 +45,7 @@ IN_TIME, TOO_LATE = 300.0, 0.001
 
 def with_context(tokens: int) -> EngineStatus:
     """What an engine says whose sequences have room for so many."""
-    info = EngineInfo(kind="fake", device="cpu", dtype="", max_context=tokens, max_running=1, vocab_size=300)
+    info = EngineInfo(kind="fake", device="cpu", dtype="", max_context=tokens, max_running=1, vocab_size=500)
     return EngineStatus(state=EngineState.READY, info=info)
 
 
@@ -166,6 +169,14 @@ NEVER_SUBMITTED = {
         ["deadline", "request_duration_seconds", "request_generation_tokens"],
     ),
     "too long": (LONG, IN_TIME, ContextTooLong, ["rejected"]),
+    "a text too late": (
+        LONG_TEXT,
+        TOO_LATE,
+        DeadlineExceeded,
+        ["deadline", "request_duration_seconds", "request_generation_tokens"],
+    ),
+    "a text too long": (LONG_TEXT, IN_TIME, ContextTooLong, ["rejected"]),
+    "no text": (NO_TEXT, IN_TIME, InvalidRequest, ["rejected"]),
     "no room": (NO_ROOM, IN_TIME, ContextTooLong, ["rejected"]),
     "no such role": (NO_SUCH_ROLE, IN_TIME, InvalidRequest, ["rejected"]),
 }

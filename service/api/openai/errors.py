@@ -43,7 +43,7 @@ def is_spoken_on(path: str) -> bool:
 def way_to(path: str) -> str:
     """The end of a sentence for a client that looks for OpenAI's API at a path that is not there; else empty."""
     looks = "v1" in path.split("/") or path.rstrip("/").endswith(("/completions", "/responses", "/models"))
-    there = "POST /v1/chat/completions, POST /v1/responses and GET /v1/models"
+    there = "POST /v1/chat/completions, POST /v1/completions, POST /v1/responses and GET /v1/models"
     return f"; of OpenAI's API there are {there}" if looks else ""
 
 

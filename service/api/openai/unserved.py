@@ -13,6 +13,28 @@ OF_PART: Neutral = {"annotations": ([],)}
 PART_LABELS = ("logprobs",)
 """What stands on a part that a client was answered with, and says nothing to the model."""
 
+OF_OTHER_SERVERS: Neutral = {
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "min_tokens": (0,),
+    "priority": (0,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+    "use_beam_search": (False,),
+}
+"""The same of what vLLM's server takes beside OpenAI's own in completions of either kind, and clients made for it send,
+often with its defaults. Source: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html"""
+
 OF_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,)}
 """The same of a stream."""
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from service.api.fields import MAX_TURNS, Label, Metadata, NewTokens, StopOrStops, bounded
+from service.api.fields import MAX_TURNS, Label, Metadata, NewTokens, StopOrStops, Thoughtful, bounded
 from service.api.openai.chat_completions import unserved
 from service.api.openai.chat_completions.messages import ChatMessage, cleaned_messages
 from service.api.openai.chat_completions.tools import Choice, Tools, cleaned_tools
@@ -31,7 +31,7 @@ def _thinking_as_ours(body: dict[str, Any]) -> None:
         )
 
 
-class ChatCompletionRequest(Formatted):
+class ChatCompletionRequest(Formatted, Thoughtful):
     """A conversation to answer. What else OpenAI's API has is refused by name, unless its value changes nothing."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "你好"}]}]})
@@ -67,7 +67,7 @@ class ChatCompletionRequest(Formatted):
     def _served(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        value = without(unserved.OF_REQUEST | unserved.OF_OTHER_SERVERS, as_ours(value))
+        value = without(unserved.OF_REQUEST, as_ours(value))
         _thinking_as_ours(value)
         if "stream_options" in value:
             options = without(OF_STREAM_OPTIONS, value["stream_options"], "stream_options.")

@@ -25,7 +25,7 @@ from service.errors import InvalidRequest
 from service.log import note
 from service.settings import Settings
 
-FIELDS = FieldNames(messages="messages")
+FIELDS = FieldNames(prompt="messages")
 
 STREAMED = """\
 data: {"id": "chatcmpl-5f0c…", …, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hello"}, …}]}
@@ -85,12 +85,13 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
 def to_chat(body: ChatCompletionRequest, prompt: Prompt) -> Chat:
     """The wire's fields as the use case has them. Raises InvalidRequest for fields that exclude each other."""
     require_a_stream(has_options="stream_options" in body.model_fields_set, stream=body.stream)
-    schema, may_call = body.answer_schema(), offer_of(prompt.tools, body.tool_choice, thinking=body.thinking)
+    schema = body.answer_schema(thinking=body.thinking)
+    may_call = offer_of(prompt.tools, body.tool_choice, thinking=body.thinking)
     if body.ignore_eos:
         require_an_end(may_call=may_call is not None, is_json=schema is not None, form="response_format")
     wanted = new_tokens(body)
     return Chat(
-        messages=prompt.messages,
+        prompt=prompt.messages,
         sampling=body.sampling(),
         max_new_tokens=wanted or DEFAULT_NEW_TOKENS,
         or_what_fits=wanted is None,

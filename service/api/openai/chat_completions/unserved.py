@@ -1,11 +1,19 @@
 """What OpenAI's and vLLM's chat completions have and these have not."""
 
-from service.api.openai.unserved import Neutral
+from service.api.openai.unserved import OF_OTHER_SERVERS, Neutral
 
 OF_REQUEST: Neutral = {
+    **OF_OTHER_SERVERS,
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
     "audio": (),
+    "best_of": (1,),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "include_reasoning": (True, False),
     "logit_bias": ({},),
     "modalities": (["text"],),
     "moderation": (),
@@ -17,36 +25,8 @@ OF_REQUEST: Neutral = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-"""With the values, besides null, that change nothing. Source: https://platform.openai.com/docs/api-reference/chat/create"""
-
-OF_OTHER_SERVERS: Neutral = {
-    "add_generation_prompt": (True,),
-    "add_special_tokens": (False,),
-    "allowed_token_ids": ([],),
-    "bad_words": ([],),
-    "best_of": (1,),
-    "continue_final_message": (False,),
-    "documents": ([],),
-    "echo": (False,),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "include_reasoning": (True, False),
-    "include_stop_str_in_output": (False,),
-    "length_penalty": (1,),
-    "min_tokens": (0,),
-    "priority": (0,),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "stop_token_ids": ([],),
-    "structured_outputs": (),
-    "use_beam_search": (False,),
-}
-"""The same of what vLLM's server takes beside OpenAI's own, and clients made for it send, often with its defaults.
-Source: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html"""
+"""With the values, besides null, that change nothing.
+Sources: https://platform.openai.com/docs/api-reference/chat/create https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html"""
 
 OF_MESSAGE: Neutral = {
     "annotations": ([],),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from service.api.fields import MAX_TURNS, Label, Metadata, NewTokens, Sampled, Strict, Text, bounded
+from service.api.fields import MAX_TURNS, Label, Metadata, NewTokens, Strict, Text, Thoughtful, bounded
 from service.api.openai.limits import DEFAULT_NEW_TOKENS
 from service.api.openai.other_servers import as_ours
 from service.api.openai.responses import unserved
@@ -73,7 +73,7 @@ def _or_a_text(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"type": "string"}, items]
 
 
-class ResponseRequest(Sampled):
+class ResponseRequest(Thoughtful):
     """A conversation to answer. What else OpenAI's API has is refused by name, unless its value changes nothing."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"input": "你好"}]})

@@ -26,7 +26,7 @@ from service.settings import Settings
 
 FORMAT = "text.format"
 FIELDS = FieldNames(
-    messages="input", max_new_tokens="max_output_tokens", schema=f"{FORMAT}.schema", grammar=f"{FORMAT}.schema"
+    prompt="input", max_new_tokens="max_output_tokens", schema=f"{FORMAT}.schema", grammar=f"{FORMAT}.schema"
 )
 
 STREAMED = """\
@@ -96,7 +96,7 @@ def to_chat(body: ResponseRequest, prompt: Prompt) -> Chat:
     if body.ignore_eos:
         require_an_end(may_call=may_call is not None, is_json=schema is not None, form=FORMAT)
     return Chat(
-        messages=prompt.messages,
+        prompt=prompt.messages,
         sampling=body.sampling(),
         max_new_tokens=wanted or DEFAULT_NEW_TOKENS,
         or_what_fits=wanted is None,

@@ -1,0 +1,1 @@
+"""POST /v1/completions: what it takes, and how it answers."""

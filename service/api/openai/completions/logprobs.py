@@ -1,0 +1,40 @@
+"""Log-probabilities as completions of texts tell them: lists side by side, with places in the text."""
+
+import codecs
+from collections.abc import Sequence
+
+from service.api.openai.completions.completion import TextLogprobs
+from service.chat.logprobs import Likelihood, TokenReport
+
+
+class Columns:
+    """Reports of one answer's tokens as they come; `decode_errors`: how its text was made (see `Generation`)."""
+
+    def __init__(self, decode_errors: str) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(decode_errors)
+        self._characters = 0
+
+    def of(self, tokens: Sequence[TokenReport]) -> TextLogprobs:
+        """Those of further tokens."""
+        return TextLogprobs(
+            tokens=[spelled(token) for token in tokens],
+            token_logprobs=[token.logprob for token in tokens],
+            top_logprobs=[_likeliest(token) for token in tokens],
+            text_offset=[self._offset(token) for token in tokens],
+        )
+
+    def _offset(self, token: TokenReport) -> int:
+        before = self._characters
+        self._characters += len(self._decoder.decode(bytes(token.bytes or [])))
+        return before
+
+
+def spelled(token: Likelihood) -> str:
+    """A token's text; of one that is no whole characters its bytes, as OpenAI's API has them: others may look alike."""
+    if token.bytes is None or token.token.encode() == bytes(token.bytes):
+        return token.token
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
+
+
+def _likeliest(token: TokenReport) -> dict[str, float]:
+    return {spelled(each): each.logprob for each in (*token.top_logprobs, token)}
