@@ -80,7 +80,8 @@ and so does everything else: activations, KV cache and sums are kept as before.
 
 A decode is bound by those bytes as long as few requests run at once. Steps of more than some thousand tokens (64 on a T4), which are prompts, widen each matrix first, and cost more than without.
 `python -m tests.bench.gpu --only int8` holds both beside each other on a GPU of yours that has room for either. On a CPU int8 spares memory and is several times slower.
-Answers differ a little: in this project's tests, which have a real model of 135 million parameters, the perplexity of a text grows by less than 1 %. `GET /` and `internlm_engine_info` say what is served.
+Answers differ a little: in this project's tests, which have a real model of 135 million parameters, the perplexity of a text grows by less than 1 %. What it costs the model that you serve,
+`lm_eval` tells over `/v1/completions`, as the project's README says. `GET /` and `internlm_engine_info` say what is served.
 A start that does not fit names this setting where it would, and so does `internlm-chat check`.
 
 ## Another model

@@ -33,7 +33,8 @@ class Chat:
 
     `schema`: what the answer's JSON must fit; None for text. `offer`: tools that it may call, or must, of which the
     messages of the `prompt` tell the model; only where it `calls_tools`. `logprobs`: the tokens of its text are
-    reported, each beside so many of the likeliest ones; None: they are not. `shared`: with other answers to the same.
+    reported, each beside so many of the likeliest ones; None: they are not. `echo`: the answer begins with the prompt,
+    which is verbatim, and whose tokens are reported as well. `shared`: with other answers to the same.
     """
 
     prompt: Prompt
@@ -45,6 +46,7 @@ class Chat:
     schema: dict[str, Any] | None = None
     offer: Offer | None = None
     logprobs: int | None = None
+    echo: bool = False
     fields: FieldNames = OURS
     shared: Shared | None = None
 
@@ -111,14 +113,14 @@ class Generation:
     async def _answer(self, chat: Chat, watch: Stopwatch) -> Pieces:
         with watch:
             request = await self._request(chat, watch)
-            watch.submitted(len(request.prompt_ids))
+            watch.submitted(len(request.prompt_ids) + len(request.forced))
             answer = self._reader(chat, request)
             async with aclosing(self._engine.submit(request)) as events:
                 async for event in events:
                     if isinstance(event, Finish):
                         watch.end(answer.judged(event))
                         break
-                    watch.token(event)
+                    (watch.begun if answer.is_echoing else watch.token)(event)
                     if delta := answer.push(event, watch.counts):
                         yield delta
                     if answer.stopped:
@@ -142,34 +144,41 @@ class Generation:
                 grammar = await self._preparation.grammar(chat.schema, chat.offer, chat.fields, chat.shared)
         except TimeoutError:
             raise too_late(watch, self._request_timeout, chat.fields) from None
+        # The engine reports what it says: so it says what of the prompt is to be reported.
+        forced = prompt[1:] if chat.echo and chat.logprobs is not None else []
         return GenerationRequest(
             id=uuid.uuid4().hex,
-            prompt_ids=prompt,
-            max_new_tokens=new_tokens,
+            prompt_ids=prompt[: len(prompt) - len(forced)],
+            max_new_tokens=new_tokens + len(forced),
             stop_ids=self._stop_ids(chat),
             deadline=deadline,
             sampling=chat.sampling,
             grammar=grammar,
             logprobs=chat.logprobs,
+            forced=forced,
         )
 
     def _reader(self, chat: Chat, request: GenerationRequest) -> AnswerReader:
-        return AnswerReader(
+        is_chat = not isinstance(chat.prompt, Verbatim)
+        reader = AnswerReader(
             self._tokenizer,
             chat.stop,
             Reporter(self._spelling),
-            request.stop_ids,
+            request.stop_ids if is_chat else [],  # of a text every token is reported
             self._marks(chat),
-            continues=self._continues(chat, request.prompt_ids),
+            continues=not (is_chat or chat.echo) and self._has_text(request.prompt_ids[-1]),
         )
+        if chat.echo:
+            reader.echo(request.prompt_ids, len(request.forced), reports=chat.logprobs is not None)
+        return reader
+
+    def _has_text(self, token: int) -> bool:
+        """Whether a text goes on behind `token`: behind a special one a new text begins."""
+        return token not in self._tokenizer.special_ids
 
     def _marks(self, chat: Chat) -> CallMarks | None:
         """Those around a call, of which the answer may have one."""
         return self._template.call_marks if chat.offer else None
-
-    def _continues(self, chat: Chat, prompt: list[int]) -> bool:
-        """Whether the answer's text goes on within the prompt's: behind a special token, too, a new one begins."""
-        return isinstance(chat.prompt, Verbatim) and prompt[-1] not in self._tokenizer.special_ids
 
     def _stop_ids(self, chat: Chat) -> list[int]:
         marks = self._marks(chat)

@@ -1,14 +1,19 @@
 """One answer, from the engine's tokens to pieces for its client."""
 
+import math
+
 from service.chat.logprobs import Reporter, TokenReport
 from service.chat.pieces import CallDelta, Delta, Done, TextDelta
 from service.chat.stops import StopMatcher
 from service.chat.stopwatch import Counts
 from service.chat.tools.markup import CallMarks
 from service.chat.tools.reading import CallReader
-from service.engine.base import Finish, FinishReason, Token
+from service.engine.base import Finish, FinishReason, Logprobs, Token
 from service.tokenizer.detokenizer import Detokenizer
 from service.tokenizer.tokenizer import Tokenizer
+
+NOTHING_BEFORE = Logprobs(math.nan)
+"""Of a prompt's first token: there is nothing that it could be likely after."""
 
 
 class AnswerReader:
@@ -33,10 +38,27 @@ class AnswerReader:
         self._marks = marks
         self._call: _Call | None = None
         self._come = self._handed_on = 0  # characters of text
+        self._echo = ""  # text of the prompt that is to be handed on with the next one
+        self._echoes = 0  # tokens of the prompt that are yet to come
 
     @property
     def stopped(self) -> bool:
         return self._stops.stopped is not None
+
+    @property
+    def is_echoing(self) -> bool:
+        """Whether the next token is the prompt's."""
+        return self._echoes > 0
+
+    def echo(self, beginning: list[int], rest: int, *, reports: bool) -> None:
+        """The answer begins with the prompt: with these tokens, and with so many that the engine is yet to say."""
+        self._echoes = rest
+        for token in beginning:
+            if reports:
+                self._reporter.push(token, NOTHING_BEFORE, first=self._detokenizer.at_start, at=self._come)
+            text = self._detokenizer.push([token])
+            self._come += len(text)
+            self._echo += text
 
     def push(self, event: Token, counts: Counts) -> Delta | None:
         """The answer goes on with a token."""
@@ -71,7 +93,12 @@ class AnswerReader:
             self._reporter.push(event.token, event.logprobs, first=first, at=self._come)
         text = self._detokenizer.push([event.token])
         self._come += len(text)
-        return self._handing_on(self._stops.push(text))
+        if self.is_echoing:
+            self._echoes -= 1
+        else:
+            text = self._stops.push(text)
+        echo, self._echo = self._echo, ""
+        return self._handing_on(echo + text)
 
     def _rest_of_text(self) -> str:
         if self.stopped:

@@ -55,16 +55,21 @@ class Stopwatch:
         self.prompt_tokens = prompt_tokens
 
     def token(self, event: Token) -> None:
-        """Take in a token that has just come."""
+        """Take in a token of the answer, which has just come."""
+        self.begun(event)
         self._last = time.perf_counter()
         self.tokens += 1
         if self.tokens > 1:
             return
         self._first = self._last
-        self.cached_tokens = event.cached_tokens
-        self._queued(event.queue_time)
         if self._metrics is not None:
             self._metrics.first_token_seconds.observe(self._first - self._start)
+
+    def begun(self, event: Token) -> None:
+        """Take in what the first token to come, be it the answer's or the prompt's again, says of the request."""
+        if self.queue_seconds is None:
+            self.cached_tokens = event.cached_tokens
+            self._queued(event.queue_time)
 
     @property
     def counts(self) -> Counts:

@@ -38,7 +38,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     `grammar`: what the answer must keep to, as `grammars.schema` writes it; empty for nothing. The answer ends with one
     of `stop_ids` when it is complete, and not before. `logprobs`: each token comes with its `Logprobs`, and those of so
-    many of the likeliest ones; None: without.
+    many of the likeliest ones; None: without. `forced`: tokens that the answer begins with, whatever the model would
+    say: of a text that is there already, they come with their `Logprobs`. None of them ends it. Not with a grammar.
     """
 
     id: str
@@ -49,6 +50,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams = msgspec.field(default_factory=SamplingParams)
     grammar: str = ""
     logprobs: int | None = None
+    forced: list[int] = []
 
 
 class FinishReason(StrEnum):

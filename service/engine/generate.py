@@ -48,7 +48,7 @@ def generation_config(request: GenerationRequest) -> GenerationConfig:
     return GenerationConfig(
         max_new_tokens=request.max_new_tokens,
         repetition_penalty=p.repetition_penalty,
-        eos_token_id=request.stop_ids or None,
+        eos_token_id=None if request.forced else request.stop_ids or None,  # none of the forced ones ends it
         pad_token_id=0,  # one prompt at a time is never padded; unset, transformers warns
         **(drawn if p.temperature > 0 else {"do_sample": False}),
     )

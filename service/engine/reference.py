@@ -159,7 +159,7 @@ class ReferenceCore:
         events: list[Event] = [Token(request.id, token, queue_time, logprobs=logprobs)]
         if running.problem:
             events.append(self._end(request.id, FinishReason.REJECTED, running.problem))
-        elif token in request.stop_ids:
+        elif token in request.stop_ids and running.tokens > len(request.forced):
             events.append(self._end(request.id, FinishReason.STOP))
         elif running.tokens == request.max_new_tokens:
             events.append(self._end(request.id, FinishReason.LENGTH))

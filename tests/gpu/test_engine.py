@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from service.engine.base import Core, Finish, FinishReason, GenerationRequest, SamplingParams, Token
+from service.engine.base import Core, Event, Finish, FinishReason, GenerationRequest, SamplingParams, Token
 from service.engine.cuda.paths import Paths
 from service.engine.cuda.segment_bodies import StepShape
 from service.engine.cuda.segments import shapes_for
@@ -128,18 +128,35 @@ def test_logprobs_are_the_exact_models_by_recordings_and_beside_prompts(make: Ma
     ]
     events = drain(core, requests)
     for request in requests:
-        given = [event for event in events if isinstance(event, Token) and event.id == request.id]
-        assert all((event.logprobs is None) == (request.logprobs is None) for event in given)
-        tokens = [event.token for event in given]
-        logits = logits_of(exact, request.prompt_ids + tokens[:-1], torch.float32)[len(request.prompt_ids) - 1 :]
-        for event, row in zip(given, logits, strict=True):
-            if event.logprobs:
-                likelihoods = row.log_softmax(-1)
-                own, *likeliest = likelihoods[[event.token, *event.logprobs.tokens]].tolist()
-                slack = float(TIE * row.std())
-                assert event.logprobs.own == pytest.approx(own, abs=slack)
-                assert event.logprobs.values == pytest.approx(likeliest, abs=slack)
-                assert event.logprobs.values == sorted(event.logprobs.values, reverse=True)
+        require_reported(exact, request, events)
+
+
+def test_texts_are_scored_as_the_exact_model_scores_them_beside_answers_that_are_free(make: Make, exact: Model) -> None:
+    texts = prompts()[3:6]
+    scored = [a_request(text[:1], new=len(text) + 7, forced=text[1:], logprobs=2) for text in texts]
+    free = [a_request(prompt, new=24, sampling=GREEDY) for prompt in prompts()[:3]]
+    events = drain(make(), [*scored, *free])
+    for text, request in zip(texts, scored, strict=True):
+        assert tokens_of(events)[request.id][: len(text) - 1] == text[1:]
+        require_reported(exact, request, events)
+    for request in free:
+        require_best(exact, request, tokens_of(events)[request.id])
+
+
+def require_reported(exact: Model, request: GenerationRequest, events: list[Event]) -> None:
+    """Each of the answer's tokens comes with what the exact model makes of it, where that was asked for."""
+    given = [event for event in events if isinstance(event, Token) and event.id == request.id]
+    assert all((event.logprobs is None) == (request.logprobs is None) for event in given)
+    tokens = [event.token for event in given]
+    logits = logits_of(exact, request.prompt_ids + tokens[:-1], torch.float32)[len(request.prompt_ids) - 1 :]
+    for event, row in zip(given, logits, strict=True):
+        if event.logprobs:
+            likelihoods = row.log_softmax(-1)
+            own, *likeliest = likelihoods[[event.token, *event.logprobs.tokens]].tolist()
+            slack = float(TIE * row.std())
+            assert event.logprobs.own == pytest.approx(own, abs=slack)
+            assert event.logprobs.values == pytest.approx(likeliest, abs=slack)
+            assert event.logprobs.values == sorted(event.logprobs.values, reverse=True)
 
 
 def test_a_cancelled_request_frees_its_blocks_and_the_others_keep_their_tokens(make: Make, exact: Model) -> None:

@@ -39,6 +39,7 @@ def a_request(
     sampling: SamplingParams = GREEDY,
     grammar: str = "",
     logprobs: int | None = None,
+    forced: list[int] | None = None,
 ) -> GenerationRequest:
     """A request with a fresh id; `seconds` from now is its deadline."""
     return GenerationRequest(
@@ -50,6 +51,7 @@ def a_request(
         sampling=sampling,
         grammar=grammar,
         logprobs=logprobs,
+        forced=forced or [],
     )
 
 

@@ -61,3 +61,21 @@ def test_a_long_beginning_is_read_once(client: openai.OpenAI, greedy: dict[str, 
     assert usage is not None
     assert usage.prompt_tokens_details is not None
     assert (usage.prompt_tokens_details.cached_tokens or 0) > usage.prompt_tokens * 0.8
+
+
+def test_what_the_model_said_is_as_likely_when_it_is_asked_how_likely_it_is(
+    client: openai.OpenAI, greedy: dict[str, Any]
+) -> None:
+    """As a measure of models asks: the prompt's tokens are told, and one more."""
+    (said,) = client.completions.create(prompt=TEXT, logprobs=0, **greedy).choices
+    scored = client.completions.create(prompt=TEXT + said.text, echo=True, logprobs=2, **(greedy | {"max_tokens": 1}))
+    told: Any = scored.choices[0].logprobs
+    spoken: Any = said.logprobs
+    count = len(spoken.tokens)
+    assert scored.choices[0].text.startswith(TEXT + said.text)
+    assert told.tokens[-count - 1 : -1] == spoken.tokens
+    assert told.token_logprobs[-count - 1 : -1] == pytest.approx(spoken.token_logprobs, abs=1e-3)
+    assert told.token_logprobs[0] is None
+    assert all(value < 0 for value in told.token_logprobs[1:])
+    assert scored.usage is not None
+    assert (scored.usage.prompt_tokens, scored.usage.completion_tokens) == (len(told.tokens) - 1, 1)

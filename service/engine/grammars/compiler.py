@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.base import Matcher
+from service.engine.grammars.forced import ForcedTokens
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 COMPILING_THREADS = 2
 """Grammars compiled at once: a usual one takes a millisecond, and a large one must not have all others wait."""
+
+
+def bytes_of(vocab_size: int) -> int:
+    """Of a row that says for each token of a vocabulary whether it is allowed: whole words of 32 bits."""
+    return 4 * -(-vocab_size // 32)
 
 
 class GrammarCompiler:
@@ -36,10 +42,19 @@ class GrammarCompiler:
         for a tokenizer that can't be read."""
         return self._pool.submit(self._compile, grammar)
 
-    def allowed(self, matchers: "list[TokenMatcher]") -> NDArray[np.uint8]:
+    def allowed(self, matchers: "list[TokenMatcher | ForcedTokens]") -> NDArray[np.uint8]:
         """What each of `matchers` [N], one at least, may go on with: [N, bytes], a bit a token, the lowest first."""
-        assert self._masks is not None, "matchers come from `compile`"
-        return self._masks.allowed(matchers)
+        rows = np.empty((len(matchers), bytes_of(self._vocab_size)), np.uint8)
+        in_grammars: list[tuple[int, TokenMatcher]] = []
+        for at, each in enumerate(matchers):
+            if isinstance(each, ForcedTokens):
+                each.allow(rows[at])
+            else:
+                in_grammars.append((at, each))
+        if in_grammars:
+            assert self._masks is not None, "matchers come from `compile`"
+            rows[[at for at, _ in in_grammars]] = self._masks.allowed([each for _, each in in_grammars])
+        return rows
 
     def _compile(self, grammar: str) -> Matcher:
         from service.engine.grammars.matcher import TokenMatcher

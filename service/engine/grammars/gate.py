@@ -19,6 +19,7 @@ from service.engine.base import (
     MatchingCore,
     StepFailed,
 )
+from service.engine.grammars.forced import ForcedTokens
 from service.errors import first_line
 
 PATIENCE = 0.01
@@ -68,6 +69,9 @@ class GrammarGate:
         """Take a request in. Returns [] or its Finish with reason REJECTED."""
         if request.id in self._held:
             return [_rejected(request, f"a request with the id {request.id!r} is open already")]
+        if request.forced:
+            assert not request.grammar, "whoever forces tokens asks for no grammar"
+            return self._core.add(request, ForcedTokens(request.forced))
         if not request.grammar:
             return self._core.add(request)
         if len(self._held) >= self._most:

@@ -39,7 +39,7 @@ def seconds(works: Sequence[Work], device: torch.device) -> float:
 def _captured(works: Sequence[Work]) -> torch.cuda.CUDAGraph:
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on meanwhile
             for work in works:
                 work()
     finally:

@@ -55,7 +55,7 @@ class Sequence:
             self.matcher.advance(token)
             if self.problem:
                 return FinishReason.ERROR if self.matcher.is_ours else FinishReason.REJECTED
-        if token in self.request.stop_ids:
+        if token in self.request.stop_ids and len(self.output) > len(self.request.forced):
             return FinishReason.STOP
         return FinishReason.LENGTH if len(self.output) == self.request.max_new_tokens else None
 

@@ -9,15 +9,15 @@ from service.api.openai.usage import CompletionUsage
 
 
 class TextLogprobs(BaseModel):
-    """For a client that asked for logprobs: the tokens of the answer, or of a piece of it, but the one that ends it.
+    """For a client that asked for logprobs: the tokens of the answer, or of a piece of it, with the one that ends it.
 
-    `top_logprobs`: those of the likeliest tokens in each place and of the one that stands there, by their texts.
-    `text_offset`: characters of the answer before each token.
+    `top_logprobs`: those of the likeliest tokens in each place and of the one that stands there, by their texts; null,
+    as its own, for the first token of a prompt. `text_offset`: characters of the answer before each token.
     """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -1,6 +1,7 @@
 """Log-probabilities as completions of texts tell them: lists side by side, with places in the text."""
 
 import codecs
+import math
 from collections.abc import Sequence
 
 from service.api.openai.completions.completion import TextLogprobs
@@ -18,7 +19,7 @@ class Columns:
         """Those of further tokens."""
         return TextLogprobs(
             tokens=[spelled(token) for token in tokens],
-            token_logprobs=[token.logprob for token in tokens],
+            token_logprobs=[None if math.isnan(token.logprob) else token.logprob for token in tokens],
             top_logprobs=[_likeliest(token) for token in tokens],
             text_offset=[self._offset(token) for token in tokens],
         )
@@ -36,5 +37,7 @@ def spelled(token: Likelihood) -> str:
     return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
 
 
-def _likeliest(token: TokenReport) -> dict[str, float]:
+def _likeliest(token: TokenReport) -> dict[str, float] | None:
+    if math.isnan(token.logprob):
+        return None
     return {spelled(each): each.logprob for each in (*token.top_logprobs, token)}

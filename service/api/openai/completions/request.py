@@ -47,6 +47,9 @@ class CompletionRequest(Formatted):
         le=MOST_LOGPROBS,
         description="Tell the log-probability of each token, and of so many of the likeliest in its place.",
     )
+    echo: bool = Field(
+        False, description="Begin each answer with its prompt; with logprobs, that of the prompt's tokens is told, too."
+    )
     user: Label | None = Field(None, description="For whom you ask; the service's log names it with the request.")
 
     @model_validator(mode="before")

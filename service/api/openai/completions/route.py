@@ -20,6 +20,7 @@ from service.chat.choices import side_by_side, variants
 from service.chat.endings import FieldNames
 from service.chat.generation import Chat, Generation
 from service.chat.verbatim import Verbatim
+from service.errors import InvalidRequest
 from service.log import note
 from service.settings import Settings
 
@@ -81,24 +82,36 @@ def to_chat(body: CompletionRequest, field: str, content: str | list[int], promp
     InvalidRequest for fields that exclude each other."""
     require_a_stream(has_options="stream_options" in body.model_fields_set, stream=body.stream)
     schema = body.answer_schema()
+    tokens = body.max_tokens or DEFAULT_NEW_TOKENS
+    if body.echo and body.logprobs is not None:
+        require_plain(body)
+        tokens += len(content)
     if body.ignore_eos:
         require_an_end(may_call=False, is_json=schema is not None, form="response_format")
-    new_tokens = body.max_tokens or DEFAULT_NEW_TOKENS
     return Chat(
         prompt=Verbatim(content, begins=body.add_special_tokens),
         sampling=body.sampling(),
-        max_new_tokens=new_tokens,
+        max_new_tokens=body.max_tokens or DEFAULT_NEW_TOKENS,
         or_what_fits=body.max_tokens is None,
         stop=body.stop,
         ignore_eos=body.ignore_eos,
         schema=schema,
         logprobs=reported(
             body.logprobs or 0,
-            prompts * body.n * new_tokens,
+            prompts * body.n * tokens,
             switch="logprobs",
             is_on=body.logprobs is not None,
             stream=body.stream,
             count_field="logprobs",
         ),
+        echo=body.echo,
         fields=FieldNames(prompt=field, max_new_tokens="max_tokens", prompt_is="prompt"),
     )
+
+
+def require_plain(body: CompletionRequest) -> None:
+    """Raises InvalidRequest for what would take a prompt that is reported, which the model says again, for its answer's
+    beginning."""
+    for field in ("response_format", "frequency_penalty", "presence_penalty"):
+        if getattr(body, field):
+            raise InvalidRequest(f"echo with logprobs goes without {field}; send one of them", field=field)
