@@ -29,6 +29,11 @@ def variants(chat: Chat, count: int) -> list[Chat]:
     return [replace(chat, sampling=sampling, shared=shared) for sampling in drawn]
 
 
+def together(answers: Sequence[Pieces]) -> Pieces:
+    """One answer as it is, several side by side."""
+    return side_by_side(answers) if len(answers) > 1 else answers[0]
+
+
 async def side_by_side(answers: Sequence[Pieces]) -> Pieces:
     """The pieces of all answers as they come, numbered by their `choice`. Closing it ends them all, and so does an
     error of one, which is raised."""

@@ -18,7 +18,7 @@ from service.api.openai.logprobs import reported
 from service.api.openai.models import require_model
 from service.api.openai.offering import offer_of
 from service.api.openai.prompt import Prompt, prompt_of
-from service.chat.choices import side_by_side, variants
+from service.chat.choices import together, variants
 from service.chat.endings import FieldNames
 from service.chat.generation import Chat, Generation
 from service.errors import InvalidRequest
@@ -76,7 +76,7 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
         logged = body.messages[-1].content if settings.log_prompts else None
         with prompt.blamed("messages"):
             chats = variants(to_chat(body, prompt), body.n)
-            pieces = side_by_side([model.stream(chat) for chat in chats]) if body.n > 1 else model.stream(*chats)
+            pieces = together([model.stream(chat) for chat in chats])
             return await respond(request, pieces, writer, stream=body.stream, logged_prompt=logged, choices=body.n)
 
     return routes

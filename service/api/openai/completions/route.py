@@ -16,7 +16,7 @@ from service.api.openai.completions.writer import CompletionWriter
 from service.api.openai.limits import require_a_stream, require_an_end, require_room
 from service.api.openai.logprobs import reported
 from service.api.openai.models import require_model
-from service.chat.choices import side_by_side, variants
+from service.chat.choices import together, variants
 from service.chat.endings import FieldNames
 from service.chat.generation import Chat, Generation
 from service.chat.verbatim import Verbatim
@@ -71,7 +71,7 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
         )
         logged = str(prompts[-1][1]) if settings.log_prompts else None
         chats = [chat for prompt in prompts for chat in variants(to_chat(body, *prompt, len(prompts)), body.n)]
-        pieces = side_by_side([model.stream(chat) for chat in chats]) if len(chats) > 1 else model.stream(*chats)
+        pieces = together([model.stream(chat) for chat in chats])
         return await respond(request, pieces, writer, stream=body.stream, logged_prompt=logged, choices=len(chats))
 
     return routes
