@@ -63,11 +63,17 @@ class Writer(Protocol):
 
 
 async def respond(
-    request: Request, pieces: Pieces, writer: Writer, *, stream: bool, logged_prompt: str | None, choices: int = 1
+    request: Request,
+    pieces: Pieces,
+    writer: Writer,
+    *,
+    stream: bool,
+    logged_prompts: Sequence[str] | None,
+    choices: int = 1,
 ) -> Response:
     """So many answers as an HTTP response. What fails before the first piece is raised, and so has a status of its
     own."""
-    transcript = Transcript(writer, logged_prompt, choices)
+    transcript = Transcript(writer, logged_prompts, choices)
     if stream:
         first = await until_disconnect(request.receive, first_of(pieces))
         return sse.EventStream(first, pieces, transcript.encode, writer.error)
@@ -81,11 +87,12 @@ async def first_of(pieces: Pieces) -> Delta | Done:
 
 
 class Transcript:
-    """The answers so far. With a prompt given, it and each answer are logged when that is whole."""
+    """The answers so far. With prompts given, which have as many answers each, every answer is logged with its own
+    when it is whole."""
 
-    def __init__(self, writer: Writer, logged_prompt: str | None, choices: int) -> None:
+    def __init__(self, writer: Writer, logged_prompts: Sequence[str] | None, choices: int) -> None:
         self._writer = writer
-        self._prompt = logged_prompt
+        self._prompts = logged_prompts
         self._texts: list[list[str]] = [[] for _ in range(choices)]
         self._calls: dict[int, list[CallDelta]] = defaultdict(list)
         self._tokens: list[list[TokenReport]] = [[] for _ in range(choices)]  # none of a stream, which has sent them
@@ -135,9 +142,10 @@ class Transcript:
     def _end(self, done: Done) -> None:
         text, call = "".join(self._texts[done.choice]), _joined(self._calls[done.choice])
         self._whole[done.choice] = Answer(text, replace(done, tokens=self._tokens[done.choice]), call)
-        if self._prompt is not None:
+        if self._prompts is not None:
+            prompt = self._prompts[done.choice * len(self._prompts) // len(self._texts)]
             called = {"call": call._asdict()} if call else {}
-            logger.info("answered", extra={"fields": {"prompt": self._prompt, "response": text, **called}})
+            logger.info("answered", extra={"fields": {"prompt": prompt, "response": text, **called}})
 
 
 def _joined(deltas: list[CallDelta]) -> Call | None:

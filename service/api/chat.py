@@ -61,9 +61,9 @@ def router(generation: Callable[[], Generation], settings: Settings) -> APIRoute
     )
     async def chat(request: Request, body: Annotated[ChatRequest, Depends(parse)]) -> Response:
         pieces = generation().stream(to_chat(body))
-        logged = body.prompt if settings.log_prompts else None
+        logged = [body.prompt] if settings.log_prompts else None
         try:
-            return await respond(request, pieces, ChatWriter(), stream=body.stream, logged_prompt=logged)
+            return await respond(request, pieces, ChatWriter(), stream=body.stream, logged_prompts=logged)
         except MessageRefused as refusal:
             refusal.field = field_of(refusal.index, body)
             raise

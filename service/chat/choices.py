@@ -20,10 +20,10 @@ AHEAD = 8
 WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 
 
-def variants(chat: Chat, count: int) -> list[Chat]:
+def variants(chat: Chat, count: int, shared: Shared | None = None) -> list[Chat]:
     """`chat`, as often as it is to be answered, each time with another seed. What they have in common is worked out
-    once."""
-    shared = Shared() if count > 1 else None
+    once; `shared`: with chats of other prompts, too."""
+    shared = shared or (Shared() if count > 1 else None)
     seeds = [(chat.sampling.seed + choice) % (1 << 63) for choice in range(count)]
     drawn = [msgspec.structs.replace(chat.sampling, seed=seed) for seed in seeds]
     return [replace(chat, sampling=sampling, shared=shared) for sampling in drawn]

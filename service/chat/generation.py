@@ -33,8 +33,8 @@ class Chat:
 
     `schema`: what the answer's JSON must fit; None for text. `offer`: tools that it may call, or must, of which the
     messages of the `prompt` tell the model; only where it `calls_tools`. `logprobs`: the tokens of its text are
-    reported, each beside so many of the likeliest ones; None: they are not. `echo`: the answer begins with the prompt,
-    which is verbatim, and whose tokens are reported as well. `shared`: with other answers to the same.
+    reported, each beside so many of the likeliest ones; None: they are not. `echo`: with reports, the answer
+    begins with the prompt's tokens, which is verbatim. `shared`: with other answers to the same.
     """
 
     prompt: Prompt
@@ -145,7 +145,7 @@ class Generation:
         except TimeoutError:
             raise too_late(watch, self._request_timeout, chat.fields) from None
         # The engine reports what it says: so it says what of the prompt is to be reported.
-        forced = prompt[1:] if chat.echo and chat.logprobs is not None else []
+        forced = prompt[1:] if chat.echo else []
         return GenerationRequest(
             id=uuid.uuid4().hex,
             prompt_ids=prompt[: len(prompt) - len(forced)],
@@ -169,7 +169,7 @@ class Generation:
             continues=not (is_chat or chat.echo) and self._has_text(request.prompt_ids[-1]),
         )
         if chat.echo:
-            reader.echo(request.prompt_ids, len(request.forced), reports=chat.logprobs is not None)
+            reader.echo(request.prompt_ids[0], len(request.forced))
         return reader
 
     def _has_text(self, token: int) -> bool:

@@ -39,7 +39,7 @@ Prompt = list[Message] | Verbatim
 
 
 class Shared:
-    """What several answers to one conversation have in common: the first that needs it has it worked out for all."""
+    """What several answers to one request have in common: the first that needs it has it worked out for all."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[Any]] = {}
@@ -66,7 +66,8 @@ class Preparation:
         """The prompt's tokens. Raises MessageRefused for a conversation, InvalidRequest for one that is verbatim."""
         if _characters(prompt) <= INLINE_CHARACTERS and shared is None:
             return self._encoded(prompt, vocab_size, fields)
-        return await self._in_thread(self._tokenizing, shared, "prompt", self._encoded, prompt, vocab_size, fields)
+        name = f"prompt in {fields.prompt}"
+        return await self._in_thread(self._tokenizing, shared, name, self._encoded, prompt, vocab_size, fields)
 
     def _encoded(self, prompt: Prompt, vocab_size: int, fields: FieldNames) -> list[int]:
         if isinstance(prompt, Verbatim):

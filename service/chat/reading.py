@@ -40,6 +40,7 @@ class AnswerReader:
         self._come = self._handed_on = 0  # characters of text
         self._echo = ""  # text of the prompt that is to be handed on with the next one
         self._echoes = 0  # tokens of the prompt that are yet to come
+        self._owed = 0  # reports of the prompt's tokens that are yet to be handed on
 
     @property
     def stopped(self) -> bool:
@@ -50,15 +51,12 @@ class AnswerReader:
         """Whether the next token is the prompt's."""
         return self._echoes > 0
 
-    def echo(self, beginning: list[int], rest: int, *, reports: bool) -> None:
-        """The answer begins with the prompt: with these tokens, and with so many that the engine is yet to say."""
-        self._echoes = rest
-        for token in beginning:
-            if reports:
-                self._reporter.push(token, NOTHING_BEFORE, first=self._detokenizer.at_start, at=self._come)
-            text = self._detokenizer.push([token])
-            self._come += len(text)
-            self._echo += text
+    def echo(self, first: int, rest: int) -> None:
+        """The answer begins with the prompt's tokens: `first`, and so many that the engine is yet to say."""
+        self._echoes, self._owed = rest, 1 + rest
+        self._reporter.push(first, NOTHING_BEFORE, first=True, at=0)
+        self._echo = self._detokenizer.push([first])
+        self._come = len(self._echo)
 
     def push(self, event: Token, counts: Counts) -> Delta | None:
         """The answer goes on with a token."""
@@ -107,11 +105,16 @@ class AnswerReader:
 
     def _delta(self, text: str, counts: Counts) -> TextDelta | None:
         """With the reports of the tokens that begin in the text that was handed on since the last ones."""
-        return TextDelta(text, counts, self._reporter.take(self._handed_on)) if text else None
+        if not text:
+            return None
+        reports = self._reporter.take(self._handed_on)
+        self._owed = max(0, self._owed - len(reports))
+        return TextDelta(text, counts, reports)
 
     def _last_reports(self) -> list[TokenReport]:
         """Of those that gave no text behind that. What spelled a stop string is none of the answer's."""
-        return [] if self.stopped else self._reporter.take_all()
+        rest = self._reporter.take_all()
+        return rest[: self._owed] if self.stopped else rest
 
     def _handing_on(self, text: str) -> str:
         self._handed_on += len(text)

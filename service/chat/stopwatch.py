@@ -56,13 +56,14 @@ class Stopwatch:
 
     def token(self, event: Token) -> None:
         """Take in a token of the answer, which has just come."""
+        says_the_prompt = self.tokens == 0 and self.queue_seconds is not None
         self.begun(event)
         self._last = time.perf_counter()
         self.tokens += 1
         if self.tokens > 1:
             return
         self._first = self._last
-        if self._metrics is not None:
+        if self._metrics is not None and not says_the_prompt:  # else it is no reading of a prompt that took so long
             self._metrics.first_token_seconds.observe(self._first - self._start)
 
     def begun(self, event: Token) -> None:

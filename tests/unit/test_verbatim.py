@@ -71,6 +71,11 @@ def test_a_special_token_that_swallows_spaces_is_refused(tmp_path: Path) -> None
     assert refused.value.field == FIELD
 
 
+def test_any_character_is_read(internlm3: Tokenizer) -> None:
+    text = "a\x00b\x1b[31m\x0c\x7f"
+    assert internlm3.decode(encoded(Verbatim(text), internlm3)) == text
+
+
 def test_only_a_text_takes_time_to_read() -> None:
     assert Verbatim("four").characters == 4
     assert Verbatim([1, 2, 3]).characters == 0

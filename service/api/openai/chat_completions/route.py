@@ -73,11 +73,11 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
             ignores_tools=settings.ignore_tools,
         )
         writer = ChatCompletionWriter(identity, body.stream_options, reports=body.logprobs, choices=body.n)
-        logged = body.messages[-1].content if settings.log_prompts else None
+        logged = [body.messages[-1].content] if settings.log_prompts else None
         with prompt.blamed("messages"):
             chats = variants(to_chat(body, prompt), body.n)
             pieces = together([model.stream(chat) for chat in chats])
-            return await respond(request, pieces, writer, stream=body.stream, logged_prompt=logged, choices=body.n)
+            return await respond(request, pieces, writer, stream=body.stream, logged_prompts=logged, choices=body.n)
 
     return routes
 

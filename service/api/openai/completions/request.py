@@ -48,7 +48,9 @@ class CompletionRequest(Formatted):
         description="Tell the log-probability of each token, and of so many of the likeliest in its place.",
     )
     echo: bool = Field(
-        False, description="Begin each answer with its prompt; with logprobs, that of the prompt's tokens is told, too."
+        False,
+        description="Begin each answer with its prompt. With logprobs, those of its tokens are told, too, and its text "
+        "is that of its tokens, of which special ones have none; without, it is a text.",
     )
     user: Label | None = Field(None, description="For whom you ask; the service's log names it with the request.")
 

@@ -9,18 +9,16 @@ from service.api import openapi
 from service.api.answer import respond
 from service.api.body import json_body
 from service.api.health import Identity
+from service.api.openai.completions.chats import echoed, to_chats
 from service.api.openai.completions.completion import Completion
 from service.api.openai.completions.prompts import apart
-from service.api.openai.completions.request import DEFAULT_NEW_TOKENS, CompletionRequest
+from service.api.openai.completions.request import CompletionRequest
 from service.api.openai.completions.writer import CompletionWriter
-from service.api.openai.limits import require_a_stream, require_an_end, require_room
-from service.api.openai.logprobs import reported
+from service.api.openai.limits import require_room
 from service.api.openai.models import require_model
 from service.chat.choices import together, variants
-from service.chat.endings import FieldNames
-from service.chat.generation import Chat, Generation
-from service.chat.verbatim import Verbatim
-from service.errors import InvalidRequest
+from service.chat.generation import Generation
+from service.chat.preparation import Shared
 from service.log import note
 from service.settings import Settings
 
@@ -62,56 +60,19 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
         require_room(body.n, model.max_running + settings.max_queue, prompts=len(prompts))
         if body.user:
             note(user=body.user)
+        contents = [content for _, content in prompts]
         writer = CompletionWriter(
             identity,
             body.stream_options,
             reports=body.logprobs is not None,
             choices=body.n,
             decode_errors=model.decode_errors,
+            echo=[] if body.logprobs is not None else echoed(body, contents),
         )
-        logged = str(prompts[-1][1]) if settings.log_prompts else None
-        chats = [chat for prompt in prompts for chat in variants(to_chat(body, *prompt, len(prompts)), body.n)]
+        shared = Shared() if len(prompts) > 1 else None
+        chats = [each for chat in to_chats(body, prompts) for each in variants(chat, body.n, shared)]
         pieces = together([model.stream(chat) for chat in chats])
-        return await respond(request, pieces, writer, stream=body.stream, logged_prompt=logged, choices=len(chats))
+        logged = list(map(str, contents)) if settings.log_prompts else None
+        return await respond(request, pieces, writer, stream=body.stream, logged_prompts=logged, choices=len(chats))
 
     return routes
-
-
-def to_chat(body: CompletionRequest, field: str, content: str | list[int], prompts: int) -> Chat:
-    """The wire's fields as the use case has them, for one of so many prompts, which comes from `field`. Raises
-    InvalidRequest for fields that exclude each other."""
-    require_a_stream(has_options="stream_options" in body.model_fields_set, stream=body.stream)
-    schema = body.answer_schema()
-    tokens = body.max_tokens or DEFAULT_NEW_TOKENS
-    if body.echo and body.logprobs is not None:
-        require_plain(body)
-        tokens += len(content)
-    if body.ignore_eos:
-        require_an_end(may_call=False, is_json=schema is not None, form="response_format")
-    return Chat(
-        prompt=Verbatim(content, begins=body.add_special_tokens),
-        sampling=body.sampling(),
-        max_new_tokens=body.max_tokens or DEFAULT_NEW_TOKENS,
-        or_what_fits=body.max_tokens is None,
-        stop=body.stop,
-        ignore_eos=body.ignore_eos,
-        schema=schema,
-        logprobs=reported(
-            body.logprobs or 0,
-            prompts * body.n * tokens,
-            switch="logprobs",
-            is_on=body.logprobs is not None,
-            stream=body.stream,
-            count_field="logprobs",
-        ),
-        echo=body.echo,
-        fields=FieldNames(prompt=field, max_new_tokens="max_tokens", prompt_is="prompt"),
-    )
-
-
-def require_plain(body: CompletionRequest) -> None:
-    """Raises InvalidRequest for what would take a prompt that is reported, which the model says again, for its answer's
-    beginning."""
-    for field in ("response_format", "frequency_penalty", "presence_penalty"):
-        if getattr(body, field):
-            raise InvalidRequest(f"echo with logprobs goes without {field}; send one of them", field=field)

@@ -24,16 +24,24 @@ from service.errors import ServiceError
 
 
 class CompletionWriter:
-    """Writes the answers to one request, so many `choices` to each prompt; with `reports`, their tokens' too, for which
-    `decode_errors` tells how their text was made (see `Generation`)."""
+    """Writes the answers to one request, so many `choices` to each prompt, behind what `echo` has for each; with
+    `reports`, their tokens' too, for which `decode_errors` tells how their text was made (see `Generation`)."""
 
     def __init__(
-        self, identity: Identity, options: StreamOptions, *, reports: bool, choices: int, decode_errors: str
+        self,
+        identity: Identity,
+        options: StreamOptions,
+        *,
+        reports: bool,
+        choices: int,
+        decode_errors: str,
+        echo: Sequence[str] = (),
     ) -> None:
         self._named = names("cmpl", identity)
         self._options = options
         self._reports = reports
         self._choices = choices
+        self._echo = dict(enumerate(each for each in echo for _ in range(choices)))
         self._columns: defaultdict[int, Columns] = defaultdict(lambda: Columns(decode_errors))
 
     def error(self, problem: ServiceError) -> bytes:
@@ -43,7 +51,8 @@ class CompletionWriter:
     def delta(self, piece: Delta) -> list[CompletionChunk]:
         assert isinstance(piece, TextDelta), "no tools are offered here"
         logprobs = self._logprobs(piece.choice, piece.tokens)
-        return [self._chunk(TextChoice(index=piece.choice, text=piece.text, logprobs=logprobs), piece.counts)]
+        text = self._echo.pop(piece.choice, "") + piece.text
+        return [self._chunk(TextChoice(index=piece.choice, text=text, logprobs=logprobs), piece.counts)]
 
     def last(self, response: str, done: Done) -> list[CompletionChunk]:
         return [self._chunk(self._choice(Answer("", done)), done.counts)]  # its text has been sent
@@ -60,7 +69,7 @@ class CompletionWriter:
         done = answer.done
         return TextChoice(
             index=done.choice,
-            text=answer.text,
+            text=self._echo.pop(done.choice, "") + answer.text,
             logprobs=self._logprobs(done.choice, done.tokens),
             finish_reason=done.finish_reason,
         )

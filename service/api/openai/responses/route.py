@@ -80,10 +80,10 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
             ignores_tools=settings.ignore_tools,
         )
         writer = ResponseWriter(identity, body)
-        logged = said[-1].content if settings.log_prompts else None
+        logged = [said[-1].content] if settings.log_prompts else None
         with prompt.blamed("input"):
             pieces = model.stream(to_chat(body, prompt))
-            return await respond(request, pieces, writer, stream=body.stream, logged_prompt=logged)
+            return await respond(request, pieces, writer, stream=body.stream, logged_prompts=logged)
 
     return routes
 

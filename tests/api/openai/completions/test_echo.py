@@ -49,9 +49,41 @@ async def choice_of(service: Service, **body: Any) -> Any:
 
 
 async def test_the_prompt_stands_before_its_answer(scoring: Scoring, calling: Service) -> None:
-    choice = await choice_of(calling)
-    assert (choice["text"], choice["logprobs"], choice["finish_reason"]) == (f"{TEXT} fox", None, "stop")
-    assert scoring.asked[-1].forced == []
+    """As it was sent, with its markup: clients cut it off by its length."""
+    for prompt in (TEXT, "<|im_start|>user\nthe  <|im_end|>\n"):
+        choice = await choice_of(calling, prompt=prompt)
+        assert (choice["text"], choice["logprobs"], choice["finish_reason"]) == (f"{prompt} fox", None, "stop")
+        body = {"prompt": [prompt, "the"], "echo": True, "stream": True, "n": 2}
+        events = (await calling.http.post("/v1/completions", json=body)).text.splitlines()
+        texts = [""] * 4
+        for event in events:
+            if event.startswith("data: {"):
+                (piece,) = json.loads(event.removeprefix("data: "))["choices"]
+                texts[piece["index"]] += piece["text"]
+        assert texts == [f"{prompt} fox"] * 2 + ["the fox"] * 2
+    assert all(asked.forced == [] for asked in scoring.asked)
+
+
+async def test_token_ids_are_given_back_with_what_is_told_of_them_alone(scoring: Scoring, calling: Service) -> None:
+    answer = await calling.http.post("/v1/completions", json={"prompt": [[5, 6]], "echo": True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "echo")
+
+
+async def test_a_prompt_that_ends_without_text_is_told_whole_before_a_stop_string(
+    scoring: Scoring, calling: Service
+) -> None:
+    told = (await choice_of(calling, prompt="the<|im_end|>", stop=" fox", logprobs=0))["logprobs"]
+    assert told["tokens"][:3] == ["<s>", "the", "<|im_end|>"]
+    assert "fox" not in "".join(told["tokens"])
+
+
+async def test_the_bound_is_on_what_all_prompts_have_together(scoring: Scoring, calling: Service) -> None:
+    uneven = [[5] * 1600, *[[5] * 20] * 63]
+    answer = await calling.http.post(
+        "/v1/completions", json={"prompt": uneven, "echo": True, "logprobs": 1, "max_tokens": 1}
+    )
+    assert answer.status_code == 200, answer.text
+    assert [len(each["logprobs"]["tokens"]) for each in answer.json()["choices"]] == [1601, *[21] * 63]
 
 
 async def test_every_token_is_told_from_the_prompts_first(scoring: Scoring, calling: Service) -> None:
@@ -96,6 +128,7 @@ async def test_only_the_answer_is_counted_as_one(scoring: Scoring, calling: Serv
     found = samples(calling)
     assert found["internlm_request_generation_tokens_sum", ""] == usage["completion_tokens"]
     assert found["internlm_request_queue_time_seconds_sum", ""] == 2.0
+    assert found["internlm_time_to_first_token_seconds_count", ""] == 0
 
 
 @pytest.mark.parametrize("logprobs", [None, 0])
@@ -126,6 +159,8 @@ async def test_what_would_take_the_prompt_for_the_answer_is_refused(
     (field_,) = body
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field_)
     assert (await calling.http.post("/v1/completions", json=asked | {"logprobs": None})).status_code == 200
+    plain = {"response_format": {"type": "text"}, "frequency_penalty": 0, "presence_penalty": 0}
+    assert (await calling.http.post("/v1/completions", json=asked | plain)).status_code == 200
 
 
 async def test_the_prompts_reports_are_among_those_that_are_sent_at_once(scoring: Scoring, calling: Service) -> None:

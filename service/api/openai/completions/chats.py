@@ -1,0 +1,77 @@
+"""A request for completions as the use case has it: a chat for each prompt, though none is a conversation."""
+
+from collections.abc import Sequence
+
+from service.api.openai.completions.request import DEFAULT_NEW_TOKENS, CompletionRequest
+from service.api.openai.limits import require_a_stream, require_an_end
+from service.api.openai.logprobs import reported
+from service.chat.endings import FieldNames
+from service.chat.generation import Chat
+from service.chat.verbatim import Verbatim
+from service.errors import InvalidRequest
+
+
+def echoed(body: CompletionRequest, prompts: Sequence[str | list[int]]) -> list[str]:
+    """What answers begin with where nothing is reported. Raises InvalidRequest for prompts that are no texts."""
+    if not body.echo:
+        return []
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if len(texts) < len(prompts):
+        raise InvalidRequest(
+            "echo gives texts back; send one, or ask for logprobs, which tell its tokens", field="echo"
+        )
+    return texts
+
+
+def to_chats(body: CompletionRequest, prompts: Sequence[tuple[str, str | list[int]]]) -> list[Chat]:
+    """The wire's fields as the use case has them, for each prompt and the field that it comes from. Raises
+    InvalidRequest for fields that exclude each other."""
+    require_a_stream(has_options="stream_options" in body.model_fields_set, stream=body.stream)
+    schema = body.answer_schema()
+    scores = body.echo and body.logprobs is not None
+    if scores:
+        require_plain(body, is_json=schema is not None)
+    if body.ignore_eos:
+        require_an_end(may_call=False, is_json=schema is not None, form="response_format")
+    new_tokens = body.max_tokens or DEFAULT_NEW_TOKENS
+    said = sum(tokens_about(content) for _, content in prompts) if scores else 0
+    logprobs = reported(
+        body.logprobs or 0,
+        body.n * (said + len(prompts) * new_tokens),
+        switch="logprobs",
+        is_on=body.logprobs is not None,
+        stream=body.stream,
+        count_field="logprobs",
+    )
+    return [
+        Chat(
+            prompt=Verbatim(content, begins=body.add_special_tokens),
+            sampling=body.sampling(),
+            max_new_tokens=new_tokens,
+            or_what_fits=body.max_tokens is None,
+            stop=body.stop,
+            ignore_eos=body.ignore_eos,
+            schema=schema,
+            logprobs=logprobs,
+            echo=scores,
+            fields=FieldNames(prompt=field, max_new_tokens="max_tokens", prompt_is="prompt"),
+        )
+        for field, content in prompts
+    ]
+
+
+def tokens_about(content: str | list[int]) -> int:
+    """Of a prompt: as many as text of any language seldom has more of."""
+    return len(content) // 2 if isinstance(content, str) else len(content)
+
+
+def require_plain(body: CompletionRequest, *, is_json: bool) -> None:
+    """Raises InvalidRequest for what would take a prompt that is reported, which the model says again, for its answer's
+    beginning."""
+    asked = {
+        "response_format": is_json,
+        "frequency_penalty": body.frequency_penalty != 0,
+        "presence_penalty": body.presence_penalty != 0,
+    }
+    for field in (name for name, is_asked in asked.items() if is_asked):
+        raise InvalidRequest(f"echo with logprobs goes without {field}; send one of them", field=field)
