@@ -33,8 +33,8 @@ class Chat:
 
     `schema`: what the answer's JSON must fit; None for text. `offer`: tools that it may call, or must, of which the
     messages of the `prompt` tell the model; only where it `calls_tools`. `logprobs`: the tokens of its text are
-    reported, each beside so many of the likeliest ones; None: they are not. `echo`: with reports, the answer
-    begins with the prompt's tokens, which is verbatim. `shared`: with other answers to the same.
+    reported, each beside so many of the likeliest ones; None: they are not. `echo`: the answer begins with the tokens
+    of the prompt, which is verbatim, and reports them, too. `shared`: with other answers to the same.
     """
 
     prompt: Prompt
@@ -166,14 +166,14 @@ class Generation:
             Reporter(self._spelling),
             request.stop_ids if is_chat else [],  # of a text every token is reported
             self._marks(chat),
-            continues=not (is_chat or chat.echo) and self._has_text(request.prompt_ids[-1]),
+            continues=not (is_chat or chat.echo) and self._goes_on_behind(request.prompt_ids[-1]),
         )
         if chat.echo:
             reader.echo(request.prompt_ids[0], len(request.forced))
         return reader
 
-    def _has_text(self, token: int) -> bool:
-        """Whether a text goes on behind `token`: behind a special one a new text begins."""
+    def _goes_on_behind(self, token: int) -> bool:
+        """Whether a text does: behind a special token a new one begins."""
         return token not in self._tokenizer.special_ids
 
     def _marks(self, chat: Chat) -> CallMarks | None:

@@ -1,19 +1,10 @@
-"""What answers cost, in tokens, as completions of either kind tell it, and when a stream does."""
+"""What answers cost, in tokens, as completions of either kind tell it."""
 
 from collections.abc import Sequence
 
 from pydantic import BaseModel
 
-from service.api.fields import Strict
 from service.chat.stopwatch import Counts
-
-
-class StreamOptions(Strict):
-    """What a stream has besides the answer: with `include_usage` an event at its end that counts tokens, and with
-    `continuous_usage_stats` as well the count so far in every event."""
-
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
 
 
 class PromptTokens(BaseModel):

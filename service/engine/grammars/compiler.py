@@ -20,8 +20,8 @@ COMPILING_THREADS = 2
 """Grammars compiled at once: a usual one takes a millisecond, and a large one must not have all others wait."""
 
 
-def bytes_of(vocab_size: int) -> int:
-    """Of a row that says for each token of a vocabulary whether it is allowed: whole words of 32 bits."""
+def row_bytes(vocab_size: int) -> int:
+    """Those of a row that says for each token of a vocabulary whether it is allowed: whole words of 32 bits."""
     return 4 * -(-vocab_size // 32)
 
 
@@ -44,7 +44,7 @@ class GrammarCompiler:
 
     def allowed(self, matchers: "list[TokenMatcher | ForcedTokens]") -> NDArray[np.uint8]:
         """What each of `matchers` [N], one at least, may go on with: [N, bytes], a bit a token, the lowest first."""
-        rows = np.empty((len(matchers), bytes_of(self._vocab_size)), np.uint8)
+        rows = np.empty((len(matchers), row_bytes(self._vocab_size)), np.uint8)
         in_grammars: list[tuple[int, TokenMatcher]] = []
         for at, each in enumerate(matchers):
             if isinstance(each, ForcedTokens):

@@ -4,16 +4,15 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from service.api.fields import MAX_TURNS, Label, Metadata, NewTokens, StopOrStops, Thoughtful, bounded
+from service.api.fields import MAX_TURNS, Label, Metadata, NewTokens, Thoughtful, bounded
 from service.api.openai.chat_completions import unserved
 from service.api.openai.chat_completions.messages import ChatMessage, cleaned_messages
 from service.api.openai.chat_completions.tools import Choice, Tools, cleaned_tools
-from service.api.openai.limits import DEFAULT_NEW_TOKENS, MOST_CHOICES
+from service.api.openai.completing import Completing
+from service.api.openai.limits import DEFAULT_NEW_TOKENS
 from service.api.openai.other_servers import as_ours
 from service.api.openai.tools import AUTO, MAX_TOOLS
-from service.api.openai.unserved import OF_STREAM_OPTIONS, without
-from service.api.openai.usage import StreamOptions
-from service.api.response_format import Formatted
+from service.api.openai.unserved import without
 from service.engine.defaults import MOST_LOGPROBS
 from service.errors import InvalidRequest
 
@@ -31,23 +30,18 @@ def _thinking_as_ours(body: dict[str, Any]) -> None:
         )
 
 
-class ChatCompletionRequest(Formatted, Thoughtful):
+class ChatCompletionRequest(Completing, Thoughtful):
     """A conversation to answer. What else OpenAI's API has is refused by name, unless its value changes nothing."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "你好"}]}]})
 
-    model: str | None = Field(None, description="The model that GET /v1/models names; unset: the same.")
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_TURNS), AfterValidator(bounded)] = Field(
         description="The conversation, oldest first. No system prompt is added."
     )
-    stream_options: StreamOptions = Field(StreamOptions(), description="What a stream has besides the answer.")
     max_completion_tokens: NewTokens | None = Field(
         None, description=f"Most tokens of the answer; unset: {DEFAULT_NEW_TOKENS} or what the context leaves."
     )
     max_tokens: NewTokens | None = Field(None, description="The same by its older name.")
-    stop: StopOrStops = Field([], description="The answer ends before the first of these.")
-    ignore_eos: bool = Field(False, description="Go on past the answer's end, up to the limit: for benchmarks.")
-    n: int = Field(1, ge=1, le=MOST_CHOICES, description="So many answers, each with a seed of its own.")
     logprobs: bool = Field(False, description="Tell the log-probability of each token of the answer.")
     top_logprobs: int = Field(
         0, ge=0, le=MOST_LOGPROBS, description="With logprobs: so many of the likeliest tokens in each place, too."
@@ -59,8 +53,7 @@ class ChatCompletionRequest(Formatted, Thoughtful):
         json_schema_extra={"default": "auto"},
     )
     metadata: Metadata = Field({}, description="Names and values of yours; nothing is kept of them.")
-    user: Label | None = Field(None, description="For whom you ask; the service's log names it with the request.")
-    safety_identifier: Label | None = Field(None, description="The same by its newer name.")
+    safety_identifier: Label | None = Field(None, description="user by its newer name.")
 
     @model_validator(mode="before")
     @classmethod
@@ -69,9 +62,6 @@ class ChatCompletionRequest(Formatted, Thoughtful):
             return value
         value = without(unserved.OF_REQUEST, as_ours(value))
         _thinking_as_ours(value)
-        if "stream_options" in value:
-            options = without(OF_STREAM_OPTIONS, value["stream_options"], "stream_options.")
-            value["stream_options"] = options
         tools = value.get("tools")
         if isinstance(tools, list) and len(tools) <= MAX_TOOLS:
             value["tools"] = cleaned_tools(tools)

@@ -26,9 +26,10 @@ from service.api.openai.chat_completions.completion import (
     NoDelta,
     TextPiece,
 )
+from service.api.openai.completing import StreamOptions
 from service.api.openai.ids import new_id
 from service.api.openai.named import names
-from service.api.openai.usage import CompletionUsage, StreamOptions, usage
+from service.api.openai.usage import CompletionUsage, usage
 from service.chat.logprobs import TokenReport
 from service.chat.pieces import Delta, Done, TextDelta
 from service.chat.stopwatch import Counts

@@ -12,8 +12,9 @@ from service.errors import InvalidRequest
 
 
 def echoed(body: CompletionRequest, prompts: Sequence[str | list[int]]) -> list[str]:
-    """What answers begin with where nothing is reported. Raises InvalidRequest for prompts that are no texts."""
-    if not body.echo:
+    """What answers begin with where nothing is reported; the engine says it where something is. Raises InvalidRequest
+    for prompts that are no texts."""
+    if not body.echo or body.logprobs is not None:
         return []
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     if len(texts) < len(prompts):

@@ -17,7 +17,7 @@ class Columns:
 
     def of(self, tokens: Sequence[TokenReport]) -> TextLogprobs:
         """Those of further tokens."""
-        return TextLogprobs(
+        return TextLogprobs.model_construct(  # looking at each of them again would take longer than making them
             tokens=[spelled(token) for token in tokens],
             token_logprobs=[None if math.isnan(token.logprob) else token.logprob for token in tokens],
             top_logprobs=[_likeliest(token) for token in tokens],

@@ -7,26 +7,23 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, model_validator
 
-from service.api.fields import Label, NewTokens, StopOrStops
+from service.api.fields import NewTokens
+from service.api.openai.completing import Completing
 from service.api.openai.completions import unserved
 from service.api.openai.completions.prompts import Prompts
-from service.api.openai.limits import MOST_CHOICES
 from service.api.openai.other_servers import as_ours
-from service.api.openai.unserved import OF_STREAM_OPTIONS, without
-from service.api.openai.usage import StreamOptions
-from service.api.response_format import Formatted
+from service.api.openai.unserved import without
 from service.engine.defaults import MOST_LOGPROBS
 
 DEFAULT_NEW_TOKENS = 16
 """OpenAI's own: a text that is gone on with need not end by itself."""
 
 
-class CompletionRequest(Formatted):
+class CompletionRequest(Completing):
     """A text to go on with. What else OpenAI's API has is refused by name, unless its value changes nothing."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "The sea is", "max_tokens": 32}]})
 
-    model: str | None = Field(None, description="The model that GET /v1/models names; unset: the same.")
     prompt: Prompts = Field(
         description="A text, token ids, or a list of either. It goes to the model as it is, without a chat template: "
         "in a text the name of a special token is that token, so put none of others in it where that matters."
@@ -34,13 +31,9 @@ class CompletionRequest(Formatted):
     add_special_tokens: bool = Field(
         True, description="A text has the bos token first, where the model's tokenizer is set so."
     )
-    stream_options: StreamOptions = Field(StreamOptions(), description="What a stream has besides the answer.")
     max_tokens: NewTokens | None = Field(
         None, description=f"Most tokens of each answer; unset: {DEFAULT_NEW_TOKENS} or what the context leaves."
     )
-    stop: StopOrStops = Field([], description="An answer ends before the first of these.")
-    ignore_eos: bool = Field(False, description="Go on past the answer's end, up to the limit: for benchmarks.")
-    n: int = Field(1, ge=1, le=MOST_CHOICES, description="So many answers to each prompt, each with a seed of its own.")
     logprobs: int | None = Field(
         None,
         ge=0,
@@ -52,14 +45,10 @@ class CompletionRequest(Formatted):
         description="Begin each answer with its prompt. With logprobs, those of its tokens are told, too, and its text "
         "is that of its tokens, of which special ones have none; without, it is a text.",
     )
-    user: Label | None = Field(None, description="For whom you ask; the service's log names it with the request.")
 
     @model_validator(mode="before")
     @classmethod
     def _served(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        value = without(unserved.OF_REQUEST, as_ours(value))
-        if "stream_options" in value:
-            value["stream_options"] = without(OF_STREAM_OPTIONS, value["stream_options"], "stream_options.")
-        return value
+        return without(unserved.OF_REQUEST, as_ours(value))

@@ -67,7 +67,7 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
             reports=body.logprobs is not None,
             choices=body.n,
             decode_errors=model.decode_errors,
-            echo=[] if body.logprobs is not None else echoed(body, contents),
+            echo=echoed(body, contents),
         )
         shared = Shared() if len(prompts) > 1 else None
         chats = [each for chat in to_chats(body, prompts) for each in variants(chat, body.n, shared)]

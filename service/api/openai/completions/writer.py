@@ -7,6 +7,7 @@ from service.api import sse
 from service.api.answer import Answer
 from service.api.health import Identity
 from service.api.openai import errors
+from service.api.openai.completing import StreamOptions
 from service.api.openai.completions.completion import (
     Completion,
     CompletionChunk,
@@ -16,7 +17,7 @@ from service.api.openai.completions.completion import (
 )
 from service.api.openai.completions.logprobs import Columns
 from service.api.openai.named import names
-from service.api.openai.usage import CompletionUsage, StreamOptions, usage
+from service.api.openai.usage import CompletionUsage, usage
 from service.chat.logprobs import TokenReport
 from service.chat.pieces import Delta, Done, TextDelta
 from service.chat.stopwatch import Counts

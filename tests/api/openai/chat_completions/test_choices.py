@@ -9,7 +9,7 @@ import openai
 from service.api.answer import Transcript
 from service.api.health import Identity
 from service.api.openai.chat_completions.writer import ChatCompletionWriter
-from service.api.openai.usage import StreamOptions
+from service.api.openai.completing import StreamOptions
 from service.chat.pieces import Done, TextDelta
 from service.chat.stopwatch import Counts
 from service.engine.fake import FakeScript

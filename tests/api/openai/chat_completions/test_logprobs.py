@@ -8,9 +8,10 @@ import pytest
 
 from service.api.answer import Transcript
 from service.api.health import Identity
-from service.api.openai.chat_completions.request import ChatCompletionRequest, StreamOptions
+from service.api.openai.chat_completions.request import ChatCompletionRequest
 from service.api.openai.chat_completions.route import to_chat
 from service.api.openai.chat_completions.writer import ChatCompletionWriter
+from service.api.openai.completing import StreamOptions
 from service.api.openai.logprobs import MOST_IN_ONE_PIECE
 from service.api.openai.prompt import Prompt
 from service.chat.logprobs import Likelihood, TokenReport

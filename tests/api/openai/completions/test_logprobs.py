@@ -7,9 +7,9 @@ from typing import Any
 
 from service.api.answer import Transcript
 from service.api.health import Identity
+from service.api.openai.completing import StreamOptions
 from service.api.openai.completions.logprobs import spelled
 from service.api.openai.completions.writer import CompletionWriter
-from service.api.openai.usage import StreamOptions
 from service.chat.logprobs import Likelihood, TokenReport
 from service.chat.pieces import Done, TextDelta
 from service.chat.stopwatch import Counts

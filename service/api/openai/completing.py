@@ -1,0 +1,34 @@
+"""What completions of either kind, of chats and of texts, are asked with alike."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from service.api.fields import Label, StopOrStops, Strict
+from service.api.openai.limits import MOST_CHOICES
+from service.api.openai.unserved import OF_STREAM_OPTIONS, without
+from service.api.response_format import Formatted
+
+
+class StreamOptions(Strict):
+    """What a stream has besides the answer: with `include_usage` an event at its end that counts tokens, and with
+    `continuous_usage_stats` as well the count so far in every event."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _served(cls, value: Any) -> Any:
+        return without(OF_STREAM_OPTIONS, value, "stream_options.")
+
+
+class Completing(Formatted):
+    """Which model answers, how often, and where an answer ends."""
+
+    model: str | None = Field(None, description="The model that GET /v1/models names; unset: the same.")
+    stream_options: StreamOptions = Field(StreamOptions(), description="What a stream has besides the answer.")
+    stop: StopOrStops = Field([], description="An answer ends before the first of these.")
+    ignore_eos: bool = Field(False, description="Go on past the answer's end, up to the limit: for benchmarks.")
+    n: int = Field(1, ge=1, le=MOST_CHOICES, description="So many answers to a prompt, each with a seed of its own.")
+    user: Label | None = Field(None, description="For whom you ask; the service's log names it with the request.")
