@@ -5,11 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.attention.varlen import varlen_attn
 
 from service.engine.attention import PagedCache, PrefillAttention
 from service.engine.config import INTERNLM3_8B
-from service.engine.cuda.flash import FLASH_PAGE, FlashDecode, FlashPrefillAttention, Varlen, flash_kernel
+from service.engine.cuda.flash import (
+    FLASH_PAGE,
+    FlashDecode,
+    FlashPrefillAttention,
+    Varlen,
+    flash_function,
+    flash_kernel,
+)
 from service.engine.cuda.paths import Paths, PrefillFactory
 from service.engine.kernels.ops import Ops
 from service.engine.model import Model
@@ -21,7 +27,7 @@ from tests.support.plans import sequence_of
 
 META = torch.device("meta")
 CONFIG = replace(INTERNLM3_8B, num_layers=2)
-FLASH = {"operator": flash_kernel, "public function": varlen_attn}
+FLASH = {"operator": flash_kernel, "public function": flash_function}
 
 
 def runner_of(ops: Ops, prefill: PrefillFactory, plans_decode: bool) -> TorchRunner:

@@ -1,7 +1,6 @@
 """The sampler: what it may draw and how often is transformers' own answer; what it draws depends on nothing else."""
 
 import math
-from collections import Counter
 
 import pytest
 import torch
@@ -34,6 +33,8 @@ from service.engine.sampling import (
 
 VOCAB = 500
 DRAWS = 20_000
+AT_ONCE = 500
+"""Rows that are made once and drawn by at one position after the other: to make them takes longer than to draw."""
 SEEN_TOKENS = list(range(0, VOCAB, 3))
 
 
@@ -125,20 +126,21 @@ SETTINGS = [
 @pytest.mark.parametrize("p", SETTINGS, ids=repr)
 def test_draws_are_distributed_as_transformers_would_draw(p: SamplingParams) -> None:
     logits = some_logits()
-    expected = transformers_probabilities(logits, p, SEEN_TOKENS)
-    counts: Counter[int] = Counter()
-    for start in range(0, DRAWS, 2000):
-        positions = list(range(start, start + 2000))
-        counts.update(draw(logits.expand(2000, -1), [p] * 2000, positions, [SEEN_TOKENS] * 2000))
-    frequencies = torch.zeros(VOCAB)
-    for token, count in counts.items():
-        frequencies[token] = count / DRAWS
-    assert_drawn_from(expected, frequencies)
+    drawn = many_draws(logits, p, rows_of([p] * AT_ONCE, seen=[SEEN_TOKENS] * AT_ONCE))
+    assert_drawn_from(transformers_probabilities(logits, p, SEEN_TOKENS), drawn)
 
 
-def assert_drawn_from(expected: torch.Tensor, frequencies: torch.Tensor) -> None:
-    """The frequencies of DRAWS draws are those of draws from `expected`."""
-    support = expected > 0
+def many_draws(logits: torch.Tensor, p: SamplingParams, rows: Rows, draws: int = DRAWS) -> torch.Tensor:
+    """Tokens drawn at as many positions, [draws], AT_ONCE at a time by the same rows."""
+    vocab = logits.shape[1]
+    steps = torch.arange(draws).split(AT_ONCE)
+    drawn = [sample(logits.expand(AT_ONCE, -1), rows, positions, {method_of(p, vocab)}) for positions in steps]
+    return torch.cat(drawn)
+
+
+def assert_drawn_from(expected: torch.Tensor, drawn: torch.Tensor) -> None:
+    """DRAWS draws are as often of each token as draws from `expected`."""
+    support, frequencies = expected > 0, torch.bincount(drawn, minlength=VOCAB) / DRAWS
     assert not frequencies[~support].any(), "a token that transformers excludes was drawn"
     assert frequencies[expected > 20 / DRAWS].all(), "a token that transformers draws often was never drawn"
     # The mean of the total variation distance of n draws is at most sqrt(support / (2 pi n)) in the Gaussian limit.
@@ -149,12 +151,9 @@ def assert_drawn_from(expected: torch.Tensor, frequencies: torch.Tensor) -> None
 @pytest.mark.parametrize("p", SETTINGS, ids=repr)
 def test_every_token_of_the_support_can_win(p: SamplingParams) -> None:
     """Over a small vocabulary whatever transformers would draw now and then turns up, and nothing else does."""
-    logits = some_logits(vocab=60)
-    expected = transformers_probabilities(logits, p, list(range(0, 60, 3)))
-    drawn = set()
-    for start in range(0, 12_000, 2000):
-        positions = list(range(start, start + 2000))
-        drawn |= set(draw(logits.expand(2000, -1), [p] * 2000, positions, [list(range(0, 60, 3))] * 2000))
+    logits, seen = some_logits(vocab=60), list(range(0, 60, 3))
+    expected = transformers_probabilities(logits, p, seen)
+    drawn = set(many_draws(logits, p, rows_of([p] * AT_ONCE, 60, [seen] * AT_ONCE), draws=12_000).tolist())
     certain = {token for token in range(60) if expected[token] > 0.002}
     assert certain <= drawn <= {token for token in range(60) if expected[token] > 0}
 
@@ -195,12 +194,11 @@ def test_what_is_forbidden_is_never_drawn_and_the_rest_as_if_there_was_nothing_e
     logits = some_logits(3)
     left = torch.full_like(logits, -math.inf)
     left[:, allowed] = logits[:, allowed]
-    rows = rows_of([p] * DRAWS, seen=[SEEN_TOKENS] * DRAWS)
+    rows = rows_of([p] * AT_ONCE, seen=[SEEN_TOKENS] * AT_ONCE)
     rows.marks.bitwise_or_(FORBIDDEN)[:, allowed] &= SEEN
-    drawn = sample(logits.expand(DRAWS, -1), rows, torch.arange(DRAWS), {method_of(p, VOCAB)})
+    drawn = many_draws(logits, p, rows)
     if p.temperature:
-        expected = transformers_probabilities(left, p, SEEN_TOKENS)
-        assert_drawn_from(expected, torch.bincount(drawn, minlength=VOCAB) / DRAWS)
+        assert_drawn_from(transformers_probabilities(left, p, SEEN_TOKENS), drawn)
     else:
         assert set(drawn.tolist()) == {int(left.argmax())}
 
@@ -255,11 +253,9 @@ def test_what_tokens_of_the_answer_cost_comes_off_their_logits_after_the_repetit
         left[0, token] = value * p.repetition_penalty if value < 0 else value / p.repetition_penalty
     for token, count in counts.items():
         left[0, token] -= count * p.frequency_penalty + p.presence_penalty
-    rows = rows_of([p] * DRAWS, seen=[[*counts, 20, 21]] * DRAWS)
+    rows = rows_of([p] * AT_ONCE, seen=[[*counts, 20, 21]] * AT_ONCE)
     rows.marks[:, [*counts]] += torch.tensor([*counts.values()], dtype=torch.uint8) * ONCE
-    drawn = sample(logits.expand(DRAWS, -1), rows, torch.arange(DRAWS), {method_of(p, VOCAB)})
-    expected = transformers_probabilities(left, params(top_p=p.top_p), [])
-    assert_drawn_from(expected, torch.bincount(drawn, minlength=VOCAB) / DRAWS)
+    assert_drawn_from(transformers_probabilities(left, params(top_p=p.top_p), []), many_draws(logits, p, rows))
 
 
 @pytest.mark.parametrize(("asked", "kept"), [(0.0, 0.0), (0.5, 0.5), (-2.0, -2.0), (0.1, 410 / 4096), (1e-5, 0.0)])

@@ -7,10 +7,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch.nn.attention.varlen import varlen_attn
 
 from service.engine.attention import PrefillAttention, PrefillFactory
-from service.engine.cuda.flash import FLASH_PAGE, FlashDecode, FlashPrefillAttention, Varlen, flash_kernel
+from service.engine.cuda.flash import (
+    FLASH_PAGE,
+    FlashDecode,
+    FlashPrefillAttention,
+    Varlen,
+    flash_function,
+    flash_kernel,
+)
 from service.engine.cuda.graphs import buckets_for
 from service.engine.cuda.overlap_check import check_overlap
 from service.engine.cuda.paths import Paths, PrefillBySize
@@ -108,7 +114,7 @@ def _names(proof: Proof) -> set[str]:
 
 
 def assemble(
-    proof: Proof, shapes: ServedShapes, max_running: int, flash: Sequence[Varlen] = (flash_kernel, varlen_attn)
+    proof: Proof, shapes: ServedShapes, max_running: int, flash: Sequence[Varlen] = (flash_kernel, flash_function)
 ) -> Choice:
     """Paths from the kernels that proved right, and the first of `flash` that does."""
     degraded, ops = list(proof.degraded), proof.ops

@@ -64,6 +64,14 @@ def flash_kernel(
     return out
 
 
+def flash_function(*arguments: Any, **options: Any) -> Any:
+    """`varlen_attn` itself, imported by the first call: that takes as long as all else an engine imports, torch apart
+    (torch._dynamo comes with it), and it serves only where the operator beneath it does not."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn(*arguments, **options)
+
+
 class FlashPrefillAttention:
     """Causal attention of prompt chunks. Chunks that begin their sequences read the new keys where they are; as soon
     as one has a context in the cache, each layer's context is gathered, of as many chunks at once as GATHERED_TOKENS
