@@ -196,9 +196,9 @@ This is written after the picker's sources and has not been run against one. Whe
 without a pool, and the server's own queue answers 429 when it is full.
 
 ## When an alert fires
-`monitoring.rules=true` makes these. Each names its section here, by an address where `monitoring.runbookUrl` gives one. In what follows, `<pod>` is
-the pod the alert names, or one that `kubectl get pods -l app.kubernetes.io/component=server` shows, and `GET /` is asked of it by
-`kubectl port-forward <pod> 6006`.
+`monitoring.rules=true` makes these, of severity `critical` where nobody is answered, or `warning`; `monitoring.alertLabels` adds what your Alertmanager
+routes by. Each names its section here, by an address where `monitoring.runbookUrl` gives one. In what follows, `<pod>` is the pod the alert names,
+or one that `kubectl get pods -l app.kubernetes.io/component=server` shows, and `GET /` is asked of it by `kubectl port-forward <pod> 6006`.
 
 ### InternlmChatDown
 Nothing of the release can be scraped. `kubectl describe pod <pod>`: Pending means no free GPU, an untolerated taint or an unbound claim; Init means it

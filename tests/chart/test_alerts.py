@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.helm import CHART, Manifests, Values, render
+from tests.support.helm import CHART, Manifests, Values, refusal, render
 from tests.support.prometheus import needs_promtool, promtool, rule_test, write_rules
 
 VALUES: Values = {
@@ -301,6 +301,22 @@ def test_every_alert_says_what_to_do(manifests: Manifests) -> None:
         assert rule["labels"]["severity"] in {"critical", "warning"}
         assert len(rule["annotations"]["description"]) > 60, rule["alert"]
         assert rule["annotations"]["runbook"].startswith(rule["alert"])
+
+
+def test_an_operators_labels_are_on_every_alert_and_win() -> None:
+    def labels(ours: Values) -> dict[str, dict[str, str]]:
+        rules = render(VALUES | {"monitoring": VALUES["monitoring"] | ours}).one("PrometheusRule")["spec"]["groups"][0]
+        return {rule["alert"]: rule["labels"] for rule in rules["rules"]}
+
+    plain = labels({})
+    assert labels({"alertLabels": {"team": "ml"}}) == {name: each | {"team": "ml"} for name, each in plain.items()}
+    assert labels({"alertLabels": {"severity": "page"}}) == {name: {"severity": "page"} for name in plain}
+    assert labels({"alertLabels": None}) == plain
+
+
+@pytest.mark.parametrize("label", [{"a-team": "ml"}, {"__name__": "x"}, {"team": 1}])
+def test_what_is_no_label_of_an_alert_is_refused(label: dict[str, object]) -> None:
+    assert "alertLabels" in refusal(VALUES | {"monitoring": VALUES["monitoring"] | {"alertLabels": label}})
 
 
 def test_every_alert_has_a_runbook_and_no_runbook_is_left_over(manifests: Manifests) -> None:
