@@ -121,7 +121,7 @@ def test_the_engine_process_begins_with_one_thread() -> None:
 
 
 def test_an_engine_starts_without_torchs_compiler() -> None:
-    """It takes as long to import as all else but torch, of every start, and compiles nothing here."""
+    """It takes as long to import as all else together, at every start, and compiles nothing here."""
     code = "import sys, service.engine.startup.build; assert 'torch._dynamo' not in sys.modules, 'it was imported'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

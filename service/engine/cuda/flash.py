@@ -65,8 +65,8 @@ def flash_kernel(
 
 
 def flash_function(*arguments: Any, **options: Any) -> Any:
-    """`varlen_attn` itself, imported by the first call: that takes as long as all else an engine imports, torch apart
-    (torch._dynamo comes with it), and it serves only where the operator beneath it does not."""
+    """`varlen_attn` itself, imported by the first call: torch._dynamo comes with it, which takes as long as all else
+    that an engine imports, and it serves only where the operator beneath it does not."""
     from torch.nn.attention.varlen import varlen_attn
 
     return varlen_attn(*arguments, **options)
