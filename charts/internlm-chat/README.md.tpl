@@ -196,7 +196,7 @@ This is written after the picker's sources and has not been run against one. Whe
 without a pool, and the server's own queue answers 429 when it is full.
 
 ## When an alert fires
-`monitoring.rules=true` makes these, of severity `critical` where nobody is answered, or `warning`; `monitoring.alertLabels` adds what your Alertmanager
+`monitoring.rules=true` makes these, of severity `critical` where answers are lost, else `warning`; `monitoring.alertLabels` adds what your Alertmanager
 routes by. Each names its section here, by an address where `monitoring.runbookUrl` gives one. In what follows, `<pod>` is the pod the alert names,
 or one that `kubectl get pods -l app.kubernetes.io/component=server` shows, and `GET /` is asked of it by `kubectl port-forward <pod> 6006`.
 

@@ -248,9 +248,9 @@ def manifests() -> Manifests:
     return render(VALUES)
 
 
-def rule_of(manifests: Manifests, alert: str) -> dict[str, Any]:
-    (rule,) = [r for r in manifests.one("PrometheusRule")["spec"]["groups"][0]["rules"] if r["alert"] == alert]
-    return rule  # type: ignore[no-any-return]
+def rules_of(manifests: Manifests) -> dict[str, dict[str, Any]]:
+    """By the names of their alerts."""
+    return {rule["alert"]: rule for rule in manifests.one("PrometheusRule")["spec"]["groups"][0]["rules"]}
 
 
 @needs_promtool
@@ -261,7 +261,7 @@ def test_an_alert_knows(alert: str, case: str, manifests: Manifests, tmp_path: P
     series, minute, labels = CASES[alert][case]
     expected = []
     if labels is not None:
-        severity = rule_of(manifests, alert)["labels"]
+        severity = rules_of(manifests)[alert]["labels"]
         expected = [{"exp_labels": labels | severity, "exp_annotations": annotations(alert, manifests)}]
     look = {"eval_time": f"{minute}m", "alertname": alert, "exp_alerts": expected}
     inputs = [{"series": name, "values": values} for name, values in series.items()]
@@ -278,7 +278,7 @@ def annotations(alert: str, manifests: Manifests) -> dict[str, str]:
         "{{ $value | humanizeDuration }}": "57s",
         "{{ $value | humanize }}": "2" if alert == "InternlmChatModelsDiffer" else "3",
     }
-    texts: dict[str, str] = dict(rule_of(manifests, alert)["annotations"])
+    texts: dict[str, str] = dict(rules_of(manifests)[alert]["annotations"])
     for template, text in filled.items():
         texts = {key: value.replace(template, text) for key, value in texts.items()}
     return texts
@@ -290,14 +290,14 @@ def test_promtool_finds_nothing_wrong_with_the_rules(manifests: Manifests, tmp_p
 
 
 def test_every_alert_is_tried_both_ways(manifests: Manifests) -> None:
-    alerts = {rule["alert"] for rule in manifests.one("PrometheusRule")["spec"]["groups"][0]["rules"]}
+    alerts = set(rules_of(manifests))
     assert alerts == set(CASES)
     for cases in CASES.values():
         assert {labels is None for _, _, labels in cases.values()} == {True, False}
 
 
 def test_every_alert_says_what_to_do(manifests: Manifests) -> None:
-    for rule in manifests.one("PrometheusRule")["spec"]["groups"][0]["rules"]:
+    for rule in rules_of(manifests).values():
         assert rule["labels"]["severity"] in {"critical", "warning"}
         assert len(rule["annotations"]["description"]) > 60, rule["alert"]
         assert rule["annotations"]["runbook"].startswith(rule["alert"])
@@ -305,8 +305,8 @@ def test_every_alert_says_what_to_do(manifests: Manifests) -> None:
 
 def test_an_operators_labels_are_on_every_alert_and_win() -> None:
     def labels(ours: Values) -> dict[str, dict[str, str]]:
-        rules = render(VALUES | {"monitoring": VALUES["monitoring"] | ours}).one("PrometheusRule")["spec"]["groups"][0]
-        return {rule["alert"]: rule["labels"] for rule in rules["rules"]}
+        rules = rules_of(render(VALUES | {"monitoring": VALUES["monitoring"] | ours}))
+        return {name: rule["labels"] for name, rule in rules.items()}
 
     plain = labels({})
     assert labels({"alertLabels": {"team": "ml"}}) == {name: each | {"team": "ml"} for name, each in plain.items()}
@@ -323,28 +323,24 @@ def test_every_alert_has_a_runbook_and_no_runbook_is_left_over(manifests: Manife
     """The anchors are those that GitHub makes of a heading: its letters, lower case."""
     readme = (CHART / "README.md").read_text()
     sections = re.findall(r"^### (InternlmChat\w+)\n(\S.+\n\S.+)", readme, re.MULTILINE)
-    alerts = [rule["alert"] for rule in manifests.one("PrometheusRule")["spec"]["groups"][0]["rules"]]
-    assert sorted(name for name, _ in sections) == sorted(alerts)
+    alerts = sorted(rules_of(manifests))
+    assert sorted(name for name, _ in sections) == alerts
     linked = render(VALUES | {"monitoring": VALUES["monitoring"] | {"runbookUrl": "https://wiki.internal/README.md"}})
     for alert in alerts:
-        annotations = rule_of(linked, alert)["annotations"]
+        annotations = rules_of(linked)[alert]["annotations"]
         assert annotations["runbook_url"] == f"https://wiki.internal/README.md#{alert.lower()}"
         assert "runbook" not in annotations
 
 
 def test_only_pods_that_there_can_be_several_of_are_compared() -> None:
-    def alerts(values: Values) -> list[str]:
-        rules = render(VALUES | values).one("PrometheusRule")["spec"]["groups"][0]["rules"]
-        return [rule["alert"] for rule in rules]
-
-    assert "InternlmChatModelsDiffer" in alerts({})
-    assert "InternlmChatModelsDiffer" not in alerts({"replicas": 1})
+    assert "InternlmChatModelsDiffer" in rules_of(render(VALUES))
+    assert "InternlmChatModelsDiffer" not in rules_of(render(VALUES | {"replicas": 1}))
 
 
 def test_replicas_are_missed_where_there_are_some_by_their_least_number() -> None:
     def wanted(values: Values) -> list[str]:
-        rules = render(VALUES | values).one("PrometheusRule")["spec"]["groups"][0]["rules"]
-        return [rule["expr"].split("< ")[1].split()[0] for rule in rules if "Missing" in rule["alert"]]
+        rules = rules_of(render(VALUES | values))
+        return [rule["expr"].split("< ")[1].split()[0] for name, rule in rules.items() if "Missing" in name]
 
     scaled = {"kind": "keda", "prometheusAddress": "http://p:9090", "maxReplicas": 9}
     assert wanted({}) == ["4"]
@@ -354,11 +350,11 @@ def test_replicas_are_missed_where_there_are_some_by_their_least_number() -> Non
 
 
 def test_replicas_that_are_replaced_one_by_one_may_take_as_long_as_that() -> None:
-    assert rule_of(render(VALUES | {"startupBudget": 100}), "InternlmChatModelsDiffer")["for"] == "400s"
+    assert rules_of(render(VALUES | {"startupBudget": 100}))["InternlmChatModelsDiffer"]["for"] == "400s"
 
 
 def test_the_not_ready_alert_waits_for_the_startup_budget() -> None:
-    assert rule_of(render(VALUES | {"startupBudget": 777}), "InternlmChatNotReady")["for"] == "777s"
+    assert rules_of(render(VALUES | {"startupBudget": 777}))["InternlmChatNotReady"]["for"] == "777s"
 
 
 @pytest.mark.parametrize("kind", ["ServiceMonitor", "PodMonitor"])
