@@ -81,6 +81,8 @@ def bounded(messages: list[Message]) -> list[Message]:
 
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0)]
+"""Of which the model's end somewhere; see `chat.token_ids`."""
 
 
 class Sampled(Strict):

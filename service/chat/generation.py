@@ -17,6 +17,7 @@ from service.chat.preparation import Preparation, Prompt, Shared
 from service.chat.reading import AnswerReader
 from service.chat.stopwatch import Stopwatch
 from service.chat.templates import ChatTemplate
+from service.chat.token_ids import require_known
 from service.chat.tools.markup import CallMarks
 from service.chat.tools.offer import Offer
 from service.chat.verbatim import Verbatim
@@ -139,6 +140,7 @@ class Generation:
         try:
             async with asyncio.timeout(self._request_timeout):
                 vocab_size = self._info.vocab_size
+                require_known((token for token, _ in chat.sampling.logit_bias), vocab_size, "logit_bias")
                 prompt = await self._preparation.prompt(chat.prompt, vocab_size, chat.fields, chat.shared)
                 new_tokens = self._new_tokens(len(prompt), chat)  # before work that would be for nothing
                 grammar = await self._preparation.grammar(chat.schema, chat.offer, chat.fields, chat.shared)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from service.chat.token_ids import require_known
 from service.errors import InvalidRequest
 from service.tokenizer.tokenizer import Tokenizer
 
@@ -25,13 +26,13 @@ class Verbatim(NamedTuple):
         Raises InvalidRequest, which names `field`, for no token at all and for those that cannot be read as they stand.
         """
         if not isinstance(self.content, str):
-            _require_known(self.content, vocab_size, field)
+            _require_tokens(self.content, vocab_size, field)
             return self.content
         ids = [token for run in tokenizer.split(self.content) for token in _encoded(run, tokenizer, field)]
         bos = tokenizer.token_id(tokenizer.settings.named.get("bos_token", ""))
         if self.begins and tokenizer.settings.add_bos and bos is not None and ids[:1] != [bos]:
             ids.insert(0, bos)
-        _require_known(ids, vocab_size, field)
+        _require_tokens(ids, vocab_size, field)
         return ids
 
 
@@ -45,8 +46,7 @@ def _encoded(run: int | str, tokenizer: Tokenizer, field: str) -> Iterator[int]:
         yield run
 
 
-def _require_known(ids: list[int], vocab_size: int, field: str) -> None:
+def _require_tokens(ids: list[int], vocab_size: int, field: str) -> None:
     if not ids:
         raise InvalidRequest("the prompt has no token to go on from; send some text", field=field)
-    if max(ids) >= vocab_size:
-        raise InvalidRequest(f"{max(ids)} is no token of the model's: they end at {vocab_size - 1}", field=field)
+    require_known(ids, vocab_size, field)

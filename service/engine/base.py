@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How the next token is drawn. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 switch that filter off.
+    `logit_bias`: ids of tokens, each once and at most MOST_BIASED of them, and what is added to their logits.
 
-    The order is that of transformers' warpers: repetition penalty (over prompt and answer), temperature, top_k, top_p,
-    min_p. Frequency and presence penalty, over the answer alone, come right after the repetition penalty.
+    The order is that of transformers' processors: bias, repetition penalty (over prompt and answer), temperature,
+    top_k, top_p, min_p. Frequency and presence penalty, over the answer alone, come right after the repetition penalty.
     """
 
     temperature: float = 1.0
@@ -30,6 +31,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: float = 1.005
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
 
 
@@ -66,7 +68,7 @@ class FinishReason(StrEnum):
 
 class Logprobs(msgspec.Struct, frozen=True):
     """The natural logarithm of a token's probability, and the likeliest tokens in its place, in order, with theirs: as
-    the model gives them, before penalties, temperature, filters and grammar."""
+    the model gives them, before bias, penalties, temperature, filters and grammar."""
 
     own: float
     tokens: list[int] = []

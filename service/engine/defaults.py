@@ -6,6 +6,8 @@ Quantization = Literal["none", "int8"]
 """How the weights' matrices are kept (INTERNLM_QUANTIZATION): as the dtype says, or rounded (see `quantization`)."""
 MOST_LOGPROBS = 20
 """Of the likeliest tokens, how many an answer's token may be reported beside. Source: OpenAI's `top_logprobs`."""
+MOST_BIASED = 300
+"""Tokens that a request may add to the logits of: as many as OpenAI's API takes."""
 BLOCK_TOKENS = 64
 """Tokens of a KV block."""
 RUNNING_ON_GPU, RUNNING_ON_CPU = 256, 8

@@ -47,6 +47,7 @@ def generation_config(request: GenerationRequest) -> GenerationConfig:
     }
     return GenerationConfig(
         max_new_tokens=request.max_new_tokens,
+        sequence_bias={(token,): added for token, added in p.logit_bias} or None,
         repetition_penalty=p.repetition_penalty,
         eos_token_id=None if request.forced else request.stop_ids or None,  # none of the forced ones ends it
         pad_token_id=0,  # one prompt at a time is never padded; unset, transformers warns

@@ -1,5 +1,5 @@
 """What the tokens of a step are reported with, where requests ask: log-probabilities as the model gives them, before
-penalties, temperature, filters and grammar."""
+bias, penalties, temperature, filters and grammar."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple

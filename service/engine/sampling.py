@@ -1,9 +1,9 @@
 """The next token of every row of a batch, each row by its own parameters and its own seed.
 
-The order is that of transformers' processors: what a grammar forbids, repetition penalty, what OpenAI's API takes off
-for tokens of the answer, temperature, top_k, top_p, min_p, then a draw. A draw is the Gumbel-max trick (Gumbel 1954;
-Maddison et al. 2014, "A* sampling"): the largest of log-probability + noise. The noise is a hash of seed, position and
-token id, so that a request gets the same tokens alone and in any batch.
+The order is that of transformers' processors: what a grammar forbids, the request's bias, repetition penalty, what
+OpenAI's API takes off for tokens of the answer, temperature, top_k, top_p, min_p, then a draw. A draw is the
+Gumbel-max trick (Gumbel 1954; Maddison et al. 2014, "A* sampling"): the largest of log-probability + noise. The noise
+is a hash of seed, position and token id, so that a request gets the same tokens alone and in any batch.
 
 How a row is drawn follows from its own parameters alone, never from its neighbours', so that rounding can't either.
 """
@@ -15,6 +15,7 @@ from enum import IntEnum
 import torch
 
 from service.engine.base import SamplingParams
+from service.engine.logit_bias import biased
 
 TOP_K_LIMIT = 64
 """Largest top_k that is drawn from candidates instead of a sorted vocabulary: the usual 20-50 lie below."""
@@ -38,7 +39,7 @@ _FMIX_A, _FMIX_B = 0x85EBCA6B - (1 << 32), 0xC2B2AE35 - (1 << 32)
 class Method(IntEnum):
     """How a row's token is drawn; each is exact for the parameters that `method_of` gives it."""
 
-    GREEDY = 0  # the largest, after the penalty
+    GREEDY = 0  # the largest, after bias and penalties
     CANDIDATES = 1  # 1 <= top_k <= TOP_K_LIMIT: only a few tokens are sorted
     UNFILTERED = 2  # neither top_k nor top_p nor min_p: nothing is sorted
     SORTED = 3  # the rest: the vocabulary is sorted
@@ -69,6 +70,7 @@ class Rows:
     presence: torch.Tensor  # fp32
     seed: torch.Tensor  # int64
     marks: torch.Tensor  # uint8
+    bias: torch.Tensor  # int32 [B, logit_bias.WIDTH]
 
 
 def sample(logits: torch.Tensor, rows: Rows, positions: torch.Tensor, methods: set[Method]) -> torch.Tensor:
@@ -76,7 +78,7 @@ def sample(logits: torch.Tensor, rows: Rows, positions: torch.Tensor, methods: s
 
     `methods` must contain every row's method: the host knows them, and nothing is computed for one that is absent.
     """
-    scores = penalize(logits.float(), (rows.marks & SEEN).bool(), rows.penalty)
+    scores = penalize(biased(logits.float(), rows.bias), (rows.marks & SEEN).bool(), rows.penalty)
     scores = scores - amount_off(rows.marks, rows.frequency, rows.presence)
     scores = scores.masked_fill((rows.marks & FORBIDDEN).bool(), float("-inf"))
     best, tokens = scores.max(dim=-1)

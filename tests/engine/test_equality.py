@@ -56,13 +56,16 @@ PENALIZED = SamplingParams(temperature=0.0, top_k=40, top_p=0.8, repetition_pena
 TAKEN_OFF = SamplingParams(
     temperature=0.0, repetition_penalty=1.1, frequency_penalty=0.3, presence_penalty=0.7, min_p=0.1
 )
+BIASED = SamplingParams(
+    temperature=0.0, repetition_penalty=1.3, logit_bias=tuple((token, 0.5 * (token % 5) - 1) for token in range(1, 90))
+)
 
 
 @pytest.mark.parametrize("shape", GROUPINGS, ids=lambda shape: shape.name)
 def test_greedy_tokens_equal_transformers_on_every_head_grouping(tmp_path: Path, shape: Shape) -> None:
     write_checkpoint(tmp_path, shape)
     requests = [
-        a_request(prompt, new=24, sampling=(PENALIZED, GREEDY, TAKEN_OFF)[row % 3])
+        a_request(prompt, new=24, sampling=(PENALIZED, GREEDY, TAKEN_OFF, BIASED)[row % 4])
         for row, prompt in enumerate(random_prompts(shape.vocab))
     ]
     expected = answers(core(tmp_path, "reference"), requests, 1)

@@ -250,7 +250,9 @@ def reports_of(events: list[Any], request: GenerationRequest) -> list[Logprobs |
 def test_both_engines_report_the_same(model_dir: Path) -> None:
     """With a grammar, penalties, and answers of which only some are reported, in steps of any size."""
     speaker = Speaker(model_dir)
-    penalized = SamplingParams(temperature=0.0, repetition_penalty=1.2, frequency_penalty=0.5)
+    penalized = SamplingParams(
+        temperature=0.0, repetition_penalty=1.2, frequency_penalty=0.5, logit_bias=((7, 2.0), (9, 1.5), (11, -100.0))
+    )
     in_json = speaker.request("Name a city.", CITY, sampling=penalized, logprobs=4)
     requests = [
         a_request(list(range(3, 60)), new=10, logprobs=MOST_LOGPROBS),

@@ -189,6 +189,18 @@ def test_what_is_taken_off_counts_the_answer_alone_each_time_anew(model: Model) 
         assert tokens[0] == prefill(runner_of(model), free)
 
 
+def test_a_bias_decides_at_every_token_and_is_gone_with_its_request(model: Model, alone: list[list[int]]) -> None:
+    runner, prompt = runner_of(model), PROMPTS[1]
+    bias = ((250, 1000.0), (3, 999.0), (alone[1][0], -1000.0))
+    shunning = SamplingParams(temperature=0.0, repetition_penalty=1.0, presence_penalty=2.0, logit_bias=bias)
+    biased = sequence_of(prompt, slot=0, blocks=blocks_for(1, prompt), sampling=shunning)
+    tokens = generate(runner, biased, COUNT)
+    assert tokens[0] == 250
+    assert set(tokens) == {250, 3}, "the presence penalty, of less than the difference twice, has them take turns"
+    free = sequence_of(prompt, slot=0, blocks=blocks_for(1, prompt))
+    assert generate(runner, free, COUNT) == alone[1]
+
+
 def test_how_often_a_token_was_given_is_counted_up_to_63(model: Model) -> None:
     runner = runner_of(model)
     reign = SamplingParams(temperature=0.0, repetition_penalty=1.0, frequency_penalty=-2.0, presence_penalty=-1000.0)

@@ -1,6 +1,7 @@
 """The sampler: what it may draw and how often is transformers' own answer; what it draws depends on nothing else."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from transformers.generation.logits_process import (
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
+from service.engine import logit_bias
 from service.engine.base import SamplingParams
 from service.engine.sampling import (
     FORBIDDEN,
@@ -47,9 +50,9 @@ def some_logits(seed: int = 0, vocab: int = VOCAB, rows: int = 1) -> torch.Tenso
     return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * 3
 
 
-def params(**changes: float) -> SamplingParams:
+def params(**changes: Any) -> SamplingParams:
     off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 0}
-    return SamplingParams(**(off | changes))  # type: ignore[arg-type]
+    return SamplingParams(**(off | changes))
 
 
 def rows_of(batch: list[SamplingParams], vocab: int = VOCAB, seen: list[list[int]] | None = None) -> Rows:
@@ -67,6 +70,7 @@ def rows_of(batch: list[SamplingParams], vocab: int = VOCAB, seen: list[list[int
         presence=torch.tensor([p.presence_penalty for p in batch]),
         seed=torch.tensor([p.seed for p in batch]),
         marks=marks,
+        bias=torch.tensor([logit_bias.row_of(p) for p in batch], dtype=torch.int32),
     )
 
 
@@ -85,6 +89,8 @@ def draw(
 def transformers_probabilities(logits: torch.Tensor, p: SamplingParams, seen: list[int]) -> torch.Tensor:
     """What `generate(do_sample=True)` would draw from: its processors in its order."""
     processors = LogitsProcessorList()
+    if p.logit_bias:
+        processors.append(SequenceBiasLogitsProcessor({(token,): added for token, added in p.logit_bias}))
     if p.repetition_penalty != 1.0:
         processors.append(RepetitionPenaltyLogitsProcessor(p.repetition_penalty))
     processors.append(TemperatureLogitsWarper(p.temperature))
@@ -97,6 +103,8 @@ def transformers_probabilities(logits: torch.Tensor, p: SamplingParams, seen: li
     return processors(torch.tensor([seen]), logits.clone()).softmax(-1)[0]
 
 
+BIAS = ((0, 7.0), (3, 9.0), (4, -100.0), (5, 0.25), (9, -3.0), (11, 8.5))
+"""Of tokens that were seen and that were not. The best logits are around 8."""
 SETTINGS = [
     params(),
     params(temperature=0.5),
@@ -120,6 +128,8 @@ SETTINGS = [
     params(min_p=1.0),
     params(min_p=0.02, top_k=40, temperature=1.7),
     params(min_p=0.001, top_k=200, top_p=0.99, temperature=2.0),
+    params(logit_bias=BIAS, top_p=0.95),
+    params(logit_bias=BIAS, top_k=10, temperature=2.0, repetition_penalty=1.5),
 ]
 
 

@@ -20,7 +20,14 @@ ROWS: list[set[str]] = [
     {"engine", "engine.checkpoint.read_ahead", "engine.startup.phases", "engine.startup.predecessor"},
     # What computes: torch is imported here alone.
     {"engine.checkpoint", "engine.cuda", "engine.kernels", "engine.startup", "engine.weights", "engine.worker"}
-    | {"engine.attention", "engine.device", "engine.device_errors", "engine.generate", "engine.logprobs"}
+    | {
+        "engine.attention",
+        "engine.device",
+        "engine.device_errors",
+        "engine.generate",
+        "engine.logit_bias",
+        "engine.logprobs",
+    }
     | {"engine.model", "engine.quantization", "engine.reference", "engine.runner", "engine.sampling"}
     | {"engine.steps.pending", "engine.steps.slots"},
     {"chat"},

@@ -49,8 +49,8 @@ def test_token_ids_are_left_as_they_are(internlm3: Tokenizer) -> None:
     [
         (Verbatim([]), "no token to go on from"),
         (Verbatim("", begins=False), "no token to go on from"),
-        (Verbatim([5, 100]), "100 is no token of the model's: they end at 99"),
-        (Verbatim("<|im_end|>"), "is no token of the model's: they end at 99"),
+        (Verbatim([5, 100]), "has 100, which is no token of the model's: they end at 99"),
+        (Verbatim("<|im_end|>"), "which is no token of the model's: they end at 99"),
     ],
 )
 def test_what_the_model_cannot_read_is_refused(internlm3: Tokenizer, prompt: Verbatim, reason: str) -> None:

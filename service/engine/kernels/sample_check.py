@@ -12,6 +12,7 @@ from service.engine.kernels.candidate import Disagreement, ServedShapes
 from service.engine.kernels.ops import Ops
 from service.engine.steps.slots import Slots
 
+_BIAS = ((0, 21.0), (2, -100.0), (3, 20.5), (5, 19.0), (6, 0.25), (8, 22.0))
 SAMPLED = (
     SamplingParams(temperature=0.0, repetition_penalty=2.0),
     SamplingParams(seed=1),
@@ -25,6 +26,9 @@ SAMPLED = (
     SamplingParams(top_k=0, top_p=0.5, temperature=20.0, seed=-9),
     SamplingParams(top_k=0, top_p=1.0, min_p=0.1, presence_penalty=1.3, seed=10),
     SamplingParams(top_k=0, top_p=0.95, min_p=0.001, temperature=4.0, frequency_penalty=-0.3, seed=11),
+    SamplingParams(top_k=0, top_p=1.0, logit_bias=_BIAS, seed=12),
+    SamplingParams(top_k=4, top_p=0.9, temperature=2.0, repetition_penalty=1.5, logit_bias=_BIAS, seed=13),
+    SamplingParams(top_k=0, top_p=0.5, temperature=20.0, logit_bias=_BIAS, seed=14),
 )
 """Every method and both ways through the kernel that filters. Bounds bite: many likely tokens lie beyond each."""
 DRAWS = 10

@@ -20,6 +20,7 @@ import triton.language as tl
 
 from service.engine.kernels.overlap import launch_options, wait_for_inputs
 from service.engine.kernels.sampling_math import (
+    BIAS_WIDTH,
     NOTHING,
     gumbel,
     mark_of_drawn,
@@ -52,6 +53,7 @@ def scan_kernel(
     logits: tl.tensor,
     slots: tl.tensor,
     marks: tl.tensor,
+    bias: tl.tensor,
     method: tl.tensor,
     temperature: tl.tensor,
     penalty: tl.tensor,
@@ -77,7 +79,8 @@ def scan_kernel(
     inside = token < vocab
     slot = tl.load(slots + row)
     factor, often, once = tl.load(penalty + slot), tl.load(frequency + slot), tl.load(presence + slot)
-    score = penalized(logits + row * vocab, marks + slot * vocab, factor, often, once, token, inside)
+    logits, marks, bias = logits + row * vocab, marks + slot * vocab, bias + slot * BIAS_WIDTH
+    score = penalized(logits, marks, bias, factor, often, once, token, inside)
     maxima = tl.max(score, 1)
     tl.store(group_best + row * groups + group, maxima, mask=group < groups)
     how = tl.load(method + slot)
@@ -106,6 +109,7 @@ def threshold(order, weight, goal):  # type: ignore[no-untyped-def]
 def unfiltered_winner(  # type: ignore[no-untyped-def]
     logits,
     marks,
+    bias,
     factor,
     often,
     once,
@@ -121,7 +125,7 @@ def unfiltered_winner(  # type: ignore[no-untyped-def]
     """The best of the chunks' winners."""
     chunk = tl.arange(0, BLOCK_CHUNKS)
     token = tl.load(chunk_winner + chunk, mask=chunk < chunks, other=0)
-    scaled = scale_down(penalized(logits, marks, factor, often, once, token, token < vocab), best, heat)
+    scaled = scale_down(penalized(logits, marks, bias, factor, often, once, token, token < vocab), best, heat)
     noisy = tl.where(chunk < chunks, scaled + gumbel(first, second, token), NOTHING)
     return tl.min(tl.where(noisy == tl.max(noisy), token, vocab - 1))
 
@@ -183,6 +187,7 @@ def draw_kernel(
     logits: tl.tensor,
     slots: tl.tensor,
     marks: tl.tensor,
+    bias: tl.tensor,
     method: tl.tensor,
     temperature: tl.tensor,
     top_k: tl.tensor,
@@ -213,6 +218,7 @@ def draw_kernel(
     slot = tl.load(slots + row)
     logits += row * vocab
     marks += slot * vocab
+    bias += slot * BIAS_WIDTH
     how = tl.load(method + slot)
     factor, often, once = tl.load(penalty + slot), tl.load(frequency + slot), tl.load(presence + slot)
     heat = tl.where(how == GREEDY, 1.0, tl.load(temperature + slot))
@@ -228,11 +234,11 @@ def draw_kernel(
     if how == UNFILTERED:
         winners = chunk_winner + row * chunks
         chosen = unfiltered_winner(
-            logits, marks, factor, often, once, heat, best, first, second, winners, chunks, vocab, BLOCK_CHUNKS
+            logits, marks, bias, factor, often, once, heat, best, first, second, winners, chunks, vocab, BLOCK_CHUNKS
         )
     else:
         token = leading_tokens(maxima, group)
-        score = penalized(logits, marks, factor, often, once, token, token < vocab)
+        score = penalized(logits, marks, bias, factor, often, once, token, token < vocab)
         inside = (token < vocab) & ~(score <= NOTHING)  # not what is forbidden
         scaled = scale_down(score, best, heat)
         order = tl.where(inside, order_of(scaled), 0)
@@ -253,7 +259,7 @@ def draw_kernel(
         if not exact:
             bottom = bottom_of(tl.load(log_min_p + slot))
             chosen = draw_from_vocabulary(
-                logits, marks, factor, often, once, heat, best, first, second, k, p, bottom, vocab
+                logits, marks, bias, factor, often, once, heat, best, first, second, k, p, bottom, vocab
             )
     chosen = tl.minimum(chosen, vocab - 1).to(tl.int64)
     tl.store(out + row, chosen)
@@ -280,6 +286,7 @@ def sample(
         logits,
         numbers,
         rows.marks,
+        rows.bias,
         rows.method,
         rows.temperature,
         rows.penalty,
@@ -299,6 +306,7 @@ def sample(
         logits,
         numbers,
         rows.marks,
+        rows.bias,
         rows.method,
         rows.temperature,
         rows.top_k,

@@ -7,7 +7,8 @@ Divisions are rounded as torch rounds them, so that scores which tie there tie h
 import triton
 import triton.language as tl
 
-from service.engine import sampling
+from service.engine import logit_bias, sampling
+from service.engine.defaults import MOST_BIASED as _MOST_BIASED
 
 NOTHING = tl.constexpr(-3.0e38)
 """Below every score."""
@@ -15,6 +16,8 @@ SEEN = tl.constexpr(sampling.SEEN)
 FORBIDDEN = tl.constexpr(sampling.FORBIDDEN)
 ONCE = tl.constexpr(sampling.ONCE)
 MOST_COUNTED = tl.constexpr(sampling.MOST_COUNTED)
+BIAS_WIDTH = tl.constexpr(logit_bias.WIDTH)
+MOST_BIASED = tl.constexpr(_MOST_BIASED)
 
 
 @triton.jit
@@ -37,9 +40,18 @@ def gumbel(first, second, token):
 
 
 @triton.jit
-def penalized(logits, marks, penalty, frequency, presence, token, inside):
-    """`sampling.penalize` and `amount_off`; NOTHING for what is forbidden, and outside the vocabulary."""
-    logit = tl.load(logits + token, mask=inside, other=0.0).to(tl.float32)
+def biased(logit, bias, token):
+    """`logit_bias.biased`: one by one, since few rows have any."""
+    for place in range(tl.load(bias)):
+        added = tl.load(bias + 1 + MOST_BIASED + place).to(tl.float32, bitcast=True)
+        logit += tl.where(token == tl.load(bias + 1 + place), added, 0.0)
+    return logit
+
+
+@triton.jit
+def penalized(logits, marks, bias, penalty, frequency, presence, token, inside):
+    """`biased`, `sampling.penalize` and `amount_off`; NOTHING for what is forbidden, and outside the vocabulary."""
+    logit = biased(tl.load(logits + token, mask=inside, other=0.0).to(tl.float32), bias, token)
     mark = tl.load(marks + token, mask=inside, other=0)
     factor = tl.zeros_like(logit) + penalty
     changed = tl.where(logit < 0, logit * factor, tl.div_rn(logit, factor))

@@ -13,25 +13,25 @@ BLOCK = tl.constexpr(4096)
 
 
 @triton.jit
-def draw_from_vocabulary(logits, marks, factor, often, once, heat, best, first, second, k, p, bottom, vocab):
+def draw_from_vocabulary(logits, marks, bias, factor, often, once, heat, best, first, second, k, p, bottom, vocab):
     """The token of one row with top_k, top_p and, as the least order, min_p; k is `vocab` for none."""
     least = vocab * 0
     if k < vocab:
         goal = k.to(tl.float32)
-        least = _threshold(logits, marks, factor, often, once, heat, best, least, goal, vocab, COUNTING=True)
+        least = _threshold(logits, marks, bias, factor, often, once, heat, best, least, goal, vocab, COUNTING=True)
     if p < 1:
-        total = _mass(logits, marks, factor, often, once, heat, best, least, vocab)
+        total = _mass(logits, marks, bias, factor, often, once, heat, best, least, vocab)
         goal = tl.maximum(p * total, 1e-30)
         least = tl.maximum(
             least,
-            _threshold(logits, marks, factor, often, once, heat, best, least, goal, vocab, COUNTING=False),
+            _threshold(logits, marks, bias, factor, often, once, heat, best, least, goal, vocab, COUNTING=False),
         )
     least = tl.maximum(least, bottom)
     leading = best * 0.0 + NOTHING
     chosen = vocab - 1
     for start in range(0, vocab, BLOCK):
         token = start + tl.arange(0, BLOCK)
-        scaled = scale_down(penalized(logits, marks, factor, often, once, token, token < vocab), best, heat)
+        scaled = scale_down(penalized(logits, marks, bias, factor, often, once, token, token < vocab), best, heat)
         kept = (token < vocab) & (order_of(scaled) >= least)
         noisy = tl.where(kept, scaled + gumbel(first, second, token), NOTHING)
         largest = tl.max(noisy, 0)
@@ -42,18 +42,18 @@ def draw_from_vocabulary(logits, marks, factor, often, once, heat, best, first, 
 
 
 @triton.jit
-def _mass(logits, marks, factor, often, once, heat, best, least, vocab):
+def _mass(logits, marks, bias, factor, often, once, heat, best, least, vocab):
     """Sum of exp over what is in order >= `least`."""
     total = best * 0.0
     for start in range(0, vocab, BLOCK):
         token = start + tl.arange(0, BLOCK)
-        scaled = scale_down(penalized(logits, marks, factor, often, once, token, token < vocab), best, heat)
+        scaled = scale_down(penalized(logits, marks, bias, factor, often, once, token, token < vocab), best, heat)
         total += tl.sum(tl.where((token < vocab) & (order_of(scaled) >= least), tl.exp(scaled), 0.0), 0)
     return total
 
 
 @triton.jit
-def _threshold(logits, marks, factor, often, once, heat, best, least, goal, vocab, COUNTING: tl.constexpr):
+def _threshold(logits, marks, bias, factor, often, once, heat, best, least, goal, vocab, COUNTING: tl.constexpr):
     """The largest t such that the weights (one each, or exp) of what is in order >= t and >= `least` reach `goal`.
 
     Two bits of t a pass: each pass weighs the row at three candidates.
@@ -66,7 +66,7 @@ def _threshold(logits, marks, factor, often, once, heat, best, least, goal, voca
         mass3 = best * 0.0
         for start in range(0, vocab, BLOCK):
             token = start + tl.arange(0, BLOCK)
-            scaled = scale_down(penalized(logits, marks, factor, often, once, token, token < vocab), best, heat)
+            scaled = scale_down(penalized(logits, marks, bias, factor, often, once, token, token < vocab), best, heat)
             order = order_of(scaled)
             weight = tl.where((token < vocab) & (order >= least), 1.0 if COUNTING else tl.exp(scaled), 0.0)
             mass1 += tl.sum(tl.where(order >= found + unit, weight, 0.0), 0)

@@ -5,6 +5,7 @@ from collections import Counter
 
 import torch
 
+from service.engine import logit_bias
 from service.engine.base import SamplingParams
 from service.engine.device import to_device, upload
 from service.engine.sampling import FORBIDDEN, MOST_COUNTED, ONCE, SEEN, Method, Rows, frequency_of, method_of
@@ -33,7 +34,8 @@ class Slots:
         self._whole = torch.zeros(3, rows, dtype=torch.int64, device=device)  # method, top_k, seed
         self._real = torch.ones(6, rows, dtype=torch.float32, device=device)  # the rest of `Rows`, in its order
         self._marks = torch.zeros(rows, vocab_size, dtype=torch.uint8, device=device)
-        self.parameters = self._rows_of(self._whole, self._real, self._marks)
+        self._bias = torch.zeros(rows, logit_bias.WIDTH, dtype=torch.int32, device=device)
+        self.parameters = self._rows_of(self._whole, self._real, self._marks, self._bias)
         # Made here: to advance takes no memory once it has begun to write.
         self._one = torch.ones(1, dtype=torch.int64, device=device)
         self._bits = torch.arange(8, dtype=torch.uint8, device=device)
@@ -63,6 +65,13 @@ class Slots:
         log_min_p = math.log(p.min_p) if p.min_p else -math.inf
         real = [p.temperature, p.top_p, log_min_p, p.repetition_penalty, frequency_of(p), p.presence_penalty]
         self._real[:, slot] = self.upload(real, torch.float32)
+        self._set_bias(slot, p)
+
+    def _set_bias(self, slot: int, p: SamplingParams) -> None:
+        if p.logit_bias:
+            self._bias[slot] = self.upload(logit_bias.row_of(p), torch.int32)
+        else:
+            self._bias[slot].zero_()
 
     def restrict(self, slots: list[int], allowed: torch.Tensor) -> None:
         """Let each of `slots` [N] sample next only what its row of `allowed` allows: uint8 [N, bytes] in main memory, a
@@ -85,12 +94,12 @@ class Slots:
 
     def rows(self, slots: torch.Tensor) -> Rows:
         """Sampling parameters of `slots` [B], gathered."""
-        return self._rows_of(self._whole[:, slots], self._real[:, slots], self._marks[slots])
+        return self._rows_of(self._whole[:, slots], self._real[:, slots], self._marks[slots], self._bias[slots])
 
     @staticmethod
-    def _rows_of(whole: torch.Tensor, real: torch.Tensor, marks: torch.Tensor) -> Rows:
+    def _rows_of(whole: torch.Tensor, real: torch.Tensor, marks: torch.Tensor, bias: torch.Tensor) -> Rows:
         (method, top_k, seed), (temperature, top_p, log_min_p, penalty, frequency, presence) = whole, real
-        return Rows(method, temperature, top_k, top_p, log_min_p, penalty, frequency, presence, seed, marks)
+        return Rows(method, temperature, top_k, top_p, log_min_p, penalty, frequency, presence, seed, marks, bias)
 
     def methods(self, slots: list[int]) -> set[Method]:
         """The sampling methods of `slots`, known without asking the device."""

@@ -25,7 +25,10 @@ def strays(
 def allowed(logits: torch.Tensor, marks: torch.Tensor, params: SamplingParams, position: int) -> torch.Tensor:
     """True of the tokens [vocab] that a row of `logits` may draw; `marks` [vocab] as in `engine.sampling`."""
     marks = marks.long()
-    scores = penalized(logits.double(), (marks & 1) > 0, params.repetition_penalty)
+    biased = logits.double()
+    for token, added in params.logit_bias:
+        biased[token] += added
+    scores = penalized(biased, (marks & 1) > 0, params.repetition_penalty)
     frequency = round(params.frequency_penalty * 4096) / 4096
     scores -= (marks >> 2) * frequency + (marks >= 4) * params.presence_penalty
     scores[(marks & 2) > 0] = -torch.inf

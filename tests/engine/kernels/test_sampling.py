@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning"),
 ]
 
+BIAS = ((0, 13.0), (1, -100.0), (2, 12.5), (3, 0.125), (4, 11.0))
 PARAMS = [
     SamplingParams(temperature=0.0),
     SamplingParams(temperature=0.0, repetition_penalty=1.5),
@@ -38,6 +39,10 @@ PARAMS = [
     SamplingParams(top_k=700, top_p=1.0, min_p=0.02, frequency_penalty=0.3, seed=8),
     SamplingParams(top_k=700, top_p=0.9, min_p=0.001, frequency_penalty=-0.01, presence_penalty=-2.0, seed=8),
     SamplingParams(temperature=0.0, frequency_penalty=2.0, presence_penalty=0.1, repetition_penalty=1.1),
+    SamplingParams(temperature=0.0, logit_bias=((4, 100.0),)),
+    SamplingParams(top_k=0, top_p=1.0, logit_bias=BIAS, seed=3),
+    SamplingParams(top_k=3, top_p=0.9, repetition_penalty=2.0, presence_penalty=0.5, logit_bias=BIAS, seed=12),
+    SamplingParams(temperature=9.0, top_k=0, top_p=0.9, logit_bias=BIAS, seed=13),
 ]
 # fewer tokens than a group, more than the best groups; off every border
 VOCABULARIES = [(5, torch.float32), (8193, torch.bfloat16), (12_001, torch.float32)]

@@ -11,7 +11,7 @@ import torch
 
 from service.engine import sampling
 from service.engine.config import ModelConfig
-from service.engine.defaults import Quantization
+from service.engine.defaults import MOST_BIASED, Quantization
 from service.engine.kernels import checks, decode_check, linear_check, sample_check, torch_ops
 from service.engine.kernels.batch import DecodeBatch, DecodeInputs
 from service.engine.kernels.candidate import Candidate, Disagreement, ServedShapes, require_close
@@ -141,6 +141,19 @@ def ignores_min_p(rows: sampling.Rows, _: torch.Tensor) -> sampling.Rows:
 @samples_by
 def ignores_the_frequency(rows: sampling.Rows, _: torch.Tensor) -> sampling.Rows:
     return replace(rows, frequency=torch.zeros_like(rows.frequency))
+
+
+@samples_by
+def ignores_the_bias(rows: sampling.Rows, _: torch.Tensor) -> sampling.Rows:
+    return replace(rows, bias=torch.zeros_like(rows.bias))
+
+
+@samples_by
+def adds_the_first_bias_alone(rows: sampling.Rows, _: torch.Tensor) -> sampling.Rows:
+    bias = rows.bias.clone()
+    bias[:, 2 : 1 + MOST_BIASED] = 0
+    bias[:, 2 + MOST_BIASED :] = 0
+    return replace(rows, bias=bias)
 
 
 @samples_by
@@ -469,6 +482,8 @@ LIARS: list[tuple[str, Any, Callable[[Ops, ServedShapes], None]]] = [
     ("sample", ignores_min_p, sample_check.check_sample),
     ("sample", ignores_the_frequency, sample_check.check_sample),
     ("sample", ignores_the_presence, sample_check.check_sample),
+    ("sample", ignores_the_bias, sample_check.check_sample),
+    ("sample", adds_the_first_bias_alone, sample_check.check_sample),
     ("sample", forgets_to_count, sample_check.check_sample),
     ("sample", ignores_what_is_forbidden, sample_check.check_sample),
     ("sample", takes_forbidden_tokens_for_seen, sample_check.check_sample),

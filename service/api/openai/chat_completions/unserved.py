@@ -14,7 +14,6 @@ OF_REQUEST: Neutral = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "include_reasoning": (True, False),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "moderation": (),
     "parallel_tool_calls": (False, True),

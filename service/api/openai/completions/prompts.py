@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from service.api.body import tag
-from service.api.fields import MAX_TEXT_CHARACTERS
+from service.api.fields import MAX_TEXT_CHARACTERS, TokenId
 
 MOST_PROMPTS = 128
 MOST_TOKENS = 200_000
@@ -14,7 +14,6 @@ MOST_TOKENS = 200_000
 
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
 """With any characters: what the same tokens may stand for is read, too."""
-TokenId = Annotated[int, Field(ge=0)]
 Tokens = Annotated[list[TokenId], Field(max_length=MOST_TOKENS, fail_fast=True)]
 Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
 TokenLists = Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]

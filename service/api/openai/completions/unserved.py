@@ -5,7 +5,6 @@ from service.api.openai.unserved import OF_OTHER_SERVERS, Neutral
 OF_REQUEST: Neutral = {
     **OF_OTHER_SERVERS,
     "best_of": (1,),
-    "logit_bias": ({},),
     "prompt_embeds": (),
     "prompt_logprobs": (),
     "suffix": ("",),

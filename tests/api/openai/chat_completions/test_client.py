@@ -116,8 +116,10 @@ async def test_all_settings_reach_the_engine(
     theirs: dict[str, Any] = {"temperature": 0.5, "top_p": 0.25, "seed": 4}
     theirs |= {"frequency_penalty": 0.75, "presence_penalty": -1.5}
     ours = {"top_k": 5, "min_p": 0.125, "repetition_penalty": 1.5}
-    await client.chat.completions.create(model=model, messages=HELLO, **theirs, extra_body=ours)
-    assert [request.sampling for request in asked] == [SamplingParams(**theirs, **ours)]
+    bias = {"7": -100, "3": 1.5}
+    await client.chat.completions.create(model=model, messages=HELLO, logit_bias=bias, **theirs, extra_body=ours)
+    sampling = SamplingParams(logit_bias=((7, -100.0), (3, 1.5)), **theirs, **ours)
+    assert [request.sampling for request in asked] == [sampling]
 
 
 async def test_a_wrong_setting_of_other_servers_is_named(client: openai.AsyncOpenAI, model: str) -> None:
