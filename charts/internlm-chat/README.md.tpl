@@ -23,6 +23,7 @@ No GPU at hand? `--set mode=cpu` serves a small real chat model anywhere, kind i
 | --- | --- |
 | a GPU of 16 GB, or more chats at once on one of 24 GB | `settings.quantization=int8`: see [Eight-bit weights](#eight-bit-weights) |
 | a MIG slice | `gpu.resource=nvidia.com/mig-3g.40gb` |
+| a GPU by a claim (dynamic resource allocation) | `gpu.claimTemplate`: see [A GPU by a claim](#a-gpu-by-a-claim) |
 | a pinned model | `model.revision=<commit>` |
 | a private hub | `model.endpoint`, `model.tokenSecret.name` |
 | no connection to the outside | `airGap=true` with `model.source=volume` or `image`: see [Without a connection](#without-a-connection) |
@@ -146,6 +147,30 @@ the service must therefore wait for `requestTimeout` + 10 s (310 s as it comes) 
 | AWS ALB | `ingress.annotations` with `alb.ingress.kubernetes.io/load-balancer-attributes: idle_timeout.timeout_seconds=310` and `alb.ingress.kubernetes.io/target-type: ip`. |
 | GKE | 30 s as it comes. Ingress: a BackendConfig with `timeoutSec: 310` (in `extraObjects`, say), named by `service.annotations` with `cloud.google.com/backend-config: '{"default": "<its name>"}'`. Gateway: a GCPBackendPolicy with `default.timeoutSec: 310`, whose `targetRef` is the Service. |
 | OpenShift | 30 s as it comes: `ingress.annotations` with `haproxy.router.openshift.io/timeout: 310s`, which goes over to the Route that is made of the Ingress. |
+
+## A GPU by a claim
+Where NVIDIA's driver for dynamic resource allocation hands out GPUs, a pod claims one by a ResourceClaimTemplate of yours, which says what it must be like:
+
+```yaml
+gpu:
+  claimTemplate: gpu-of-24gb
+extraObjects:
+  - apiVersion: resource.k8s.io/v1
+    kind: ResourceClaimTemplate
+    metadata: {name: gpu-of-24gb}
+    spec:
+      spec:
+        devices:
+          requests:
+            - name: gpu
+              exactly:
+                deviceClassName: gpu.nvidia.com
+                selectors:
+                  - cel: {expression: "device.capacity['gpu.nvidia.com'].memory.isGreaterThan(quantity('22Gi'))"}
+```
+
+`gpu.resource` is then not asked for; each replica has a claim of its own, which goes with its pod. Kubernetes lets nobody change such a template: make one of another name. The template must ask for one GPU, or one MIG slice
+(`mig.nvidia.com`): the server uses the first it finds. Claims of other devices go into `pod.extraSpec.resourceClaims` and `resources.claims`, as ever. Some clusters answer `nvidia.com/gpu` with a claim by themselves; those need none of this.
 
 ## A GPU that several pods share
 Where GPUs are divided in time or by MPS, the server need not hold the memory while nobody asks: with `settings.sleepAfter=900` the engine's process ends

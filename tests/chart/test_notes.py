@@ -29,6 +29,15 @@ CASES: dict[str, tuple[Values, list[str], list[str]]] = {
         ],
         ["Authorization", "in each of"],
     ),
+    "a GPU by a claim": (
+        {"gpu": {"claimTemplate": "one-gpu"}},
+        [
+            "is starting on one GPU by the claim template one-gpu.",
+            '"cannot allocate all claims"',
+            "such as one-gpu asks",
+        ],
+        ["nvidia.com", "Insufficient"],
+    ),
     "the small model on a CPU": (
         {"mode": "cpu", "startupBudget": 120},
         ["A small chat model is starting on the CPU", "--timeout=120s"],

@@ -1,8 +1,14 @@
 """CPU and memory of the three containers: what a value names, over the defaults."""
 
-import pytest
+import re
+from pathlib import Path
 
-from tests.support.helm import Values, render
+import pytest
+import yaml
+
+from tests.chart.conftest import Complaints
+from tests.chart.upgrades import claim, deployed
+from tests.support.helm import CHART, Values, render, render_upgrade
 
 GPU = {"nvidia.com/gpu": 1}
 # Of the 4 CPUs and 16 GB that most nodes with one GPU of 24 GB have, what Kubernetes and what else runs there leave.
@@ -55,6 +61,56 @@ def test_what_is_not_named_keeps_its_default(named: Values, expected: Values) ->
 def test_mode_cpu_has_defaults_of_its_own() -> None:
     resources = render({"mode": "cpu", "resources": {"limits": {"memory": "8Gi"}}}).server["resources"]
     assert resources == {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "8Gi"}}
+
+
+def test_a_gpu_may_be_claimed_instead_of_counted() -> None:
+    values: Values = {"gpu": {"claimTemplate": "one-gpu"}}
+    claimed = render(values)
+    assert claimed.pod["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}]
+    limits = {"memory": "32Gi"}
+    assert claimed.server["resources"] == {
+        "claims": [{"name": "gpu"}],
+        "requests": DEFAULT_REQUESTS,
+        "limits": limits,
+    }
+    assert "claims" not in claimed.download["resources"]
+    del claimed.pod["resourceClaims"]
+    claimed.server["resources"] = render().server["resources"]
+    assert claimed.pod == render().pod
+    assert render(values | {"mode": "cpu"}).pod == render({"mode": "cpu"}).pod
+
+
+def test_the_readme_shows_a_template_that_kubernetes_takes(complaints: Complaints) -> None:
+    (shown,) = re.findall(r"## A GPU by a claim\n.*?```yaml\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL)
+    manifests = render(yaml.safe_load(shown), kubernetes="1.35.0")
+    (claim,) = manifests.pod["resourceClaims"]
+    assert claim["resourceClaimTemplateName"] == manifests.one("ResourceClaimTemplate")["metadata"]["name"]
+    assert complaints([("1.35.0", each) for each in manifests]) == ""
+
+
+def test_devices_of_other_kinds_may_be_claimed_beside_it() -> None:
+    nic = {"name": "nic", "resourceClaimTemplateName": "one-nic"}
+    values: Values = {
+        "gpu": {"claimTemplate": "one-gpu"},
+        "resources": {"claims": [{"name": "nic"}]},
+        "pod": {"extraSpec": {"resourceClaims": [nic], "schedulerName": "volcano"}},
+    }
+    gpu = {"name": "gpu", "resourceClaimTemplateName": "one-gpu"}
+    manifests = render(values)
+    assert manifests.pod["resourceClaims"] == [gpu, nic]
+    assert manifests.pod["schedulerName"] == "volcano"
+    assert manifests.server["resources"]["claims"] == [{"name": "gpu"}, {"name": "nic"}]
+    assert render(values | {"gpu": {}}).pod["resourceClaims"] == [nic]
+
+
+def test_no_pod_but_the_servers_claims_a_gpu(tmp_path: Path) -> None:
+    """One that the serving pod holds would keep the others waiting for ever."""
+    values: Values = {"gpu": {"claimTemplate": "one-gpu"}, "model": {"revision": "v2"}}
+    manifests = render_upgrade(values, [*deployed({}), claim()], tmp_path)
+    jobs = [job["spec"]["template"]["spec"] for job in manifests.all("Job")]
+    assert len(jobs) == 2, "of the image and of the model"
+    for pod in (render(values).one("Pod")["spec"], *jobs):
+        assert "one-gpu" not in str(pod)
 
 
 def test_init_container_and_test_pod_can_be_fitted_as_well() -> None:

@@ -120,11 +120,14 @@ livenessProbe:
 {{- if $gpu }}
 {{- range $part := list "requests" "limits" }}
 {{- if hasKey (get ($.Values.resources | default dict) $part | default dict) $.Values.gpu.resource }}
-{{- fail (printf "resources.%s names %s, of which a pod gets one: the chart asks for it by gpu.resource." $part $.Values.gpu.resource) }}
+{{- fail (printf "resources.%s names %s, of which a pod gets one: the chart asks for it by gpu.resource or gpu.claimTemplate." $part $.Values.gpu.resource) }}
 {{- end }}
 {{- end }}
-{{- $limits := merge (dict .Values.gpu.resource 1) ($resources.limits | default dict) }}
-{{- $_ := set $resources "limits" $limits }}
+{{- if .Values.gpu.claimTemplate }}
+{{- $_ := set $resources "claims" (prepend ($resources.claims | default list) (dict "name" "gpu")) }}
+{{- else }}
+{{- $_ := set $resources "limits" (merge (dict .Values.gpu.resource 1) ($resources.limits | default dict)) }}
+{{- end }}
 {{- end }}
 {{- toYaml $resources }}
 {{- end }}

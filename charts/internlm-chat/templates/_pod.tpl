@@ -55,8 +55,17 @@ capabilities:
 {{- if eq .Values.mode "gpu" }}
 {{- $gpu := .Values.gpu | default dict }}
 {{- $selector := merge (dict) ($gpu.nodeSelector | default dict) (dict "kubernetes.io/arch" "amd64") }}
-{{- toYaml (set (pick $gpu "runtimeClassName" "tolerations") "nodeSelector" $selector) }}
+{{- $placement := set (pick $gpu "runtimeClassName" "tolerations") "nodeSelector" $selector }}
+{{- with $gpu.claimTemplate }}
+{{- $_ := set $placement "resourceClaims" (list (dict "name" "gpu" "resourceClaimTemplateName" .)) }}
 {{- end }}
+{{- toYaml $placement }}
+{{- end }}
+{{- end }}
+
+{{/* What stands for one GPU, in words. */}}
+{{- define "chat.gpuTitle" -}}
+{{- with .Values.gpu.claimTemplate }}GPU by the claim template {{ . }}{{ else }}{{ .Values.gpu.resource }}{{ end }}
 {{- end }}
 
 {{/* Where a pod may run and what it may pull: `(list . gpu)`, in which `gpu` is what a GPU adds to it. */}}
@@ -84,7 +93,11 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- with $values.pod.affinity }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $values.pod.extraSpec }}
+{{- $extra := $values.pod.extraSpec | default dict }}
+{{- with concat ($gpu.resourceClaims | default list) ($extra.resourceClaims | default list) }}
+resourceClaims: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with omit $extra "resourceClaims" }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}
