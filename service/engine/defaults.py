@@ -7,7 +7,7 @@ Quantization = Literal["none", "int8"]
 MOST_LOGPROBS = 20
 """Of the likeliest tokens, how many an answer's token may be reported beside. Source: OpenAI's `top_logprobs`."""
 MOST_BIASED = 300
-"""Tokens that a request may add to the logits of: as many as OpenAI's API takes."""
+"""Tokens of which a request may have something added to the logits: each slot keeps room for so many."""
 BLOCK_TOKENS = 64
 """Tokens of a KV block."""
 RUNNING_ON_GPU, RUNNING_ON_CPU = 256, 8

@@ -12,10 +12,11 @@ WIDTH = 1 + 2 * MOST_BIASED
 
 
 def row_of(params: SamplingParams) -> list[int]:
-    """WIDTH numbers for the request's `logit_bias`."""
+    """WIDTH numbers for the request's `logit_bias`, in the order of ids: a kernel that looks at a part of the
+    vocabulary finds those of its own side by side."""
     row = np.zeros(WIDTH, dtype=np.int32)
     tokens, added = row[1 : 1 + MOST_BIASED], row[1 + MOST_BIASED :].view(np.float32)
-    for place, (token, value) in enumerate(params.logit_bias):
+    for place, (token, value) in enumerate(sorted(params.logit_bias)):
         tokens[place], added[place] = token, value
     row[0] = len(params.logit_bias)
     return [int(number) for number in row]

@@ -35,6 +35,13 @@ def test_as_many_tokens_as_may_be_are_all_kept() -> None:
     assert torch.equal(added, expected)
 
 
+def test_tokens_stand_in_the_order_of_their_ids() -> None:
+    row = logit_bias.row_of(SamplingParams(logit_bias=((30, 1.0), (7, -2.0), (20, 3.0))))
+    assert row[:5] == [3, 7, 20, 30, 0]
+    bits = torch.tensor(row[1 + MOST_BIASED :], dtype=torch.int32)
+    assert bits.view(torch.float32)[:4].tolist() == [-2.0, 3.0, 1.0, 0.0]
+
+
 def test_minus_infinity_of_what_a_neighbour_forbids_is_no_trouble() -> None:
     logits = torch.full((1, 4), -torch.inf)
     assert logit_bias.biased(logits, rows_of({2: 100.0}))[0].tolist() == [-torch.inf] * 4

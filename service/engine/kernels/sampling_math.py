@@ -18,6 +18,9 @@ ONCE = tl.constexpr(sampling.ONCE)
 MOST_COUNTED = tl.constexpr(sampling.MOST_COUNTED)
 BIAS_WIDTH = tl.constexpr(logit_bias.WIDTH)
 MOST_BIASED = tl.constexpr(_MOST_BIASED)
+BIAS_BLOCK = tl.constexpr(triton.next_power_of_2(_MOST_BIASED))
+NO_TOKEN = tl.constexpr(0x7FFFFFFF)
+"""Above every token's id."""
 
 
 @triton.jit
@@ -41,18 +44,25 @@ def gumbel(first, second, token):
 
 @triton.jit
 def biased(logit, bias, token):
-    """`logit_bias.biased`: one by one, since few rows have any."""
-    for place in range(tl.load(bias)):
-        added = tl.load(bias + 1 + MOST_BIASED + place).to(tl.float32, bitcast=True)
-        logit += tl.where(token == tl.load(bias + 1 + place), added, 0.0)
+    """`logit_bias.biased`: one by one of those that lie among `token`, since few rows have any."""
+    count = tl.load(bias)
+    if count > 0:
+        place = tl.arange(0, BIAS_BLOCK)
+        ids = tl.load(bias + 1 + place, mask=place < count, other=NO_TOKEN)
+        first = tl.sum((ids < tl.min(token)).to(tl.int32))
+        end = tl.sum((ids <= tl.max(token)).to(tl.int32))
+        for each in range(first, end):
+            added = tl.load(bias + 1 + MOST_BIASED + each).to(tl.float32, bitcast=True)
+            logit += tl.where(token == tl.load(bias + 1 + each), added, 0.0)
     return logit
 
 
 @triton.jit
 def penalized(logits, marks, bias, penalty, frequency, presence, token, inside):
     """`biased`, `sampling.penalize` and `amount_off`; NOTHING for what is forbidden, and outside the vocabulary."""
-    logit = biased(tl.load(logits + token, mask=inside, other=0.0).to(tl.float32), bias, token)
-    mark = tl.load(marks + token, mask=inside, other=0)
+    logit = tl.load(logits + token, mask=inside, other=0.0).to(tl.float32)
+    mark = tl.load(marks + token, mask=inside, other=0)  # on its way before the branch in `biased` is taken
+    logit = biased(logit, bias, token)
     factor = tl.zeros_like(logit) + penalty
     changed = tl.where(logit < 0, logit * factor, tl.div_rn(logit, factor))
     score = tl.where((mark & SEEN) != 0, changed, logit)

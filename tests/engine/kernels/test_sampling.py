@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from service.engine import sampling
 from service.engine.base import SamplingParams
+from service.engine.defaults import MOST_BIASED
 from service.engine.kernels import torch_ops
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.sample_check import sampling_slots
@@ -113,6 +115,30 @@ def test_the_served_vocabulary(kernel_subject: Subject) -> None:
     logits = torch.randn(len(params), 128_512) * 2
     drawn, expected = draw_both(kernel_subject, logits, torch.rand(len(params), 128_512) < 0.01, params)
     assert drawn == expected
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0.0),
+        SamplingParams(top_k=0, top_p=1.0),
+        SamplingParams(top_k=50, top_p=0.9),
+        SamplingParams(top_k=0, top_p=0.9, temperature=30.0),
+    ],
+    ids=str,
+)
+def test_many_tokens_may_be_biased_wherever_they_are(kernel_subject: Subject, params: SamplingParams) -> None:
+    """Named in no order. Several decide between themselves, and one of the first and the last of what a program reads
+    may be among them."""
+    vocab, random = 12_001, torch.Generator().manual_seed(9)
+    tokens = torch.randperm(vocab, generator=random)[: MOST_BIASED - 6].tolist()
+    edges = [at for at in (0, 127, 128, 4096, 8191, vocab - 1) if at not in tokens]
+    bias = tuple((token, 8.0 + (place * 7 % 13) / 4) for place, token in enumerate([*tokens, *edges]))
+    rows = [replace(params, seed=seed, logit_bias=bias) for seed in range(5)]
+    logits = torch.randn(len(rows), vocab, generator=random)
+    drawn, expected = draw_both(kernel_subject, logits, some_marks(len(rows), vocab), rows)
+    assert drawn == expected
+    assert params.temperature > 1 or set(drawn) & {token for token, _ in bias}
 
 
 def test_flat_logits_are_searched_to_the_last_token(kernel_subject: Subject) -> None:
