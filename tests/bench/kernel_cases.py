@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from msgspec.structs import replace
 
+from service.engine.defaults import MOST_BIASED
 from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.decode_check import RotatedDecode, decode_problem
 from service.engine.kernels.linear_check import MatrixShape, chained, matrices
@@ -34,6 +36,7 @@ def cases(shapes: ServedShapes, *, tiny: bool) -> Iterator[Case]:
         yield silu_case(shapes, rows)
         yield rope_case(shapes, rows)
         yield sample_case(shapes, rows)
+        yield sample_case(shapes, rows, biased=MOST_BIASED)
     for width, depth, gated in matrices(c, c.vocab_size):
         for rows in (1, 3) if tiny else (1, 4, 16, 32, 64, 128, 192, 256):
             yield linear_case(shapes, rows, width, depth, gated)
@@ -83,17 +86,19 @@ def rope_case(shapes: ServedShapes, rows: int) -> Case:
     return Case("rotate_and_cache", {"rows": rows, "heads": c.num_heads + 2 * c.num_kv_heads}, size, works)
 
 
-def sample_case(shapes: ServedShapes, rows: int) -> Case:
+def sample_case(shapes: ServedShapes, rows: int, biased: int = 0) -> Case:
+    """In each row, as many tokens from one end of the vocabulary to the other are `biased`."""
     vocab = shapes.config.vocab_size
+    params = replace(SAMPLED[1], logit_bias=tuple((vocab * place // biased, -1.0) for place in range(biased)))
     size = rows * vocab * (shapes.dtype.itemsize + 1)  # logits, and a byte of what was seen
     logits = inputs(shapes, size, (rows, vocab))
     seen = torch.zeros(rows, vocab, dtype=torch.bool, device=shapes.device)
-    slots = sampling_slots([SAMPLED[1]] * rows, seen, torch.zeros(rows, dtype=torch.int64))
+    slots = sampling_slots([params] * rows, seen, torch.zeros(rows, dtype=torch.int64))
     numbers = torch.arange(rows, device=shapes.device)
     methods = slots.methods(numbers.tolist())
     return Case(
         "sample",
-        {"rows": rows, "vocab": vocab},
+        {"rows": rows, "vocab": vocab, "biased": biased},
         size,
         lambda ops: [lambda x=x: ops.sample(x, slots, numbers, methods) for x in logits],
     )

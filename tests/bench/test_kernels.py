@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from service.engine.config import INTERNLM3_8B
+from service.engine.defaults import MOST_BIASED
 from service.engine.kernels.candidate import ServedShapes
 from service.engine.kernels.ops import Ops
 from service.engine.kernels.tuning import AttentionTuning
@@ -32,6 +33,7 @@ def test_a_tiny_run_times_every_kernel_beside_torch(quantization: str) -> None:
     assert float(str(device["gb_per_s"])) > 0
     kernels = {"add_rms_norm", "silu_mul", "rotate_and_cache", "sample", "linear", "norm_linear", "chain"}
     assert {case["kernel"] for case in cases} == kernels | {"decode_attention", "rotating_attention"}
+    assert {case["biased"] for case in cases if case["kernel"] == "sample"} == {0, MOST_BIASED}
     for case in cases:
         assert float(str(case["microseconds"])) > 0, case
         assert float(str(case["torch_microseconds"])) > 0, case
