@@ -30,7 +30,8 @@ from service.tokenizer.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Chat:
-    """What a client wants answered, with at most so many tokens: `or_what_fits`, where the context leaves fewer.
+    """What a client wants answered, with at most so many tokens: `or_what_fits`, where the context leaves fewer. It
+    ends before the first text of `stop`, and with the first token of `stop_ids`, too.
 
     `schema`: what the answer's JSON must fit; None for text. `offer`: tools that it may call, or must, of which the
     messages of the `prompt` tell the model; only where it `calls_tools`. `logprobs`: the tokens of its text are
@@ -43,6 +44,7 @@ class Chat:
     max_new_tokens: int
     or_what_fits: bool = False
     stop: list[str] = field(default_factory=list)
+    stop_ids: list[int] = field(default_factory=list)
     ignore_eos: bool = False
     schema: dict[str, Any] | None = None
     offer: Offer | None = None
@@ -141,6 +143,7 @@ class Generation:
             async with asyncio.timeout(self._request_timeout):
                 vocab_size = self._info.vocab_size
                 require_known((token for token, _ in chat.sampling.logit_bias), vocab_size, "logit_bias")
+                require_known(chat.stop_ids, vocab_size, "stop_token_ids")
                 prompt = await self._preparation.prompt(chat.prompt, vocab_size, chat.fields, chat.shared)
                 new_tokens = self._new_tokens(len(prompt), chat)  # before work that would be for nothing
                 grammar = await self._preparation.grammar(chat.schema, chat.offer, chat.fields, chat.shared)
@@ -168,6 +171,7 @@ class Generation:
             Reporter(self._spelling),
             request.stop_ids if is_chat else [],  # of a text every token is reported
             self._marks(chat),
+            silent_ids=chat.stop_ids,
             continues=not (is_chat or chat.echo) and self._goes_on_behind(request.prompt_ids[-1]),
         )
         if chat.echo:
@@ -184,7 +188,8 @@ class Generation:
 
     def _stop_ids(self, chat: Chat) -> list[int]:
         marks = self._marks(chat)
-        return [] if chat.ignore_eos else [*self._tokenizer.stop_ids, *([marks.end] if marks else [])]
+        ends = [] if chat.ignore_eos else [*self._tokenizer.stop_ids, *([marks.end] if marks else [])]
+        return ends + chat.stop_ids
 
     def _new_tokens(self, prompt: int, chat: Chat) -> int:
         context, wanted, fields = self._info.max_context, chat.max_new_tokens, chat.fields

@@ -1,6 +1,7 @@
 """One answer, from the engine's tokens to pieces for its client."""
 
 import math
+from collections.abc import Sequence
 
 from service.chat.logprobs import Reporter, TokenReport
 from service.chat.pieces import CallDelta, Delta, Done, TextDelta
@@ -18,7 +19,8 @@ NOTHING_BEFORE = Logprobs(math.nan)
 
 class AnswerReader:
     """Tokens to text, cut at the first stop string, and their reports, but for the one of `stop_ids` that ends it. What
-    comes between `marks` is a call. `continues`: the text goes on within another one."""
+    comes between `marks` is a call. One of `silent_ids` ends the answer, and its text is none of it. `continues`: the
+    text goes on within another one."""
 
     def __init__(
         self,
@@ -28,6 +30,7 @@ class AnswerReader:
         stop_ids: list[int],
         marks: CallMarks | None = None,
         *,
+        silent_ids: Sequence[int] = (),
         continues: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
@@ -36,6 +39,7 @@ class AnswerReader:
         self._reporter = reporter
         self._stop_ids = stop_ids
         self._marks = marks
+        self._silent_ids = silent_ids
         self._call: _Call | None = None
         self._come = self._handed_on = 0  # characters of text
         self._echo = ""  # text of the prompt that is to be handed on with the next one
@@ -89,7 +93,8 @@ class AnswerReader:
         if event.logprobs and event.token not in self._stop_ids:
             first = self._detokenizer.at_start
             self._reporter.push(event.token, event.logprobs, first=first, at=self._come)
-        text = self._detokenizer.push([event.token])
+        ends = event.token in self._silent_ids and not self.is_echoing
+        text = "" if ends else self._detokenizer.push([event.token])
         self._come += len(text)
         if self.is_echoing:
             self._echoes -= 1

@@ -106,10 +106,12 @@ async def test_thinking_and_json_exclude_each_other(service: Service, route: str
     assert (await ask(service, route, response_format={"type": "text"}, thinking=True)).status_code == 200
 
 
-async def test_json_ends_and_so_excludes_going_on_past_the_end(service: Service) -> None:
-    answer = await ask(service, "/v1/chat/completions", response_format={"type": "json_object"}, ignore_eos=True)
+@pytest.mark.parametrize(("field", "value"), [("ignore_eos", True), ("stop_token_ids", [5])])
+async def test_json_says_where_it_ends_and_so_excludes_another_end(service: Service, field: str, value: object) -> None:
+    answer = await ask(service, "/v1/chat/completions", response_format={"type": "json_object"}, **{field: value})
     assert answer.status_code == 400
-    assert complaint(answer)[0] == "ignore_eos"
+    assert complaint(answer)[0] == field
+    assert "response_format" in complaint(answer)[1]
 
 
 @ROUTES

@@ -1,5 +1,7 @@
 """How long answers are that nobody limits, or that go on past their end, and how many one request may have."""
 
+from collections.abc import Sequence
+
 from service.errors import InvalidRequest
 
 DEFAULT_NEW_TOKENS = 4096
@@ -10,14 +12,13 @@ MOST_CHOICES = 16
 """Each takes a place among the requests that run at once."""
 
 
-def require_an_end(*, may_call: bool, is_json: bool, form: str) -> None:
-    """Raises InvalidRequest for `ignore_eos` beside what allows nothing behind an answer's end: tools, and `form`, the
-    field that says what form the answer has."""
-    if may_call or is_json:
+def require_an_end(moved_by: Sequence[str], *, may_call: bool, is_json: bool, form: str) -> None:
+    """Raises InvalidRequest for fields that move an answer's end (`ignore_eos`, `stop_token_ids`) beside what says
+    where it is: tools, and `form`, the field that says what form the answer has."""
+    if moved_by and (may_call or is_json):
         other = "tools" if may_call else form
         raise InvalidRequest(
-            f"ignore_eos goes on past the answer's end, and {other} allows nothing there; send one of them",
-            field="ignore_eos",
+            f"{moved_by[0]} moves the answer's end, and {other} says where it is; send one of them", field=moved_by[0]
         )
 
 

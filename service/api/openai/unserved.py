@@ -28,7 +28,6 @@ OF_OTHER_SERVERS: Neutral = {
     "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "stop_token_ids": ([],),
     "structured_outputs": (),
     "use_beam_search": (False,),
 }

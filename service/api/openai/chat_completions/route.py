@@ -87,8 +87,8 @@ def to_chat(body: ChatCompletionRequest, prompt: Prompt) -> Chat:
     require_a_stream(has_options="stream_options" in body.model_fields_set, stream=body.stream)
     schema = body.answer_schema(thinking=body.thinking)
     may_call = offer_of(prompt.tools, body.tool_choice, thinking=body.thinking)
-    if body.ignore_eos:
-        require_an_end(may_call=may_call is not None, is_json=schema is not None, form="response_format")
+    is_json = schema is not None
+    require_an_end(body.end_is_moved_by, may_call=may_call is not None, is_json=is_json, form="response_format")
     wanted = new_tokens(body)
     return Chat(
         prompt=prompt.messages,
@@ -96,6 +96,7 @@ def to_chat(body: ChatCompletionRequest, prompt: Prompt) -> Chat:
         max_new_tokens=wanted or DEFAULT_NEW_TOKENS,
         or_what_fits=wanted is None,
         stop=body.stop,
+        stop_ids=body.stop_token_ids,
         ignore_eos=body.ignore_eos,
         schema=schema,
         offer=may_call,

@@ -32,8 +32,7 @@ def to_chats(body: CompletionRequest, prompts: Sequence[tuple[str, str | list[in
     scores = body.echo and body.logprobs is not None
     if scores:
         require_plain(body, is_json=schema is not None)
-    if body.ignore_eos:
-        require_an_end(may_call=False, is_json=schema is not None, form="response_format")
+    require_an_end(body.end_is_moved_by, may_call=False, is_json=schema is not None, form="response_format")
     new_tokens = body.max_tokens or DEFAULT_NEW_TOKENS
     said = sum(tokens_about(content) for _, content in prompts) if scores else 0
     logprobs = reported(
@@ -51,6 +50,7 @@ def to_chats(body: CompletionRequest, prompts: Sequence[tuple[str, str | list[in
             max_new_tokens=new_tokens,
             or_what_fits=body.max_tokens is None,
             stop=body.stop,
+            stop_ids=body.stop_token_ids,
             ignore_eos=body.ignore_eos,
             schema=schema,
             logprobs=logprobs,

@@ -93,8 +93,8 @@ def to_chat(body: ResponseRequest, prompt: Prompt) -> Chat:
     wanted = body.max_output_tokens
     may_call = offer_of(prompt.tools, body.tool_choice, thinking=body.thinking)
     schema = body.text.format.schema_of_json
-    if body.ignore_eos:
-        require_an_end(may_call=may_call is not None, is_json=schema is not None, form=FORMAT)
+    moved_by = ["ignore_eos"] if body.ignore_eos else []
+    require_an_end(moved_by, may_call=may_call is not None, is_json=schema is not None, form=FORMAT)
     return Chat(
         prompt=prompt.messages,
         sampling=body.sampling(),

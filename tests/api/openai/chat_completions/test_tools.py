@@ -275,6 +275,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "response_format.json_schema.schema",
     ),
     "no end": ({"ignore_eos": True}, "ignore_eos"),
+    "another end": ({"stop_token_ids": [5]}, "stop_token_ids"),
     "a user's call": (talk(calling() | {"role": "user", "content": "x"}), "messages.1.tool_calls"),
     "a user's result": ({"messages": [ASKED[0] | {"tool_call_id": "a"}]}, "messages.0.tool_call_id"),
     "a result of nothing": (talk(result()), "messages.1.tool_call_id"),

@@ -1,6 +1,7 @@
 """The official `openai` client has texts gone on with: whole, streamed, several at once. The fake engine says the
 prompt again, so that an answer shows what the model was asked."""
 
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,6 +13,7 @@ from service.tokenizer.loading import load_tokenizer
 from tests.api.conftest import Service, Start
 from tests.api.openai.conftest import Scripted, official_client
 
+MESSAGES = [{"role": "user", "content": "hi"}]
 TEXT = "the quick 你好，世界 🌍"
 ENOUGH: dict[str, Any] = {"max_tokens": 200}
 
@@ -95,6 +97,30 @@ async def test_a_text_ends_before_a_stop_string(client: openai.AsyncOpenAI, mode
     for stop in ("quick", ["nowhere", "quick"]):
         (choice,) = (await client.completions.create(model=model, prompt=TEXT, stop=stop, **ENOUGH)).choices
         assert (choice.text, choice.finish_reason) == ("the ", "stop")
+
+
+async def test_a_text_ends_with_a_stop_token_which_is_none_of_it(
+    client: openai.AsyncOpenAI, model: str, model_dir: Path
+) -> None:
+    """The fake engine says all other tokens of the prompt before it."""
+    *others, end = load_tokenizer(model_dir).encode_text("the quick brown")
+    assert end not in others
+    extra = {"ignore_eos": True, "stop_token_ids": [end]}
+    for stream in (False, True):
+        answer: Any = await client.completions.create(
+            model=model, prompt=[*others, end], stream=stream, extra_body=extra, **ENOUGH
+        )
+        choices = [chunk.choices[0] async for chunk in answer] if stream else answer.choices
+        assert "".join(choice.text for choice in choices) == load_tokenizer(model_dir).decode(others)
+        assert choices[-1].finish_reason == "stop"
+
+
+async def test_stop_tokens_end_it_beside_the_models_own(scripted: Scripted, calling: Service) -> None:
+    for path, prompt in (("/v1/completions", {"prompt": "a"}), ("/v1/chat/completions", {"messages": MESSAGES})):
+        for ignores in (False, True):
+            body = {"stop_token_ids": [77, 78], "ignore_eos": ignores, **prompt}
+            assert (await calling.http.post(path, json=body)).status_code == 200
+            assert scripted.asked[-1].stop_ids == [*([] if ignores else scripted.tokenizer.stop_ids), 77, 78]
 
 
 async def test_benchmarks_go_on_past_the_end(client: openai.AsyncOpenAI, model: str) -> None:
