@@ -170,7 +170,7 @@ extraObjects:
 ```
 
 `gpu.resource` is then not asked for; each replica has a claim of its own, which goes with its pod. Kubernetes lets nobody change such a template: make one of another name. The template must ask for one GPU, or one MIG slice
-(`mig.nvidia.com`): the server uses the first it finds. Claims of other devices go into `pod.extraSpec.resourceClaims` and `resources.claims`, as ever. Some clusters answer `nvidia.com/gpu` with a claim by themselves; those need none of this.
+(`mig.nvidia.com`): the server uses the first it finds. Claims of other devices go into `pod.extraSpec.resourceClaims` and `resources.claims`; the server's pod alone has them. Some clusters answer `nvidia.com/gpu` with a claim by themselves; those need none of this.
 
 ## A GPU that several pods share
 Where GPUs are divided in time or by MPS, the server need not hold the memory while nobody asks: with `settings.sleepAfter=900` the engine's process ends

@@ -15,7 +15,7 @@ from service.tokenizer.tokenizer import Tokenizer
 @dataclass(slots=True)
 class Likelihood:
     """A token in some place of an answer, and the natural logarithm of its probability as the model gives it: before
-    penalties, temperature and filters. No number (NaN) for the first token of a prompt, which comes after nothing.
+    penalties, bias, temperature and filters. No number (NaN) for a prompt's first token, which comes after nothing.
 
     Half a character is U+FFFD in `token`, and what it is in `bytes`. A special token has no bytes and goes by its name.
     """

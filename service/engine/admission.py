@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from service.engine.base import Finish, FinishReason, GenerationRequest
-from service.engine.defaults import MOST_LOGPROBS
+from service.engine.defaults import MOST_BIASED, MOST_LOGPROBS
 
 RATE_WINDOW = 30.0
 """Seconds of work after which a finished request counts 1/e in the measured rate: a few answers' time."""
@@ -41,6 +41,9 @@ def refusal(request: GenerationRequest, limits: Limits) -> str | None:
         return _too_long(prompt, new, f"the KV cache (INTERNLM_KV_CACHE_TOKENS) holds {limits.cache_tokens}")
     if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= limits.vocab_size:
         return f"prompt_ids holds a token outside the model's vocabulary of {limits.vocab_size}"
+    biased = [token for token, _ in request.sampling.logit_bias]
+    if len(biased) > MOST_BIASED or not all(0 <= token < limits.vocab_size for token in biased):
+        return f"logit_bias takes at most {MOST_BIASED} tokens of the model's vocabulary of {limits.vocab_size}"
     if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
         return f"logprobs is {request.logprobs}; at most {MOST_LOGPROBS} of the likeliest tokens are told"
     return None

@@ -20,8 +20,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How the next token is drawn. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 switch that filter off.
     `logit_bias`: ids of tokens, each once and at most MOST_BIASED of them, and what is added to their logits.
 
-    The order is that of transformers' processors: bias, repetition penalty (over prompt and answer), temperature,
-    top_k, top_p, min_p. Frequency and presence penalty, over the answer alone, come right after the repetition penalty.
+    The order is that of transformers' processors: repetition penalty (over prompt and answer), temperature, top_k,
+    top_p, min_p. What is added comes right after the repetition penalty, which would make more or less of it, and then
+    frequency and presence penalty, over the answer alone.
     """
 
     temperature: float = 1.0

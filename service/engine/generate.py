@@ -47,7 +47,6 @@ def generation_config(request: GenerationRequest) -> GenerationConfig:
     }
     return GenerationConfig(
         max_new_tokens=request.max_new_tokens,
-        sequence_bias={(token,): added for token, added in p.logit_bias} or None,
         repetition_penalty=p.repetition_penalty,
         eos_token_id=None if request.forced else request.stop_ids or None,  # none of the forced ones ends it
         pad_token_id=0,  # one prompt at a time is never padded; unset, transformers warns
@@ -70,6 +69,18 @@ class KeepsToGrammar(LogitsProcessor):  # type: ignore[misc]  # transformers has
         self._is_begun = True
         bits = np.unpackbits(self._allowed([self._matcher]), axis=1, count=scores.shape[1], bitorder="little")
         return scores.masked_fill(torch.from_numpy(bits).to(scores.device) == 0, float("-inf"))
+
+
+class Adds(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
+    """OpenAI's bias. transformers' own, `sequence_bias`, comes before the repetition penalty, which changes it."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self._tokens, self._added = zip(*request.sampling.logit_bias, strict=True)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """scores [1, vocab], with what the request adds."""
+        tokens = torch.tensor([self._tokens], device=scores.device)
+        return scores.scatter_add(1, tokens, scores.new_tensor([self._added]))
 
 
 class TakesOff(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
@@ -98,8 +109,10 @@ class GenerateCall(BaseStreamer, StoppingCriteria):  # type: ignore[misc]  # tra
     def __init__(self, model: Any, request: GenerationRequest, processors: list[LogitsProcessor]) -> None:
         self._model = model
         self._request = request
-        is_taken_off = request.sampling.frequency_penalty or request.sampling.presence_penalty
-        self._processors = LogitsProcessorList([*([TakesOff(request)] if is_taken_off else []), *processors])
+        p = request.sampling
+        adds = [Adds(request)] if p.logit_bias else []
+        takes_off = [TakesOff(request)] if p.frequency_penalty or p.presence_penalty else []
+        self._processors = LogitsProcessorList([*adds, *takes_off, *processors])
         self._stop = threading.Event()
         self._prompt_is_through = False
         self._logits: torch.Tensor

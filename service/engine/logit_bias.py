@@ -22,7 +22,7 @@ def row_of(params: SamplingParams) -> list[int]:
     return [int(number) for number in row]
 
 
-def biased(logits: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Logits fp32 [B, vocab] with what the rows of `bias` int32 [B, WIDTH] add; a token is named once at most."""
+def biased(scores: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Scores fp32 [B, vocab] with what the rows of `bias` int32 [B, WIDTH] add; a token is named once at most."""
     tokens, added = bias[:, 1 : 1 + MOST_BIASED], bias[:, 1 + MOST_BIASED :].view(torch.float32)
-    return logits.scatter_add(1, tokens.long(), added)
+    return scores.scatter_add(1, tokens.long(), added)

@@ -1,8 +1,8 @@
 """The next token of every row of a batch, each row by its own parameters and its own seed.
 
-The order is that of transformers' processors: what a grammar forbids, the request's bias, repetition penalty, what
-OpenAI's API takes off for tokens of the answer, temperature, top_k, top_p, min_p, then a draw. A draw is the
-Gumbel-max trick (Gumbel 1954; Maddison et al. 2014, "A* sampling"): the largest of log-probability + noise. The noise
+The order is that of transformers' processors: what a grammar forbids, repetition penalty, what OpenAI's API adds to
+tokens and takes off for those of the answer, temperature, top_k, top_p, min_p, then a draw. A draw is the Gumbel-max
+trick (Gumbel 1954; Maddison et al. 2014, "A* sampling"): the largest of log-probability + noise. The noise
 is a hash of seed, position and token id, so that a request gets the same tokens alone and in any batch.
 
 How a row is drawn follows from its own parameters alone, never from its neighbours', so that rounding can't either.
@@ -39,7 +39,7 @@ _FMIX_A, _FMIX_B = 0x85EBCA6B - (1 << 32), 0xC2B2AE35 - (1 << 32)
 class Method(IntEnum):
     """How a row's token is drawn; each is exact for the parameters that `method_of` gives it."""
 
-    GREEDY = 0  # the largest, after bias and penalties
+    GREEDY = 0  # the largest, after penalties and bias
     CANDIDATES = 1  # 1 <= top_k <= TOP_K_LIMIT: only a few tokens are sorted
     UNFILTERED = 2  # neither top_k nor top_p nor min_p: nothing is sorted
     SORTED = 3  # the rest: the vocabulary is sorted
@@ -78,7 +78,7 @@ def sample(logits: torch.Tensor, rows: Rows, positions: torch.Tensor, methods: s
 
     `methods` must contain every row's method: the host knows them, and nothing is computed for one that is absent.
     """
-    scores = penalize(biased(logits.float(), rows.bias), (rows.marks & SEEN).bool(), rows.penalty)
+    scores = biased(penalize(logits.float(), (rows.marks & SEEN).bool(), rows.penalty), rows.bias)
     scores = scores - amount_off(rows.marks, rows.frequency, rows.presence)
     scores = scores.masked_fill((rows.marks & FORBIDDEN).bool(), float("-inf"))
     best, tokens = scores.max(dim=-1)

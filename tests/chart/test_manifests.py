@@ -13,7 +13,7 @@ from tests.support.helm import CHART, KUBERNETES, Manifest, render
 from tests.support.tools import HELM, HELM3, Binary
 
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
-KUBERNETES_MINORS = ("1.33.0", "1.35.0", "1.37.0")
+KUBERNETES_MINORS = ("1.34.0", "1.35.0", "1.37.0")
 CRDS = Path(os.environ.get("CRDS") or Path(__file__).parents[3] / "shared" / "crds")
 OWN_CRDS = {"InferencePool"}
 

@@ -34,7 +34,7 @@ CASES: dict[str, tuple[Values, list[str], list[str]]] = {
         [
             "is starting on one GPU by the claim template one-gpu.",
             '"cannot allocate all claims"',
-            "such as one-gpu asks",
+            "ResourceClaimTemplate one-gpu in",
         ],
         ["nvidia.com", "Insufficient"],
     ),

@@ -152,9 +152,9 @@ def test_image_volumes_are_refused_where_kubernetes_has_none() -> None:
 
 def test_a_claim_is_refused_where_kubernetes_has_none() -> None:
     values: Values = {"gpu": {"claimTemplate": "one-gpu"}}
-    assert "from 1.34; this cluster is v1.31.9. Use gpu.resource." in refusal(values, kubernetes="1.31.9")
-    assert render(values, kubernetes="1.32.0")
-    assert render(values | {"mode": "cpu"}, kubernetes="1.31.9")
+    assert "this cluster is v1.33.9. Use gpu.resource." in refusal(values, kubernetes="1.33.9")
+    assert render(values, kubernetes="1.34.0")
+    assert render(values | {"mode": "cpu"}, kubernetes="1.33.9")
 
 
 @pytest.mark.parametrize(

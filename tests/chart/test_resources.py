@@ -66,10 +66,10 @@ def test_mode_cpu_has_defaults_of_its_own() -> None:
 def test_a_gpu_may_be_claimed_instead_of_counted() -> None:
     values: Values = {"gpu": {"claimTemplate": "one-gpu"}}
     claimed = render(values)
-    assert claimed.pod["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}]
+    assert claimed.pod["resourceClaims"] == [{"name": "server-gpu", "resourceClaimTemplateName": "one-gpu"}]
     limits = {"memory": "32Gi"}
     assert claimed.server["resources"] == {
-        "claims": [{"name": "gpu"}],
+        "claims": [{"name": "server-gpu"}],
         "requests": DEFAULT_REQUESTS,
         "limits": limits,
     }
@@ -95,22 +95,24 @@ def test_devices_of_other_kinds_may_be_claimed_beside_it() -> None:
         "resources": {"claims": [{"name": "nic"}]},
         "pod": {"extraSpec": {"resourceClaims": [nic], "schedulerName": "volcano"}},
     }
-    gpu = {"name": "gpu", "resourceClaimTemplateName": "one-gpu"}
+    gpu = {"name": "server-gpu", "resourceClaimTemplateName": "one-gpu"}
     manifests = render(values)
     assert manifests.pod["resourceClaims"] == [gpu, nic]
     assert manifests.pod["schedulerName"] == "volcano"
-    assert manifests.server["resources"]["claims"] == [{"name": "gpu"}, {"name": "nic"}]
+    assert manifests.server["resources"]["claims"] == [{"name": "server-gpu"}, {"name": "nic"}]
     assert render(values | {"gpu": {}}).pod["resourceClaims"] == [nic]
 
 
-def test_no_pod_but_the_servers_claims_a_gpu(tmp_path: Path) -> None:
+def test_no_pod_but_the_servers_claims_a_device(tmp_path: Path) -> None:
     """One that the serving pod holds would keep the others waiting for ever."""
-    values: Values = {"gpu": {"claimTemplate": "one-gpu"}, "model": {"revision": "v2"}}
+    values: Values = yaml.safe_load((CHART / "ci" / "claim-values.yaml").read_text()) | {"model": {"revision": "v2"}}
     manifests = render_upgrade(values, [*deployed({}), claim()], tmp_path)
+    assert len(manifests.pod["resourceClaims"]) == 2
     jobs = [job["spec"]["template"]["spec"] for job in manifests.all("Job")]
     assert len(jobs) == 2, "of the image and of the model"
     for pod in (render(values).one("Pod")["spec"], *jobs):
-        assert "one-gpu" not in str(pod)
+        assert "resourceClaims" not in pod
+        assert not [each for each in pod["containers"] if "claims" in each["resources"]]
 
 
 def test_init_container_and_test_pod_can_be_fitted_as_well() -> None:

@@ -89,10 +89,10 @@ def draw(
 def transformers_probabilities(logits: torch.Tensor, p: SamplingParams, seen: list[int]) -> torch.Tensor:
     """What `generate(do_sample=True)` would draw from: its processors in its order."""
     processors = LogitsProcessorList()
-    if p.logit_bias:
-        processors.append(SequenceBiasLogitsProcessor({(token,): added for token, added in p.logit_bias}))
     if p.repetition_penalty != 1.0:
         processors.append(RepetitionPenaltyLogitsProcessor(p.repetition_penalty))
+    if p.logit_bias:
+        processors.append(SequenceBiasLogitsProcessor({(token,): added for token, added in p.logit_bias}))
     processors.append(TemperatureLogitsWarper(p.temperature))
     if p.top_k:
         processors.append(TopKLogitsWarper(p.top_k))
@@ -184,6 +184,13 @@ def test_temperature_zero_takes_the_largest_after_the_penalty() -> None:
     greedy = params(temperature=0.0, repetition_penalty=1.5)
     assert draw(logits, [greedy], [7], [[]]) == [1]
     assert draw(logits, [greedy], [7], [[1]]) == [2]
+
+
+def test_an_equal_bias_leaves_tokens_apart_as_they_were() -> None:
+    """A choice between two, of which one stands in the prompt: the repetition penalty makes nothing of a hundred."""
+    logits = torch.tensor([[1.0, 20.4, 20.0, 25.0]])
+    choice = params(temperature=0.0, repetition_penalty=1.005, logit_bias=((1, 100.0), (2, 100.0)))
+    assert draw(logits, [choice], [7], [[1]]) == [1]
 
 
 def test_of_equal_largest_logits_greedy_takes_the_first() -> None:

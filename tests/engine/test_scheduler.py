@@ -1,6 +1,7 @@
 """The scheduler by itself: admission, the budget of a step, ends of requests. The tokens are made up by the tests."""
 
 import pytest
+from msgspec.structs import replace
 
 from service.engine.admission import (
     RETRY_LEAST,
@@ -11,6 +12,7 @@ from service.engine.admission import (
     refusal,
 )
 from service.engine.base import Event, Finish, FinishReason, GenerationRequest, SamplingParams, Token
+from service.engine.defaults import MOST_BIASED
 from service.engine.kv_cache import BlockPool
 from service.engine.scheduler import Scheduler
 from service.engine.steps import pace
@@ -323,6 +325,17 @@ def test_a_request_that_can_never_be_served_is_rejected_with_the_numbers(
     assert (event.reason, event.retry_after) == (FinishReason.REJECTED, 0)
     assert [part for part in says if part not in event.message] == []
     assert it.idle
+
+
+@pytest.mark.parametrize("tokens", [[VOCAB], [-1], list(range(MOST_BIASED + 1))], ids=["above", "below", "too many"])
+def test_a_bias_that_would_harm_the_device_is_rejected(tokens: list[int]) -> None:
+    it = scheduler(blocks=11, context=64)
+    asked = request("a")
+    biased = replace(asked, sampling=SamplingParams(logit_bias=tuple((token, 1.0) for token in tokens)))
+    (event,) = it.add(biased, 0.0)
+    assert isinstance(event, Finish)
+    assert (event.reason, event.retry_after) == (FinishReason.REJECTED, 0)
+    assert "logit_bias takes at most" in event.message
 
 
 @pytest.mark.parametrize(("prompt", "new"), [(40, 1), (1, 40), (20, 21)])

@@ -174,8 +174,8 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- end }}
 
 {{- define "chat.checks.pod" -}}
-{{- if and (eq .Values.mode "gpu") .Values.gpu.claimTemplate (semverCompare "<1.32-0" .Capabilities.KubeVersion.Version) }}
-{{- fail (printf "gpu.claimTemplate needs dynamic resource allocation, which Kubernetes has from 1.32 on, and without a feature gate from 1.34; this cluster is %s. Use gpu.resource." .Capabilities.KubeVersion.Version) }}
+{{- if and (eq .Values.mode "gpu") .Values.gpu.claimTemplate (semverCompare "<1.34-0" .Capabilities.KubeVersion.Version) }}
+{{- fail (printf "gpu.claimTemplate needs dynamic resource allocation, which Kubernetes has from 1.34 on (an earlier one may drop a claim without a word); this cluster is %s. Use gpu.resource." .Capabilities.KubeVersion.Version) }}
 {{- end }}
 {{- $own := list "activeDeadlineSeconds" "affinity" "automountServiceAccountToken" "containers" "enableServiceLinks" "imagePullSecrets" "initContainers" "nodeSelector" "priorityClassName" "restartPolicy" "runtimeClassName" "securityContext" "serviceAccount" "serviceAccountName" "terminationGracePeriodSeconds" "tolerations" "topologySpreadConstraints" "volumes" }}
 {{- range $field, $_ := .Values.pod.extraSpec }}

@@ -124,7 +124,7 @@ livenessProbe:
 {{- end }}
 {{- end }}
 {{- if .Values.gpu.claimTemplate }}
-{{- $_ := set $resources "claims" (prepend ($resources.claims | default list) (dict "name" "gpu")) }}
+{{- $_ := set $resources "claims" (prepend ($resources.claims | default list) (dict "name" (include "chat.gpuClaim" .))) }}
 {{- else }}
 {{- $_ := set $resources "limits" (merge (dict .Values.gpu.resource 1) ($resources.limits | default dict)) }}
 {{- end }}

@@ -64,6 +64,6 @@ spec:
 {{- $_ := set $affinity "podAffinity" . }}
 {{- end }}
 {{- $pod := set (omit .Values.pod "affinity" "priorityClassName") "affinity" $affinity }}
-{{- include "chat.placement" (list (dict "Values" (set (omit .Values "pod") "pod" $pod)) (omit $gpu "runtimeClassName" "resourceClaims")) }}
+{{- include "chat.placement" (list (dict "Values" (set (omit .Values "pod") "pod" $pod)) (omit $gpu "runtimeClassName")) }}
 {{- end }}
 {{- end }}

@@ -25,6 +25,9 @@ spec:
     - {{- include "chat.serverContainer" . | nindent 6 }}
   volumes: {{- include "chat.volumes" . | nindent 4 }}
   {{- include "chat.placement" (list . (include "chat.gpuPlacement" . | fromYaml)) | nindent 2 }}
+  {{- with include "chat.resourceClaims" . | fromYamlArray }}
+  resourceClaims: {{- toYaml . | nindent 4 }}
+  {{- end }}
   {{- with .Values.pod.topologySpreadConstraints }}
   topologySpreadConstraints: {{- toYaml . | nindent 4 }}
   {{- end }}
@@ -55,13 +58,23 @@ capabilities:
 {{- if eq .Values.mode "gpu" }}
 {{- $gpu := .Values.gpu | default dict }}
 {{- $selector := merge (dict) ($gpu.nodeSelector | default dict) (dict "kubernetes.io/arch" "amd64") }}
-{{- $placement := set (pick $gpu "runtimeClassName" "tolerations") "nodeSelector" $selector }}
-{{- with $gpu.claimTemplate }}
-{{- $_ := set $placement "resourceClaims" (list (dict "name" "gpu" "resourceClaimTemplateName" .)) }}
-{{- end }}
-{{- toYaml $placement }}
+{{- toYaml (set (pick $gpu "runtimeClassName" "tolerations") "nodeSelector" $selector) }}
 {{- end }}
 {{- end }}
+
+{{/* YAML of the devices that the server's pod claims, and no other: one that it holds would keep a Job waiting for ever. */}}
+{{- define "chat.resourceClaims" -}}
+{{- $claims := (.Values.pod.extraSpec | default dict).resourceClaims | default list }}
+{{- if eq .Values.mode "gpu" }}
+{{- with .Values.gpu.claimTemplate }}
+{{- $claims = prepend $claims (dict "name" (include "chat.gpuClaim" .) "resourceClaimTemplateName" .) }}
+{{- end }}
+{{- end }}
+{{- toYaml $claims }}
+{{- end }}
+
+{{/* By which name container and pod know the claim: one that no claim of an operator's own is likely to have. */}}
+{{- define "chat.gpuClaim" -}}server-gpu{{- end }}
 
 {{/* What stands for one GPU, in words. */}}
 {{- define "chat.gpuTitle" -}}
@@ -93,11 +106,7 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- with $values.pod.affinity }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- $extra := $values.pod.extraSpec | default dict }}
-{{- with concat ($gpu.resourceClaims | default list) ($extra.resourceClaims | default list) }}
-resourceClaims: {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with omit $extra "resourceClaims" }}
+{{- with omit ($values.pod.extraSpec | default dict) "resourceClaims" }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from service.api.fields import Number, TokenId
 from service.engine.defaults import MOST_BIASED
 
-_ID = re.compile("0|[1-9][0-9]{0,8}")
+_ID = re.compile("0|[1-9][0-9]{0,17}")
 
 
 def _by_ids(bias: Any) -> Any:

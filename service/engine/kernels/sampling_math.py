@@ -43,7 +43,7 @@ def gumbel(first, second, token):
 
 
 @triton.jit
-def biased(logit, bias, token):
+def biased(score, bias, token):
     """`logit_bias.biased`: one by one of those that lie among `token`, since few rows have any."""
     count = tl.load(bias)
     if count > 0:
@@ -53,19 +53,18 @@ def biased(logit, bias, token):
         end = tl.sum((ids <= tl.max(token)).to(tl.int32))
         for each in range(first, end):
             added = tl.load(bias + 1 + MOST_BIASED + each).to(tl.float32, bitcast=True)
-            logit += tl.where(token == tl.load(bias + 1 + each), added, 0.0)
-    return logit
+            score += tl.where(token == tl.load(bias + 1 + each), added, 0.0)
+    return score
 
 
 @triton.jit
 def penalized(logits, marks, bias, penalty, frequency, presence, token, inside):
-    """`biased`, `sampling.penalize` and `amount_off`; NOTHING for what is forbidden, and outside the vocabulary."""
+    """`sampling.penalize`, `biased` and `amount_off`; NOTHING for what is forbidden, and outside the vocabulary."""
     logit = tl.load(logits + token, mask=inside, other=0.0).to(tl.float32)
-    mark = tl.load(marks + token, mask=inside, other=0)  # on its way before the branch in `biased` is taken
-    logit = biased(logit, bias, token)
+    mark = tl.load(marks + token, mask=inside, other=0)
     factor = tl.zeros_like(logit) + penalty
     changed = tl.where(logit < 0, logit * factor, tl.div_rn(logit, factor))
-    score = tl.where((mark & SEEN) != 0, changed, logit)
+    score = biased(tl.where((mark & SEEN) != 0, changed, logit), bias, token)
     count = (mark // ONCE).to(tl.float32)
     score -= count * frequency + tl.where(count > 0, presence, 0.0)
     return tl.where(inside & ((mark & FORBIDDEN) == 0), score, NOTHING)

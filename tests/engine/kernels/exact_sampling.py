@@ -25,10 +25,9 @@ def strays(
 def allowed(logits: torch.Tensor, marks: torch.Tensor, params: SamplingParams, position: int) -> torch.Tensor:
     """True of the tokens [vocab] that a row of `logits` may draw; `marks` [vocab] as in `engine.sampling`."""
     marks = marks.long()
-    biased = logits.double()
+    scores = penalized(logits.double(), (marks & 1) > 0, params.repetition_penalty)
     for token, added in params.logit_bias:
-        biased[token] += added
-    scores = penalized(biased, (marks & 1) > 0, params.repetition_penalty)
+        scores[token] += added
     frequency = round(params.frequency_penalty * 4096) / 4096
     scores -= (marks >> 2) * frequency + (marks >= 4) * params.presence_penalty
     scores[(marks & 2) > 0] = -torch.inf
