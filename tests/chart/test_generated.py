@@ -52,8 +52,8 @@ def test_every_value_is_explained() -> None:
 
 def test_every_value_has_its_place_in_the_schema_and_back() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
-    resources = re.compile(r"(^|\.)resources\.(requests|limits|claims)$")
-    closed = {resources.sub(r"\1resources", path) for path in schema_paths(schema)}
+    of_kubernetes = re.compile(r"(?<=resources)\.(requests|limits|claims)$|(?<=extraSpec)\.resourceClaims$")
+    closed = {of_kubernetes.sub("", path) for path in schema_paths(schema)}
     known = {path for path in paths(VALUES) if not path.startswith("pod.securityContext.")}
     assert known - {"settings"} == {path for path in closed if not path.startswith(("settings.", "global"))} - {
         "pod.securityContext"
