@@ -40,8 +40,3 @@ def test_tokens_stand_in_the_order_of_their_ids() -> None:
     assert row[:5] == [3, 7, 20, 30, 0]
     bits = torch.tensor(row[1 + MOST_BIASED :], dtype=torch.int32)
     assert bits.view(torch.float32)[:4].tolist() == [-2.0, 3.0, 1.0, 0.0]
-
-
-def test_minus_infinity_of_what_a_neighbour_forbids_is_no_trouble() -> None:
-    logits = torch.full((1, 4), -torch.inf)
-    assert logit_bias.biased(logits, rows_of({2: 100.0}))[0].tolist() == [-torch.inf] * 4
