@@ -31,6 +31,8 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "an origin no browser has": ({"settings": {"corsOrigins": "https://a.example/"}}, "/settings/corsOrigins"),
     "a setting another value decides": ({"settings": {"requestTimeout": 5}}, "requestTimeout"),
     "a variable without a name": ({"extraEnv": [{"name": "", "value": "1"}]}, "/extraEnv/0/name"),
+    "a device for a download": ({"downloader": {"resources": {"claims": [{"name": "nic"}]}}}, "/downloader/resources"),
+    "a device for a test": ({"test": {"resources": {"claims": [{"name": "nic"}]}}}, "/test/resources"),
     "a port out of bounds": ({"service": {"port": 70000}}, "/service/port"),
 }
 TAKEN: dict[str, Values] = {
