@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 from msgspec.structs import replace
@@ -16,6 +17,8 @@ from service.engine.kernels.sample_check import SAMPLED, sampling_slots
 from service.engine.kernels.stopwatch import Work, sets_needed
 
 EPS = 1e-5
+DRAWS = {"few": SAMPLED[1], "flat": SAMPLED[9]}
+"""Of a few likely tokens, as nearly always, and of a flat distribution, which the sampler has to search."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ def cases(shapes: ServedShapes, *, tiny: bool) -> Iterator[Case]:
         yield norm_case(shapes, rows)
         yield silu_case(shapes, rows)
         yield rope_case(shapes, rows)
-        yield sample_case(shapes, rows)
-        yield sample_case(shapes, rows, biased=MOST_BIASED)
+        for draw, biased in product(DRAWS, (0, MOST_BIASED)):
+            yield sample_case(shapes, rows, draw, biased)
     for width, depth, gated in matrices(c, c.vocab_size):
         for rows in (1, 3) if tiny else (1, 4, 16, 32, 64, 128, 192, 256):
             yield linear_case(shapes, rows, width, depth, gated)
@@ -86,10 +89,10 @@ def rope_case(shapes: ServedShapes, rows: int) -> Case:
     return Case("rotate_and_cache", {"rows": rows, "heads": c.num_heads + 2 * c.num_kv_heads}, size, works)
 
 
-def sample_case(shapes: ServedShapes, rows: int, biased: int = 0) -> Case:
-    """In each row, as many tokens from one end of the vocabulary to the other are `biased`."""
+def sample_case(shapes: ServedShapes, rows: int, draw: str, biased: int) -> Case:
+    """One of `DRAWS`; in each row, as many tokens from one end of the vocabulary to the other are `biased`."""
     vocab = shapes.config.vocab_size
-    params = replace(SAMPLED[1], logit_bias=tuple((vocab * place // biased, -1.0) for place in range(biased)))
+    params = replace(DRAWS[draw], logit_bias=tuple((vocab * place // biased, -1.0) for place in range(biased)))
     size = rows * vocab * (shapes.dtype.itemsize + 1)  # logits, and a byte of what was seen
     logits = inputs(shapes, size, (rows, vocab))
     seen = torch.zeros(rows, vocab, dtype=torch.bool, device=shapes.device)
@@ -98,7 +101,7 @@ def sample_case(shapes: ServedShapes, rows: int, biased: int = 0) -> Case:
     methods = slots.methods(numbers.tolist())
     return Case(
         "sample",
-        {"rows": rows, "vocab": vocab, "biased": biased},
+        {"rows": rows, "vocab": vocab, "draw": draw, "biased": biased},
         size,
         lambda ops: [lambda x=x: ops.sample(x, slots, numbers, methods) for x in logits],
     )
