@@ -81,7 +81,7 @@ def to_chat(body: ChatRequest) -> Chat:
         max_new_tokens=body.max_new_tokens or DEFAULT_NEW_TOKENS,
         or_what_fits=body.max_new_tokens is None,
         stop=body.stop,
-        schema=body.answer_schema(thinking=body.thinking),
+        form=body.answer_form(thinking=body.thinking),
     )
 
 

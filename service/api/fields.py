@@ -18,7 +18,8 @@ MAX_STOP_CHARACTERS = 1000
 MAX_TURNS = 1000
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """A validator: the text, if it has no control characters."""
     found = CONTROL_CHARACTER.search(text)
     if found:
         raise ValueError(
@@ -28,10 +29,10 @@ def _printable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS), AfterValidator(_printable)]
-NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS), AfterValidator(_printable)]
-Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS), AfterValidator(_printable)]
-Label = Annotated[str, Field(max_length=256), AfterValidator(_printable)]
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS), AfterValidator(printable)]
+NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS), AfterValidator(printable)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS), AfterValidator(printable)]
+Label = Annotated[str, Field(max_length=256), AfterValidator(printable)]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]

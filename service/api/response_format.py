@@ -3,12 +3,13 @@
 Source: https://platform.openai.com/docs/guides/structured-outputs
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from service.api.fields import Label, Sampled, Strict, Text
-from service.chat.endings import OURS, FieldNames
+from service.chat.form import Form
 from service.engine.grammars.bounds import excess
 from service.engine.grammars.closing import held_to
 from service.engine.grammars.schema import ANY_OBJECT
@@ -59,26 +60,27 @@ class Formatted(Sampled):
         None, description="json_object or json_schema: the answer is JSON. Say in the prompt, too, what you want."
     )
 
-    def answer_schema(self, *, thinking: bool = False) -> dict[str, Any] | None:
-        """What the answer must fit; None for text. Raises InvalidRequest for `thinking` beside it, and for a schema
-        that is too large."""
+    def answer_form(self, *, thinking: bool = False) -> Form | None:
+        """What the answer must be; None for any text. Raises InvalidRequest as `kept_to`."""
         schema = self.response_format.schema_of_json if self.response_format else None
         if schema is None:
             return None
-        return schema_kept_to(schema, thinking=thinking, form="response_format", fields=OURS)
+        return kept_to(Form("response_format", "response_format.json_schema.schema", schema), thinking=thinking)
 
 
-def schema_kept_to(schema: dict[str, Any], *, thinking: bool, form: str, fields: FieldNames) -> dict[str, Any]:
-    """What an answer's JSON must fit, if it can. `form`: the field that says what form the answer has. Raises
-    InvalidRequest for `thinking` beside it, and for a schema that is too large."""
+def kept_to(form: Form, *, thinking: bool) -> Form:
+    """`form`, if an answer can have it. Raises InvalidRequest for `thinking` beside it, and for a schema that is too
+    large."""
     if thinking:
         raise InvalidRequest(
-            f"thinking writes its reasoning into the answer, and {form} allows nothing but JSON there; "
+            f"thinking writes its reasoning into the answer, and {form.name} leaves no room for it there; "
             "send one of them",
-            field=form,
+            field=form.name,
         )
-    if too_much := excess(schema):
-        raise InvalidRequest(f"the schema asks for too much: {too_much}", field=fields.schema)
+    if form.schema is None:
+        return form
+    if too_much := excess(form.schema):
+        raise InvalidRequest(f"the schema asks for too much: {too_much}", field=form.field)
     # An answer that can only be {} is what nobody wants.
-    kept = held_to({name: each for name, each in schema.items() if (name, each) != ("properties", {})})
-    return schema if kept is None else kept
+    kept = held_to({name: each for name, each in form.schema.items() if (name, each) != ("properties", {})})
+    return form if kept is None else replace(form, schema=kept)

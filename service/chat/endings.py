@@ -12,8 +12,6 @@ class FieldNames(NamedTuple):
 
     prompt: str = "prompt"
     max_new_tokens: str = "max_new_tokens"
-    schema: str = "response_format.json_schema.schema"
-    grammar: str = schema  # what holds the whole answer, be it a schema or more
     prompt_is: str = "conversation"
 
 
@@ -21,13 +19,16 @@ OURS = FieldNames()
 """Those of /v1/chat."""
 
 
-def reason_of(watch: Stopwatch, request_timeout: float, fields: FieldNames) -> str:
-    """The answer's finish_reason; raises the error that any other ending means."""
+def reason_of(watch: Stopwatch, request_timeout: float, fields: FieldNames, held_by: str) -> str:
+    """The answer's finish_reason; raises the error that any other ending means. `held_by`: the field that the answer's
+    grammar comes from."""
     finish = watch.finish
     if finish is None:
         raise EngineFailed("the engine ended the answer without a reason")
     if finish.reason in (FinishReason.STOP, FinishReason.LENGTH):
         return finish.reason.value
+    if finish.of_grammar:
+        raise InvalidRequest(finish.message, field=held_by)
     raise _error(finish, watch, request_timeout, fields)
 
 
@@ -53,8 +54,6 @@ def too_late(watch: Stopwatch, request_timeout: float, fields: FieldNames) -> De
 def _error(finish: Finish, watch: Stopwatch, request_timeout: float, fields: FieldNames) -> ServiceError:
     if finish.reason is FinishReason.DEADLINE:
         return too_late(watch, request_timeout, fields)
-    if finish.of_grammar:
-        return InvalidRequest(finish.message, field=fields.grammar)
     if finish.reason is FinishReason.REJECTED and finish.retry_after:
         return QueueFull(finish.message, retry_after=finish.retry_after)
     if finish.reason is FinishReason.REJECTED:

@@ -8,9 +8,9 @@ import time
 import uuid
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
 
 from service.chat.endings import OURS, FieldNames, reason_of, too_late
+from service.chat.form import Form
 from service.chat.logprobs import Reporter, Spelling
 from service.chat.pieces import Pieces
 from service.chat.preparation import Preparation, Prompt, Shared
@@ -33,10 +33,10 @@ class Chat:
     """What a client wants answered, with at most so many tokens: `or_what_fits`, where the context leaves fewer. It
     ends before the first text of `stop`, and with the first token of `stop_ids`, too.
 
-    `schema`: what the answer's JSON must fit; None for text. `offer`: tools that it may call, or must, of which the
-    messages of the `prompt` tell the model; only where it `calls_tools`. `logprobs`: the tokens of its text are
-    reported, each beside so many of the likeliest ones; None: they are not. `echo`: the answer begins with the tokens
-    of the prompt, which is verbatim, and reports them, too. `shared`: with other answers to the same.
+    `form`: what the answer must be; None for any text. `offer`: tools that it may call, or must, of which the messages
+    of the `prompt` tell the model; only where it `calls_tools`, and not beside a pattern. `logprobs`: the tokens of its
+    text are reported, each beside so many of the likeliest ones; None: they are not. `echo`: the answer begins with the
+    tokens of the prompt, which is verbatim, and reports them, too. `shared`: with other answers to the same.
     """
 
     prompt: Prompt
@@ -46,12 +46,17 @@ class Chat:
     stop: list[str] = field(default_factory=list)
     stop_ids: list[int] = field(default_factory=list)
     ignore_eos: bool = False
-    schema: dict[str, Any] | None = None
+    form: Form | None = None
     offer: Offer | None = None
     logprobs: int | None = None
     echo: bool = False
     fields: FieldNames = OURS
     shared: Shared | None = None
+
+    @property
+    def held_by(self) -> str:
+        """The field of the request that the answer's grammar comes from; empty for none."""
+        return "tools" if self.offer else self.form.field if self.form else ""
 
 
 class Generation:
@@ -132,7 +137,7 @@ class Generation:
             rest = answer.flush(watch.counts)
             if answer.stopped and watch.finish and watch.finish.reason is FinishReason.LENGTH:
                 watch.end(Finish(request.id, FinishReason.STOP))  # in what was held back
-            reason = reason_of(watch, self._request_timeout, chat.fields)
+            reason = reason_of(watch, self._request_timeout, chat.fields, chat.held_by)
             if rest:
                 yield rest
             yield answer.done(reason, watch.counts)
@@ -146,7 +151,7 @@ class Generation:
                 require_known(chat.stop_ids, vocab_size, "stop_token_ids")
                 prompt = await self._preparation.prompt(chat.prompt, vocab_size, chat.fields, chat.shared)
                 new_tokens = self._new_tokens(len(prompt), chat)  # before work that would be for nothing
-                grammar = await self._preparation.grammar(chat.schema, chat.offer, chat.fields, chat.shared)
+                grammar = await self._preparation.grammar(chat.form, chat.offer, chat.shared)
         except TimeoutError:
             raise too_late(watch, self._request_timeout, chat.fields) from None
         # The engine reports what it says: so it says what of the prompt is to be reported.
@@ -164,23 +169,25 @@ class Generation:
         )
 
     def _reader(self, chat: Chat, request: GenerationRequest) -> AnswerReader:
-        is_chat = not isinstance(chat.prompt, Verbatim)
         reader = AnswerReader(
             self._tokenizer,
             chat.stop,
             Reporter(self._spelling),
-            request.stop_ids if is_chat else [],  # of a text every token is reported
+            [] if isinstance(chat.prompt, Verbatim) else request.stop_ids,  # of a text every token is reported
             self._marks(chat),
             silent_ids=chat.stop_ids,
-            continues=not (is_chat or chat.echo) and self._goes_on_behind(request.prompt_ids[-1]),
+            continues=self._continues(chat, request.prompt_ids[-1]),
         )
         if chat.echo:
             reader.echo(request.prompt_ids[0], len(request.forced))
         return reader
 
-    def _goes_on_behind(self, token: int) -> bool:
-        """Whether a text does: behind a special token a new one begins."""
-        return token not in self._tokenizer.special_ids
+    def _continues(self, chat: Chat, last: int) -> bool:
+        """Whether the answer keeps a space that it begins with: that of a pattern, and a text that goes on behind its
+        prompt's `last` token; behind a special one a new text begins."""
+        if chat.form and chat.form.is_pattern:
+            return True
+        return isinstance(chat.prompt, Verbatim) and not chat.echo and last not in self._tokenizer.special_ids
 
     def _marks(self, chat: Chat) -> CallMarks | None:
         """Those around a call, of which the answer may have one."""

@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from service.chat.endings import FieldNames
+from service.chat.form import Form
 from service.chat.templates import ChatTemplate, Message
 from service.chat.tools.grammar import calling_grammar
 from service.chat.tools.markup import CallMarks
 from service.chat.tools.offer import Offer
 from service.chat.verbatim import Verbatim
-from service.engine.grammars.schema import json_grammar, problem_of
+from service.engine.grammars.schema import problem_of
 from service.errors import InvalidRequest
 from service.log import note
 from service.tokenizer.tokenizer import Tokenizer
@@ -74,24 +75,22 @@ class Preparation:
             return prompt.encode(self._tokenizer, vocab_size, fields.prompt)
         return self._template.encode(prompt)
 
-    async def grammar(
-        self, schema: dict[str, Any] | None, offer: Offer | None, fields: FieldNames, shared: Shared | None
-    ) -> str:
+    async def grammar(self, form: Form | None, offer: Offer | None, shared: Shared | None) -> str:
         """What the answer must keep to; empty for nothing. Raises InvalidRequest for what can't be kept to: it need not
         wait for the engine to say so."""
-        if schema is None and offer is None:
+        if form is None and offer is None:
             return ""
-        grammar, lax = await self._in_thread(self._checking, shared, "grammar", self._grammar, schema, offer, fields)
+        grammar, lax = await self._in_thread(self._checking, shared, "grammar", self._grammar, form, offer)
         if lax:
             note(tools_called_with_any_object=lax)
         return grammar
 
-    def _grammar(self, schema: dict[str, Any] | None, offer: Offer | None, fields: FieldNames) -> tuple[str, int]:
-        grammar = "" if schema is None else json_grammar(schema)
-        if grammar and (problem := problem_of(grammar)):
-            raise InvalidRequest(f"the schema cannot be kept to: {problem}", field=fields.schema)
+    def _grammar(self, form: Form | None, offer: Offer | None) -> tuple[str, int]:
+        grammar = form.grammar() if form else ""
+        if form and (problem := problem_of(grammar)):
+            raise InvalidRequest(f"the {form.kind} cannot be kept to: {problem}", field=form.field)
         marks: CallMarks | None = self._template.call_marks
-        return calling_grammar(offer, marks, schema) if offer and marks else (grammar, 0)
+        return calling_grammar(offer, marks, form.schema if form else None) if offer and marks else (grammar, 0)
 
     async def _in_thread(
         self, pool: ThreadPoolExecutor, shared: Shared | None, name: str, work: Callable[..., Result], *of: Any

@@ -1,6 +1,7 @@
 """Answers of the real small model that keep to a schema, through the production server and the official client."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -86,3 +87,30 @@ def test_an_answer_that_is_cut_says_so(client: openai.OpenAI, model: str) -> Non
     assert completion.choices[0].finish_reason == "length"
     with pytest.raises(openai.LengthFinishReasonError):
         client.chat.completions.parse(model=model, messages=ASKED, response_format=Animal, max_tokens=3)
+
+
+def test_a_choice_is_one_of_its_texts(client: openai.OpenAI, model: str) -> None:
+    """Also drawn from a flat distribution, and as a stream; by both kinds of completions."""
+    moods = ["positive", "negative", "not/sure: 你好"]
+    asked: Any = {"model": model, "extra_body": {"structured_outputs": {"choice": moods}}, "temperature": 2.0}
+    question: Any = [{"role": "user", "content": "Is the sentence positive or negative? I like spiders."}]
+    answers = [client.chat.completions.create(messages=question, **asked, seed=seed).choices[0] for seed in range(8)]
+    said = {answer.message.content for answer in answers}
+    assert said <= set(moods)
+    assert len(said) > 1
+    assert {answer.finish_reason for answer in answers} == {"stop"}
+    stream = client.chat.completions.create(messages=question, **asked, seed=1, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == answers[1].message.content
+    assert client.completions.create(prompt="I feel", **asked).choices[0].text in moods
+
+
+def test_a_pattern_is_matched_from_end_to_end(client: openai.OpenAI, model: str) -> None:
+    for seed in range(5):
+        answer = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": "When was the moon landing?"}],
+            extra_body={"structured_outputs": {"regex": r"(19|20)\d\d-[01]\d|unknown\."}},
+            seed=seed,
+        )
+        assert re.fullmatch(r"(19|20)\d\d-[01]\d|unknown\.", answer.choices[0].message.content or "")
+        assert answer.choices[0].finish_reason == "stop"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from service.chat.form import Form
 from service.chat.generation import Chat, Generation
 from service.chat.pieces import Done
 from service.chat.templates import ChatTemplate, Message
@@ -262,8 +263,8 @@ async def test_the_probe_is_counted_nowhere_however_it_ends(make: Make, metrics:
 async def test_a_complaint_about_a_grammar_names_its_field(make: Make) -> None:
     engine = ScriptedEngine(Finish("", FinishReason.REJECTED, "no such type", of_grammar=True))
     with pytest.raises(InvalidRequest, match="no such type") as caught:
-        await make(engine).probe(SHORT)
-    assert caught.value.field == "response_format.json_schema.schema"
+        await make(engine).probe(replace(SHORT, form=Form("format", "format.schema", {})))
+    assert caught.value.field == "format.schema"
 
 
 async def test_a_long_prompt_does_not_wait_for_grammars_nor_they_for_it(
@@ -273,7 +274,9 @@ async def test_a_long_prompt_does_not_wait_for_grammars_nor_they_for_it(
     release = threading.Event()
     monkeypatch.setattr("service.chat.preparation.problem_of", lambda grammar: release.wait(PATIENCE) and "")
     model = make(ScriptedEngine(*TOKENS, Finish("", FinishReason.STOP)))
-    held = [asyncio.create_task(model.probe(replace(SHORT, schema={}))) for _ in range(5)]
+    held = [
+        asyncio.create_task(model.probe(replace(SHORT, form=Form("format", "format.schema", {})))) for _ in range(5)
+    ]
     with pytest.raises(ContextTooLong):
         await asyncio.wait_for(model.probe(LONG), PATIENCE)
     assert not any(task.done() for task in held)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from service.chat.form import Form
 from service.errors import InvalidRequest
 
 DEFAULT_NEW_TOKENS = 4096
@@ -12,11 +13,11 @@ MOST_CHOICES = 16
 """Each takes a place among the requests that run at once."""
 
 
-def require_an_end(moved_by: Sequence[str], *, may_call: bool, is_json: bool, form: str) -> None:
+def require_an_end(moved_by: Sequence[str], *, may_call: bool, form: Form | None) -> None:
     """Raises InvalidRequest for fields that move an answer's end (`ignore_eos`, `stop_token_ids`) beside what says
-    where it is: tools, and `form`, the field that says what form the answer has."""
-    if moved_by and (may_call or is_json):
-        other = "tools" if may_call else form
+    where it is: tools, and its form."""
+    other = "tools" if may_call else form.name if form else ""
+    if moved_by and other:
         raise InvalidRequest(
             f"{moved_by[0]} moves the answer's end, and {other} says where it is; send one of them", field=moved_by[0]
         )

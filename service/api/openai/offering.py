@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from service.api.openai.conversation import Turn
 from service.api.openai.tools import Function, ToolChoice
+from service.chat.form import Form
 from service.chat.tools.offer import Offer, Tool
 from service.errors import InvalidRequest
 
@@ -52,6 +53,14 @@ def offer_of(tools: Sequence[Tool], choice: ToolChoice, *, thinking: bool) -> Of
             field="tool_choice",
         )
     return Offer(wanted, demanded) if wanted else None
+
+
+def require_callable(offer: Offer | None, form: Form | None) -> None:
+    """Raises InvalidRequest for tools beside a pattern: no call is such a text."""
+    if offer and form and form.is_pattern:
+        raise InvalidRequest(
+            f"{form.name} leaves no room for the call of a tool; leave it out, or the tools", field=form.field
+        )
 
 
 def require_sayable(turns: Sequence[Turn], *, are_called: bool) -> None:

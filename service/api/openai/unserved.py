@@ -28,11 +28,20 @@ OF_OTHER_SERVERS: Neutral = {
     "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "structured_outputs": (),
     "use_beam_search": (False,),
 }
 """The same of what vLLM's server takes beside OpenAI's own in completions of either kind, and clients made for it send,
 often with its defaults. Source: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html"""
+
+OF_STRUCTURED_OUTPUTS: Neutral = {
+    "disable_additional_properties": (False,),
+    "disable_any_whitespace": (False,),
+    "disable_fallback": (False, True),
+    "grammar": (),
+    "structural_tag": (),
+    "whitespace_pattern": (),
+}
+"""The same of its `structured_outputs`. There is one way to keep to them, so that none is fallen back from."""
 
 OF_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,)}
 """The same of a stream."""
@@ -40,12 +49,11 @@ OF_STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,)}
 INSTEAD = {
     "function_call": "tool_choice is its newer name",
     "functions": "tools is their newer name",
-    "guided_choice": "response_format holds an answer to a schema's enum, as JSON",
-    "guided_json": "response_format holds an answer to a schema",
-    "guided_regex": "response_format holds an answer to a schema's pattern, as JSON",
+    "guided_choice": "structured_outputs.choice is its newer name",
+    "guided_json": "structured_outputs.json is its newer name",
+    "guided_regex": "structured_outputs.regex is its newer name",
     "reasoning.effort": "thinking has the model reason",
     "reasoning_effort": "thinking has the model reason",
-    "structured_outputs": "response_format holds an answer to a schema",
 }
 """By field: what does nearly the same here."""
 

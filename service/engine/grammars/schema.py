@@ -1,6 +1,7 @@
 """JSON schemas as grammars, and what is wrong with one. The library is imported when the first one comes."""
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ ANY_OBJECT = {"type": "object"}
 
 MAX_LEXER_STATES = 5000
 """Of 1 to 2 kB each: what the lexer of one answer may grow to. Ordinary schemas need some hundreds."""
+_WHERE_IN_OURS = re.compile(r'^at \d+\(\d+\): invalid regex ".*" \(in regex\): ')
+"""Where a pattern stands in a grammar that is not its client's, and all of it once more."""
 MAX_SAID = 300
 """Characters of what the library says: it likes to quote."""
 
@@ -44,8 +47,9 @@ def limits() -> "LLParserLimits":
 
 
 def first_words(error: str) -> str:
-    """An error of the library in one line; a regular expression's is about its last one."""
-    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    """An error of the library in one line; a regular expression's is about its last one, or the one that says so."""
+    lines = [line.strip() for line in _WHERE_IN_OURS.sub("", error).splitlines() if line.strip()]
     is_of_regex = len(lines) > 1 and lines[0].endswith(":")
-    said = f"{lines[0]} {lines[-1]}" if is_of_regex else lines[0] if lines else ""
+    reasons = [line for line in lines if line.startswith("error: ")] or lines[-1:]
+    said = f"{lines[0]} {reasons[0]}" if is_of_regex else lines[0] if lines else ""
     return said if len(said) <= MAX_SAID else f"{said[:MAX_SAID]}…"

@@ -16,7 +16,7 @@ from service.api.openai.chat_completions.writer import ChatCompletionWriter
 from service.api.openai.limits import DEFAULT_NEW_TOKENS, require_a_stream, require_an_end, require_room
 from service.api.openai.logprobs import reported
 from service.api.openai.models import require_model
-from service.api.openai.offering import offer_of
+from service.api.openai.offering import offer_of, require_callable
 from service.api.openai.prompt import Prompt, prompt_of
 from service.chat.choices import together, variants
 from service.chat.endings import FieldNames
@@ -85,10 +85,10 @@ def router(generation: Callable[[], Generation], identity: Identity, settings: S
 def to_chat(body: ChatCompletionRequest, prompt: Prompt) -> Chat:
     """The wire's fields as the use case has them. Raises InvalidRequest for fields that exclude each other."""
     require_a_stream(has_options="stream_options" in body.model_fields_set, stream=body.stream)
-    schema = body.answer_schema(thinking=body.thinking)
+    form = body.answer_form(thinking=body.thinking)
     may_call = offer_of(prompt.tools, body.tool_choice, thinking=body.thinking)
-    is_json = schema is not None
-    require_an_end(body.end_is_moved_by, may_call=may_call is not None, is_json=is_json, form="response_format")
+    require_callable(may_call, form)
+    require_an_end(body.end_is_moved_by, may_call=may_call is not None, form=form)
     wanted = new_tokens(body)
     return Chat(
         prompt=prompt.messages,
@@ -98,7 +98,7 @@ def to_chat(body: ChatCompletionRequest, prompt: Prompt) -> Chat:
         stop=body.stop,
         stop_ids=body.stop_token_ids,
         ignore_eos=body.ignore_eos,
-        schema=schema,
+        form=form,
         offer=may_call,
         logprobs=reported(
             body.top_logprobs,
@@ -107,7 +107,7 @@ def to_chat(body: ChatCompletionRequest, prompt: Prompt) -> Chat:
             is_on=body.logprobs,
             stream=body.stream,
         ),
-        fields=FIELDS._replace(max_new_tokens=body.limit_name, grammar="tools" if may_call else FIELDS.grammar),
+        fields=FIELDS._replace(max_new_tokens=body.limit_name),
     )
 
 

@@ -6,6 +6,7 @@ from service.api.openai.completions.request import DEFAULT_NEW_TOKENS, Completio
 from service.api.openai.limits import require_a_stream, require_an_end
 from service.api.openai.logprobs import reported
 from service.chat.endings import FieldNames
+from service.chat.form import Form
 from service.chat.generation import Chat
 from service.chat.verbatim import Verbatim
 from service.errors import InvalidRequest
@@ -28,11 +29,11 @@ def to_chats(body: CompletionRequest, prompts: Sequence[tuple[str, str | list[in
     """The wire's fields as the use case has them, for each prompt and the field that it comes from. Raises
     InvalidRequest for fields that exclude each other."""
     require_a_stream(has_options="stream_options" in body.model_fields_set, stream=body.stream)
-    schema = body.answer_schema()
+    form = body.answer_form()
     scores = body.echo and body.logprobs is not None
     if scores:
-        require_plain(body, is_json=schema is not None)
-    require_an_end(body.end_is_moved_by, may_call=False, is_json=schema is not None, form="response_format")
+        require_plain(body, form)
+    require_an_end(body.end_is_moved_by, may_call=False, form=form)
     new_tokens = body.max_tokens or DEFAULT_NEW_TOKENS
     said = sum(tokens_about(content) for _, content in prompts) if scores else 0
     logprobs = reported(
@@ -52,7 +53,7 @@ def to_chats(body: CompletionRequest, prompts: Sequence[tuple[str, str | list[in
             stop=body.stop,
             stop_ids=body.stop_token_ids,
             ignore_eos=body.ignore_eos,
-            schema=schema,
+            form=form,
             logprobs=logprobs,
             echo=scores,
             fields=FieldNames(prompt=field, max_new_tokens="max_tokens", prompt_is="prompt"),
@@ -66,11 +67,11 @@ def tokens_about(content: str | list[int]) -> int:
     return len(content) // 2 if isinstance(content, str) else len(content)
 
 
-def require_plain(body: CompletionRequest, *, is_json: bool) -> None:
+def require_plain(body: CompletionRequest, form: Form | None) -> None:
     """Raises InvalidRequest for what would take a prompt that is reported, which the model says again, for its answer's
     beginning."""
     asked = {
-        "response_format": is_json,
+        form.name if form else "": form is not None,
         "frequency_penalty": body.frequency_penalty != 0,
         "presence_penalty": body.presence_penalty != 0,
     }

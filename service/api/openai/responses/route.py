@@ -18,16 +18,15 @@ from service.api.openai.responses.items import turns
 from service.api.openai.responses.request import LOGPROBS, ResponseRequest
 from service.api.openai.responses.response import ModelResponse
 from service.api.openai.responses.writer import ResponseWriter
-from service.api.response_format import schema_kept_to
+from service.api.response_format import kept_to
 from service.chat.endings import FieldNames
+from service.chat.form import Form
 from service.chat.generation import Chat, Generation
 from service.log import note
 from service.settings import Settings
 
 FORMAT = "text.format"
-FIELDS = FieldNames(
-    prompt="input", max_new_tokens="max_output_tokens", schema=f"{FORMAT}.schema", grammar=f"{FORMAT}.schema"
-)
+FIELDS = FieldNames(prompt="input", max_new_tokens="max_output_tokens")
 
 STREAMED = """\
 event: response.created
@@ -92,16 +91,16 @@ def to_chat(body: ResponseRequest, prompt: Prompt) -> Chat:
     """The wire's fields as the use case has them. Raises InvalidRequest for fields that exclude each other."""
     wanted = body.max_output_tokens
     may_call = offer_of(prompt.tools, body.tool_choice, thinking=body.thinking)
-    schema = body.text.format.schema_of_json
+    form = form_of(body)
     moved_by = ["ignore_eos"] if body.ignore_eos else []
-    require_an_end(moved_by, may_call=may_call is not None, is_json=schema is not None, form=FORMAT)
+    require_an_end(moved_by, may_call=may_call is not None, form=form)
     return Chat(
         prompt=prompt.messages,
         sampling=body.sampling(),
         max_new_tokens=wanted or DEFAULT_NEW_TOKENS,
         or_what_fits=wanted is None,
         ignore_eos=body.ignore_eos,
-        schema=schema_kept_to(schema, thinking=body.thinking, form=FORMAT, fields=FIELDS) if schema else None,
+        form=form,
         offer=may_call,
         logprobs=reported(
             body.top_logprobs,
@@ -110,5 +109,11 @@ def to_chat(body: ResponseRequest, prompt: Prompt) -> Chat:
             is_on=LOGPROBS in body.include,
             stream=body.stream,
         ),
-        fields=FIELDS._replace(grammar="tools") if may_call else FIELDS,
+        fields=FIELDS,
     )
+
+
+def form_of(body: ResponseRequest) -> Form | None:
+    """What the answer must be; None for any text. Raises InvalidRequest as `kept_to`."""
+    schema = body.text.format.schema_of_json
+    return kept_to(Form(FORMAT, f"{FORMAT}.schema", schema), thinking=body.thinking) if schema else None

@@ -250,8 +250,8 @@ async def test_no_share_at_all_leaves_the_likeliest_token(
 @pytest.mark.parametrize(
     ("body", "word"),
     [
-        ({"guided_json": {"type": "object"}}, "response_format"),
-        ({"structured_outputs": {"regex": "a"}}, "response_format"),
+        ({"guided_json": {"type": "object"}}, "structured_outputs.json"),
+        ({"guided_choice": ["a"]}, "structured_outputs.choice"),
         ({"reasoning_effort": "low"}, "thinking"),
         ({"functions": [{"name": "now"}]}, "tools"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "is image_url"),

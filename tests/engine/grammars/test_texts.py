@@ -1,0 +1,95 @@
+"""Which texts a pattern's grammar has, and what patterns may cost."""
+
+import re
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llguidance import LLTokenizer
+
+from service.engine.grammars.matcher import Masks, TokenMatcher
+from service.engine.grammars.schema import problem_of
+from service.engine.grammars.texts import one_of, pattern_grammar
+
+BYTES = LLTokenizer("byte")
+PATIENCE = 2.0
+"""Seconds that the worst pattern may take, on a busy machine as well; each takes some hundredths."""
+
+
+def has(pattern: str, text: str) -> bool:
+    """Whether an answer may be `text` and end there."""
+    matcher = TokenMatcher(BYTES, pattern_grammar(pattern))
+    assert not matcher.problem
+    tokens = list(text.encode())
+    return matcher.native.try_consume_tokens(tokens) == len(tokens) and bool(matcher.native.is_accepting())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "other"),
+    [
+        (r"\d{4}-\d\d", "2026-11", "2026-11-29"),
+        (r"^yes$", "yes", "^yes$"),
+        (r"^yes$|^no$", "no", "yesno"),
+        (r"(?i)yes|no", "YES", "y"),
+        (r"a/b", "a/b", "a"),
+        (r"a\\/b", r"a\/b", "a/b"),
+        ("a\nb", "a\nb", "a b"),
+        (r"//", "//", "/"),
+        (r".", "é", "\n"),
+        (r"\p{Han}+", "你好", "ni"),
+        (r"(a|ab)c?", "abc", "abcc"),
+    ],
+)
+def test_a_text_fits_from_end_to_end(pattern: str, text: str, other: str) -> None:
+    assert has(pattern, text)
+    assert not has(pattern, other)
+
+
+@given(st.lists(st.text("aZ0 é你😀\n\t\"'\\/|()[]{}<>^$.*+?#%&~-_\x7f\u2028", min_size=1, max_size=5), min_size=1))
+@settings(deadline=None, max_examples=60)
+def test_one_of_a_few_is_each_of_them_and_no_other(texts: list[str]) -> None:
+    """Whatever signs they have: none means anything to a pattern."""
+    pattern = one_of(texts)
+    assert all(has(pattern, text) for text in texts)
+    assert all(has(pattern, longer) == (longer in texts) for longer in (text + "a" for text in texts))
+    assert all(has(pattern, shorter) == (shorter in texts) for shorter in (text[:-1] for text in texts))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "word"), [("[", "unclosed"), ("(?=x)y", "look-ahead"), (r"\bx", "lookarounds"), ("(", "unclosed group")]
+)
+def test_what_is_no_pattern_is_named_in_one_line(pattern: str, word: str) -> None:
+    problem = problem_of(pattern_grammar(pattern))
+    assert word in problem
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"((((((a{1000}){1000}){1000}){1000}){1000}){1000})",
+        "(" * 100 + "a" + "){9}" * 100,
+        "(.?){1000}" * 50,
+        "((x*)*y?)*" * 50,
+        r"(a|b)*a(a|b){400}",
+        r"(\w+\s?){200}",
+        "(" + "|".join("." * n + "a.*" for n in range(20)) + ")*",
+        r"(\p{L}|\p{N}|[^\p{P}]){1000}.*(x\p{L}{300}|\p{Han}{200}y)",
+        "|".join(f"choice {n}" for n in range(1500)),
+    ],
+)
+def test_the_worst_patterns_are_cheap_or_given_up(pattern: str) -> None:
+    assert len(pattern) <= 512 or re.fullmatch("[a-z0-9 |]+", pattern)
+    masks = Masks(BYTES.vocab_size, 1)
+    matcher = TokenMatcher(BYTES, pattern_grammar(pattern))
+    begun = time.thread_time()
+    for _ in range(200):
+        if matcher.problem:
+            break
+        (row,) = masks.allowed([matcher])
+        next_ones = [byte for byte in b"abcxy " if row[byte // 8] >> byte % 8 & 1]
+        if matcher.problem or not next_ones:
+            break
+        matcher.advance(next_ones[0])
+    assert time.thread_time() - begun < PATIENCE
