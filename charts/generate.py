@@ -46,6 +46,8 @@ LEFT_TO_OTHERS = {
 """Values with a default of which none is a choice of its own."""
 # `helm --set` can say 3 but not 0.5, which it takes for a string.
 DECIMAL = {"type": "string", "pattern": "^[0-9]*[.][0-9]+$"}
+SHARE = {"type": "string", "pattern": "^(0?[.][0-9]*[1-9][0-9]*|1[.]0+)$"}
+"""The same of what is 1 at most."""
 KEPT = ("type", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "pattern", "anyOf")
 COMMENT = re.compile(r"^(\s*)# -- (.*)$")
 KEY = re.compile(r"^(\s*)([A-Za-z]\w*):")
@@ -74,7 +76,7 @@ def settings_schema() -> dict[str, object]:
 def setting_schema(field: dict[str, Any]) -> dict[str, object]:
     kept = {key: field[key] for key in KEPT if key in field}
     if kept.get("type") == "number":
-        kept = {"anyOf": [kept, DECIMAL]}
+        kept = {"anyOf": [kept, SHARE if kept.get("maximum") == 1 else DECIMAL]}
     return kept | {"description": field["description"]}
 
 

@@ -10,11 +10,11 @@ curl http://127.0.0.1:6006/v1/chat -H 'Content-Type: application/json' -d '{"pro
 
 Or open http://127.0.0.1:6006/ui in a browser: a chat page, which needs nothing but the forwarded port.
 
-No GPU at hand? `--set mode=cpu` serves a small real chat model anywhere, kind included, with the same API, probes, metrics and drain.
+No GPU at hand? `--set mode=cpu` serves a small real chat model on any x86-64 node, kind included, with the same API, probes, metrics and drain.
 
 ## What it needs
 - Kubernetes 1.25 or later; a node with an NVIDIA GPU of 24 GB or more, or of 16 GB with [eight-bit weights](#eight-bit-weights), and the device plugin (`nvidia.com/gpu`).
-- NVIDIA's driver 580 or later on that node (CUDA 13). The images are for x86-64 nodes, which `gpu.nodeSelector` asks for.
+- NVIDIA's driver 580 or later on that node (CUDA 13). The images are for x86-64 nodes, which the pods ask for; `pod.nodeSelector` names another `kubernetes.io/arch` for images of your own.
 - 3 CPUs and 10Gi of memory free on that node, as the pod requests them: of 4 CPUs and 16 GB, as many nodes with one GPU of 24 GB have, that much is left. `resources` sets others.
 - A StorageClass that gives 40Gi: two models of this size. The claim outlives `helm uninstall`, so that the next install downloads nothing.
 
@@ -57,7 +57,10 @@ period shorter than the longest answer, a claim smaller than the model, and so o
 - **Uninstall**: the claim stays (`storage.keep`). Reinstalling under the same name takes it up again and downloads nothing.
 - **Another StorageClass or access mode**: Kubernetes changes neither for a claim that exists. Uninstall, delete the claim, install again: the model is
   downloaded anew; or copy it to a claim of your own and name that in `storage.existingClaim`. A larger size works where the class can expand; with
-  `storage.perReplica` it is in a StatefulSet, which Kubernetes does not let change: enlarge the claims, `kubectl delete statefulset <name> --cascade=orphan`, then upgrade.
+  `storage.perReplica` it is in a StatefulSet, which Kubernetes does not let change: enlarge the claims, `kubectl delete statefulset <name> --cascade=orphan`, then upgrade. So is it there with a `model.source` that needs claims where there were none, or the other way round.
+- **From `replicas` to `autoscaling`** an upgrade leaves as many pods as there are, and the autoscaler changes that. Who renders without a look at the cluster (`helm template`, Argo CD) has Kubernetes start from one pod
+  then: have the field `spec.replicas` left alone (Argo CD: `ignoreDifferences` with `RespectIgnoreDifferences`).
+- **`helm template ... | kubectl apply`** wants `--skip-tests`: the pod of `helm test` would run at once, and cannot be changed later.
 - **`helm test`** leaves its finished pod behind for its log; the next test replaces it.
 - **A GPU nobody has tried**: at every start each kernel is compared with torch on the very card, and timed against it. What fails is replaced by
   torch's own operations, slower and never wrong, and named in `internlm_engine_degraded`, with its reason in `degraded` of `GET /` and in the log:
@@ -119,6 +122,8 @@ With `airGap=true` nothing leaves the pod (a NetworkPolicy forbids it). Images a
    kind: Pod
    metadata: {name: loader}
    spec:
+     nodeSelector: {nvidia.com/gpu.present: "true"} # or as your GPU nodes are labelled: many a volume stays where its first pod was
+     tolerations: [{key: nvidia.com/gpu, operator: Exists}]
      securityContext: {runAsNonRoot: true, runAsUser: 10001, fsGroup: 10001, seccompProfile: {type: RuntimeDefault}}
      containers:
        - name: loader

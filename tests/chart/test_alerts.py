@@ -14,10 +14,10 @@ VALUES: Values = {
     "replicas": 4,
     "storage": {"accessMode": "ReadWriteMany"},
 }
-LABELS = 'namespace="models",job="chat",pod="chat-0",instance="10.0.0.1:6007"'
-SERIES = {"namespace": "models", "job": "chat", "pod": "chat-0", "instance": "10.0.0.1:6007"}
-SECOND_POD = 'up{namespace="models",job="chat",pod="chat-1"}'
-JOB = {"namespace": "models", "job": "chat"}
+LABELS = 'namespace="models",job="chat-internlm-chat",pod="chat-0",instance="10.0.0.1:6007"'
+SERIES = {"namespace": "models", "job": "chat-internlm-chat", "pod": "chat-0", "instance": "10.0.0.1:6007"}
+SECOND_POD = 'up{namespace="models",job="chat-internlm-chat",pod="chat-1"}'
+JOB = {"namespace": "models", "job": "chat-internlm-chat"}
 
 STARTED = "process_start_time_seconds"
 
@@ -52,7 +52,7 @@ def degraded(values: str) -> dict[str, str]:
 
 
 def of_pod(at: int) -> str:
-    return f'namespace="models",job="chat",pod="chat-{at}",instance="10.0.0.{at}:6007"'
+    return f'namespace="models",job="chat-internlm-chat",pod="chat-{at}",instance="10.0.0.{at}:6007"'
 
 
 def pods(*values: str) -> dict[str, str]:
@@ -74,7 +74,7 @@ CASES: dict[str, dict[str, tuple[dict[str, str], int, dict[str, str] | None]]] =
         "a short restart": ({f"up{{{LABELS}}}": "1x20 0x12 1x40"}, 14, None),
         "a first install that downloads": ({f"up{{{LABELS}}}": "0x100"}, 20, None),
         "one of two pods": (
-            {f"up{{{LABELS}}}": "1x20 0x60", 'up{namespace="models",job="chat",pod="chat-1"}': "1x80"},
+            {f"up{{{LABELS}}}": "1x20 0x60", 'up{namespace="models",job="chat-internlm-chat",pod="chat-1"}': "1x80"},
             15,
             None,
         ),
@@ -168,7 +168,8 @@ CASES: dict[str, dict[str, tuple[dict[str, str], int, dict[str, str] | None]]] =
             None,
         ),
         "another pod answers": (
-            ready("1x20 0x300", up="1x320") | {'internlm_ready{namespace="models",job="chat",pod="chat-1"}': "1x320"},
+            ready("1x20 0x300", up="1x320")
+            | {'internlm_ready{namespace="models",job="chat-internlm-chat",pod="chat-1"}': "1x320"},
             20,
             None,
         ),
@@ -357,15 +358,26 @@ def test_the_not_ready_alert_waits_for_the_startup_budget() -> None:
     assert rules_of(render(VALUES | {"startupBudget": 777}))["InternlmChatNotReady"]["for"] == "777s"
 
 
+def test_two_charts_of_one_release_have_each_its_own_alerts() -> None:
+    """As a parent chart may have them: one that answers does not hide that the other does not."""
+    one, other = (str(rules_of(render(VALUES | {"fullnameOverride": name}))) for name in ("chat-a", "chat-b"))
+    assert 'job="chat-a"' in one
+    assert other == one.replace("chat-a", "chat-b")
+
+
 @pytest.mark.parametrize("kind", ["ServiceMonitor", "PodMonitor"])
-def test_a_monitor_finds_the_metrics_port_and_names_the_job_after_the_release(kind: str) -> None:
+def test_a_monitor_finds_the_metrics_port_and_names_the_job_after_the_workload(kind: str) -> None:
     scrape = kind[0].lower() + kind[1:]
     manifests = render({"monitoring": {"scrape": scrape, "interval": "30s", "labels": {"release": "kps"}}})
     monitor = manifests.one(kind)
     assert monitor["metadata"]["labels"]["release"] == "kps"
-    assert monitor["spec"]["jobLabel"] == "app.kubernetes.io/instance"
     (endpoint,) = monitor["spec"].get("endpoints") or monitor["spec"]["podMetricsEndpoints"]
-    assert endpoint == {"port": "metrics", "path": "/metrics", "interval": "30s"}
+    assert endpoint == {
+        "port": "metrics",
+        "path": "/metrics",
+        "interval": "30s",
+        "relabelings": [{"targetLabel": "job", "replacement": "chat-internlm-chat"}],
+    }
     target = manifests.workload["spec"]["template"]
     if kind == "ServiceMonitor":
         target = manifests.one("Service", "chat-internlm-chat-pods")

@@ -18,7 +18,7 @@ from tests.api.conftest import Service, Start
 from tests.api.conftest import model_dir as model_dir
 from tests.api.conftest import start as start
 from tests.chart.test_helm_test import free_port
-from tests.support.helm import NAME, NAMESPACE, RELEASE, render
+from tests.support.helm import NAME, NAMESPACE, render
 from tests.support.prometheus import Prometheus, needs_promtool, run_prometheus, write_rules
 from tests.unit.test_metrics import GPU, INFO
 
@@ -35,7 +35,7 @@ WITHOUT_GPU = re.compile("internlm_gpu_memory|internlm_engine_degraded")
 
 def for_prometheus(query: str) -> str:
     """The query with Grafana's variables filled in: this release, all instances, an interval of five scrapes."""
-    chosen = {"$namespace": NAMESPACE, "$job": RELEASE, "$instance": ".*", "$__rate_interval": "5s"}
+    chosen = {"$namespace": NAMESPACE, "$job": NAME, "$instance": ".*", "$__rate_interval": "5s"}
     for name, value in chosen.items():
         query = query.replace(name, value)
     return query
@@ -66,7 +66,7 @@ def observe(start: Start, tmp_path: Path) -> Observe:
         metrics, port = free_port(), free_port()
         service = await start(script=FakeScript(step_seconds=step_seconds), metrics_port=metrics, **settings)
         write_rules(RULES, tmp_path)
-        labels = {"job": RELEASE, "namespace": NAMESPACE, "pod": POD}
+        labels = {"job": NAME, "namespace": NAMESPACE, "pod": POD}
         async with run_prometheus(tmp_path, port, metrics, labels) as prometheus:
             yield service, prometheus
 

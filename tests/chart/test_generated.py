@@ -55,9 +55,8 @@ def test_every_value_has_its_place_in_the_schema_and_back() -> None:
     of_kubernetes = re.compile(r"(?<=resources)\.(requests|limits|claims)$|(?<=extraSpec)\.resourceClaims$")
     closed = {of_kubernetes.sub("", path) for path in schema_paths(schema)}
     known = {path for path in paths(VALUES) if not path.startswith("pod.securityContext.")}
-    assert known - {"settings"} == {path for path in closed if not path.startswith(("settings.", "global"))} - {
-        "pod.securityContext"
-    }
+    of_others = ("settings.", "global", "enabled")
+    assert known - {"settings"} == {path for path in closed if not path.startswith(of_others)} - {"pod.securityContext"}
 
 
 def test_everything_that_a_container_is_told_is_a_setting_of_the_service() -> None:

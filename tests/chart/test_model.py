@@ -102,6 +102,8 @@ def test_a_read_only_volume_is_mounted_read_only_everywhere() -> None:
     manifests = render({"model": {"source": "volume"}, "storage": storage, "replicas": 3})
     for container in (manifests.download, manifests.server):
         assert next(m for m in container["volumeMounts"] if m["name"] == "model")["readOnly"] is True
+    claim = {"claimName": "models", "readOnly": True}
+    assert {"name": "model", "persistentVolumeClaim": claim} in manifests.pod["volumes"], "some disks attach so or not"
 
 
 def test_an_oci_image_serves_as_the_model_volume() -> None:

@@ -1,6 +1,7 @@
 """Names and labels: what operators call things renders as a string, and every label is said once."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
@@ -62,6 +63,13 @@ def test_a_label_that_two_values_set_is_said_once() -> None:
     assert manifests.one("ServiceMonitor")["metadata"]["labels"]["release"] == "prometheus"
     assert manifests.one("Service", "chat-internlm-chat")["metadata"]["labels"]["release"] == "common"
     assert manifests.workload["spec"]["template"]["metadata"]["labels"]["release"] == "pod"
+
+
+def test_a_build_of_ones_own_has_a_version_that_labels_and_images_can_have(tmp_path: Path) -> None:
+    helm("package", str(CHART), "--app-version", "0.1.0+site1", "--destination", str(tmp_path))
+    manifests = render({"mode": "cpu"}, chart=next(tmp_path.glob("*.tgz")))
+    assert manifests.workload["metadata"]["labels"]["app.kubernetes.io/version"] == "0.1.0_site1"
+    assert manifests.server["image"].endswith(":0.1.0_site1")
 
 
 def test_where_the_metrics_are_is_said_once_and_by_the_chart() -> None:

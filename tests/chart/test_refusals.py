@@ -12,6 +12,7 @@ CLAIM = {"existingClaim": "models"}
 IMPOSSIBLE: dict[str, tuple[Values, str]] = {
     "a name no Service can have": ({"fullnameOverride": "Chat_1"}, '"Chat_1" cannot name a Service'),
     "a name of digits": ({"fullnameOverride": "123"}, "Set fullnameOverride, or another release name"),
+    "a name that is no label": ({"nameOverride": "My Chat", "fullnameOverride": "chat"}, 'nameOverride="My Chat"'),
     "a common label that selects": (
         {"commonLabels": {"app.kubernetes.io/component": "llm"}},
         "commonLabels may not set app.kubernetes.io/component",
@@ -20,6 +21,11 @@ IMPOSSIBLE: dict[str, tuple[Values, str]] = {
     "a monitor's label that selects": (
         {"monitoring": {"labels": {"app.kubernetes.io/instance": "x"}}},
         "monitoring.labels may not set",
+    ),
+    "a volume of the chart's name": ({"extraVolumes": [{"name": "cache", "emptyDir": {}}]}, "take another name"),
+    "a volume where the chart has one": (
+        {"extraVolumeMounts": [{"name": "big", "mountPath": "/cache/"}]},
+        "extraVolumeMounts has /cache/, where the chart mounts a volume of its own",
     ),
     "a field of the pod that the chart sets": (
         {"pod": {"extraSpec": {"schedulerName": "volcano", "nodeSelector": {"a": "b"}}}},
@@ -116,9 +122,11 @@ IMPOSSIBLE: dict[str, tuple[Values, str]] = {
         {"service": {"ipFamilyPolicy": "PreferDualStack"}},
         'set settings.host="::", which is both families',
     ),
+    "a server that only its pod reaches": ({"settings": {"host": "127.0.0.1"}}, "settings.host=127.0.0.1 listens"),
+    "the same by name": ({"settings": {"host": "localhost"}}, "neither probes nor the Service would reach it"),
     "IPv6 to a server of IPv4": ({"service": {"ipFamilies": ["IPv6"]}}, 'set settings.host="::"'),
     "both families to a server of one": (
-        {"service": {"ipFamilyPolicy": "RequireDualStack"}, "settings": {"host": "127.0.0.1"}},
+        {"service": {"ipFamilyPolicy": "RequireDualStack"}, "settings": {"host": "10.0.0.1"}},
         'set settings.host="::", which is both families',
     ),
     "eight bits for the reference engine": (

@@ -10,7 +10,7 @@ from tests.chart.conftest import Complaints
 from tests.chart.upgrades import claim, deployed
 from tests.support.helm import CHART, Values, render, render_upgrade
 
-GPU = {"nvidia.com/gpu": 1}
+GPU = {"nvidia.com/gpu": "1"}
 # Of the 4 CPUs and 16 GB that most nodes with one GPU of 24 GB have, what Kubernetes and what else runs there leave.
 DEFAULT_REQUESTS = {"cpu": "3", "memory": "10Gi"}
 

@@ -27,6 +27,8 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "a token in plain text": ({"model": {"token": "hf_secret"}}, "token"),
     "keys in plain text": ({"apiKeys": {"keys": ["sk-1"]}}, "keys"),
     "an unknown setting": ({"settings": {"maxRuning": 3}}, "maxRuning"),
+    "a share above all": ({"settings": {"gpuMemoryFraction": "5.5"}}, "/settings/gpuMemoryFraction"),
+    "no share": ({"settings": {"gpuMemoryFraction": "0.0"}}, "/settings/gpuMemoryFraction"),
     "a setting out of bounds": ({"settings": {"maxRunning": 5000}}, "/settings/maxRunning"),
     "an origin no browser has": ({"settings": {"corsOrigins": "https://a.example/"}}, "/settings/corsOrigins"),
     "a setting another value decides": ({"settings": {"requestTimeout": 5}}, "requestTimeout"),
@@ -38,6 +40,8 @@ REFUSED: dict[str, tuple[Values, str]] = {
 TAKEN: dict[str, Values] = {
     "a decimal from --set": {"settings": {"gpuMemoryFraction": "0.85"}},
     "globals of a parent chart": {"global": {"imageRegistry": "x"}},
+    "a parent chart's condition": {"enabled": True},
+    "all of it": {"settings": {"gpuMemoryFraction": "1.0"}},
     "two origins": {"settings": {"corsOrigins": "https://a.example, http://localhost:3000"}},
     "any origin": {"settings": {"corsOrigins": "*"}},
     "a decimal from a file": {"settings": {"gpuMemoryFraction": 0.85}},

@@ -1,6 +1,11 @@
 """The claim: made, kept, shared, brought along, or one for each replica."""
 
-from tests.support.helm import render
+from pathlib import Path
+
+import pytest
+
+from tests.chart.upgrades import deployed
+from tests.support.helm import HelmError, Values, render, render_upgrade
 
 KEEP = "helm.sh/resource-policy"
 
@@ -68,3 +73,17 @@ def test_each_replica_can_have_a_claim_of_its_own() -> None:
 def test_claims_of_replicas_go_when_told_to() -> None:
     spec = render({"storage": {"perReplica": True, "keep": False}}).one("StatefulSet")["spec"]
     assert spec["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Delete"
+
+
+@pytest.mark.parametrize(("was", "source"), [("modelscope", "image"), ("image", "modelscope")])
+def test_an_upgrade_that_a_statefulset_cannot_have_is_refused_with_the_way_out(
+    tmp_path: Path, was: str, source: str
+) -> None:
+    """Kubernetes would say so after the Jobs, and not how."""
+
+    def values(source: str) -> Values:
+        return {"storage": {"perReplica": True}, "model": {"source": source, "image": "r.internal/m@sha256:1"}}
+
+    with pytest.raises(HelmError, match=r"delete statefulset chat-internlm-chat --cascade=orphan"):
+        render_upgrade(values(source), deployed(values(was)), tmp_path)
+    assert render_upgrade(values(was), deployed(values(was)), tmp_path).one("StatefulSet")

@@ -1,8 +1,13 @@
 """Service, Ingress, HTTPRoute, InferencePool and the objects that scale: each a flag, off by default."""
 
+import itertools
+import re
+from pathlib import Path
+
 import pytest
 
-from tests.support.helm import NAME, Values, render
+from tests.chart.upgrades import deployed
+from tests.support.helm import NAME, Values, render, render_upgrade
 
 SCRAPED: Values = {"monitoring": {"scrape": "annotations"}}
 FLAGS: dict[str, Values] = {
@@ -122,6 +127,31 @@ def test_keda_asks_prometheus_for_this_releases_queue() -> None:
     }
     assert "replicas" not in manifests.one("StatefulSet")["spec"]
     assert [each.keys() & {"authenticationRef"} for each in spec["triggers"]] == [set(), set()]
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "StatefulSet"])
+def test_an_autoscaler_takes_over_as_many_pods_as_there_are(tmp_path: Path, kind: str) -> None:
+    """Without the field Kubernetes would take one for the default, and end the others' answers; 0 is somebody's pause.
+    So it is in every upgrade, and under an autoscaler of the cluster's own."""
+    storage = {"perReplica": True} if kind == "StatefulSet" else {"accessMode": "ReadWriteMany"}
+    scaled = {"autoscaling": {"kind": "hpa", "maxReplicas": 9}, "storage": storage} | SCRAPED
+    for was, values in itertools.product((0, 4), (scaled, {"storage": storage, "replicas": None})):
+        there = deployed({"storage": storage, "replicas": 2})
+        there[0]["spec"]["replicas"] = was
+        assert render_upgrade(values, there, tmp_path).workload["spec"]["replicas"] == was
+        assert "replicas" not in render(values).workload["spec"]
+
+
+@pytest.mark.parametrize("length", [20, 46, 47, 48, 50, 52])
+def test_keda_finds_pods_whose_names_kubernetes_has_cut(length: int) -> None:
+    """What a pod's name is made from keeps 58 characters: with a long name, neither the second hyphen nor all of the
+    hash."""
+    name = "x" * length
+    scaling = {"kind": "keda", "prometheusAddress": "http://p:9090"}
+    scaled = render({"mode": "cpu", "fullnameOverride": name, "autoscaling": scaling} | SCRAPED).one("ScaledObject")
+    (pods,) = {re.search('pod=~"([^"]+)"', each["metadata"]["query"])[1] for each in scaled["spec"]["triggers"]}  # type: ignore[index]
+    assert re.fullmatch(pods, f"{name}-5bdfccf84d-"[:58] + "8rhvk")
+    assert not re.fullmatch(pods, f"{name}-b-5bdfccf84d-8rhvk"), "another release's"
 
 
 def test_keda_asks_a_prometheus_that_wants_to_know_who_asks() -> None:

@@ -37,7 +37,7 @@ def test_more_replicas_are_replaced_one_by_one_and_surge_only_on_demand(
 
 def test_gpu_mode_asks_for_one_gpu_and_tolerates_its_taint() -> None:
     manifests = render()
-    assert manifests.server["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert manifests.server["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert manifests.pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     assert "runtimeClassName" not in manifests.pod
     assert manifests.settings["INTERNLM_DEVICE"] == "cuda"
@@ -48,7 +48,7 @@ def test_a_mig_slice_a_runtime_class_and_node_labels_can_be_chosen() -> None:
     gpu = {"resource": "nvidia.com/mig-3g.40gb", "runtimeClassName": "nvidia", "nodeSelector": {"gpu": "a100"}}
     manifests = render({"gpu": gpu, "pod": {"nodeSelector": {"zone": "a"}}})
     limits = manifests.server["resources"]["limits"]
-    assert limits["nvidia.com/mig-3g.40gb"] == 1
+    assert limits["nvidia.com/mig-3g.40gb"] == "1"
     assert "nvidia.com/gpu" not in limits
     assert manifests.pod["runtimeClassName"] == "nvidia"
     assert manifests.pod["nodeSelector"] == {"gpu": "a100", "zone": "a"} | X86
@@ -58,14 +58,16 @@ def test_the_images_are_for_x86_and_somebodys_own_need_not_be() -> None:
     manifests = render()
     assert manifests.pod["nodeSelector"] == manifests.one("Pod")["spec"]["nodeSelector"] == X86
     grace = {"kubernetes.io/arch": "arm64"}
-    own = render({"gpu": {"nodeSelector": grace}})
-    assert own.pod["nodeSelector"] == own.one("Pod")["spec"]["nodeSelector"] == grace
+    for values in ({"gpu": {"nodeSelector": grace}}, {"mode": "cpu", "pod": {"nodeSelector": grace}}):
+        own = render(values)
+        assert own.pod["nodeSelector"] == own.one("Pod")["spec"]["nodeSelector"] == grace
 
 
 def test_cpu_mode_knows_nothing_of_gpus() -> None:
     manifests = render({"mode": "cpu", "gpu": {"runtimeClassName": "nvidia", "nodeSelector": {"gpu": "a100"}}})
     assert "nvidia" not in str(manifests.workload)
-    assert not {"tolerations", "nodeSelector", "runtimeClassName"} & set(manifests.pod)
+    assert not {"tolerations", "runtimeClassName"} & set(manifests.pod)
+    assert manifests.pod["nodeSelector"] == X86
     assert manifests.server["image"].endswith("/server-cpu:0.1.0")
     assert manifests.settings["INTERNLM_DEVICE"] == "cpu"
 

@@ -11,6 +11,7 @@ from typing import Any
 KINDS = {
     "v1": ("ConfigMap", "PersistentVolumeClaim", "Pod", "Service", "ServiceAccount"),
     "apps/v1": ("Deployment", "StatefulSet"),
+    "autoscaling/v2": ("HorizontalPodAutoscaler",),
     "networking.k8s.io/v1": ("NetworkPolicy",),
 }
 """Kinds that a client is told there are; helm 4 asks for those of every object it is to send."""

@@ -5,6 +5,7 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- include "chat.checks.names" . }}
 {{- include "chat.checks.model" . }}
 {{- include "chat.checks.storage" . }}
+{{- include "chat.checks.deployedClaims" . }}
 {{- include "chat.checks.times" . }}
 {{- include "chat.checks.scaling" . }}
 {{- include "chat.checks.engine" . }}
@@ -17,6 +18,9 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- $name := include "chat.fullname" . }}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}
 {{- fail (printf "%q cannot name a Service: it takes lower-case letters, digits and hyphens, a letter first. Set fullnameOverride, or another release name." $name) }}
+{{- end }}
+{{- if not (regexMatch "^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$" (include "chat.name" .)) }}
+{{- fail (printf "nameOverride=%q is no label: it takes letters, digits and, between them, hyphens, dots and underscores." .Values.nameOverride) }}
 {{- end }}
 {{- $own := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" }}
 {{- range $where, $labels := dict "commonLabels" .Values.commonLabels "pod.labels" .Values.pod.labels "monitoring.labels" .Values.monitoring.labels }}
@@ -82,6 +86,17 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- end }}
 {{- end }}
 
+{{- define "chat.checks.deployedClaims" -}}
+{{- $deployed := include "chat.deployed" . | fromYaml }}
+{{- if and .Values.storage.perReplica $deployed }}
+{{- $has := dig "spec" "volumeClaimTemplates" list $deployed | empty | not }}
+{{- if ne $has (ne (include "chat.model.onClaim" .) "") }}
+{{- $name := include "chat.fullname" . }}
+{{- fail (printf "model.source=%s with storage.perReplica makes %s claims, and Kubernetes lets no StatefulSet change that: `kubectl -n %s delete statefulset %s --cascade=orphan`, which leaves its pods alone, then upgrade." (include "chat.model.source" .) (ternary "no" "" $has | default "its own") .Release.Namespace $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "chat.checks.times" -}}
 {{- if le (include "chat.gracePeriod" . | int) (include "chat.drainSeconds" . | int) }}
 {{- fail (printf "rollout.gracePeriod=%v would kill running answers: draining takes %s s (rollout.preStopDelay + %s + requestTimeout). Leave it 0, or set more than that." .Values.rollout.gracePeriod (include "chat.drainSeconds" .) (include "chat.drainDelay" .)) }}
@@ -121,6 +136,10 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- end }}
 {{- if and .Values.monitoring.rules (not (has .Values.monitoring.scrape (list "serviceMonitor" "podMonitor"))) }}
 {{- fail "monitoring.rules needs monitoring.scrape=serviceMonitor or podMonitor: the alerts find their series by the job label that those set." }}
+{{- end }}
+{{- $host := (.Values.settings | default dict).host | default "" }}
+{{- if or (hasPrefix "127." $host) (has $host (list "localhost" "::1")) }}
+{{- fail (printf "settings.host=%s listens inside the pod alone, and neither probes nor the Service would reach it: leave it out, or set \"::\" for both families." $host) }}
 {{- end }}
 {{- $ipv6 := or (has "IPv6" (.Values.service.ipFamilies | default list)) (has (.Values.service.ipFamilyPolicy | default "") (list "PreferDualStack" "RequireDualStack")) }}
 {{- if and $ipv6 (not (contains ":" ((.Values.settings | default dict).host | default "0.0.0.0"))) }}
@@ -174,6 +193,18 @@ Combinations that pass the schema and still cannot work. Each fails with one sen
 {{- end }}
 
 {{- define "chat.checks.pod" -}}
+{{- $volumes := list "tmp" "cache" "model" "hub-token" "api-keys" }}
+{{- range .Values.extraVolumes }}
+{{- if has .name $volumes }}
+{{- fail (printf "extraVolumes names a volume %s, which is one of the chart's own (%s): take another name." .name (join ", " $volumes)) }}
+{{- end }}
+{{- end }}
+{{- $paths := list "/tmp" "/cache" (include "chat.model.mountPath" .) "/etc/internlm-chat/hub" "/etc/internlm-chat/api" }}
+{{- range .Values.extraVolumeMounts }}
+{{- if has (.mountPath | trimSuffix "/") $paths }}
+{{- fail (printf "extraVolumeMounts has %s, where the chart mounts a volume of its own: take another path, below it if need be." .mountPath) }}
+{{- end }}
+{{- end }}
 {{- if and (eq .Values.mode "gpu") .Values.gpu.claimTemplate (semverCompare "<1.34-0" .Capabilities.KubeVersion.Version) }}
 {{- fail (printf "gpu.claimTemplate needs dynamic resource allocation, which Kubernetes has from 1.34 on (an earlier one may drop a claim without a word); this cluster is %s. Use gpu.resource." .Capabilities.KubeVersion.Version) }}
 {{- end }}

@@ -126,7 +126,7 @@ livenessProbe:
 {{- if .Values.gpu.claimTemplate }}
 {{- $_ := set $resources "claims" (prepend ($resources.claims | default list) (dict "name" (include "chat.gpuClaim" .))) }}
 {{- else }}
-{{- $_ := set $resources "limits" (merge (dict .Values.gpu.resource 1) ($resources.limits | default dict)) }}
+{{- $_ := set $resources "limits" (merge (dict .Values.gpu.resource "1") ($resources.limits | default dict)) }}
 {{- end }}
 {{- end }}
 {{- toYaml $resources }}

@@ -5,6 +5,15 @@
 {{- lookup "apps/v1" $kind .Release.Namespace (include "chat.fullname" .) | toYaml }}
 {{- end }}
 
+{{/* As many as there are, where an autoscaler decides: without the field an upgrade that brings one would have Kubernetes take its default, which is one pod. */}}
+{{- define "chat.replicas" -}}
+{{- if and (eq .Values.autoscaling.kind "none") (not (kindIs "invalid" .Values.replicas)) }}
+{{- .Values.replicas }}
+{{- else }}
+{{- dig "spec" "replicas" "" (include "chat.deployed" . | fromYaml) }}
+{{- end }}
+{{- end }}
+
 {{- define "chat.deployed.pod" -}}
 {{- dig "spec" "template" "spec" dict (include "chat.deployed" . | fromYaml) | toYaml }}
 {{- end }}

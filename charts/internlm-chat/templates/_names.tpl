@@ -33,7 +33,7 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- define "chat.labelsWith" -}}
 {{- $root := index . 0 }}
 {{- $chart := printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-{{- $about := dict "helm.sh/chart" $chart "app.kubernetes.io/version" $root.Chart.AppVersion "app.kubernetes.io/managed-by" $root.Release.Service }}
+{{- $about := dict "helm.sh/chart" $chart "app.kubernetes.io/version" ($root.Chart.AppVersion | replace "+" "_") "app.kubernetes.io/managed-by" $root.Release.Service }}
 {{- toYaml (merge (include "chat.selectorLabels" $root | fromYaml) $about (index . 1) ($root.Values.commonLabels | default dict)) }}
 {{- end }}
 
@@ -61,6 +61,6 @@ app.kubernetes.io/component: server
 {{- if .digest }}
 {{- printf "%s@%s" $image .digest }}
 {{- else }}
-{{- printf "%s:%s" $image (.root.Values.image.tag | default .root.Chart.AppVersion) }}
+{{- printf "%s:%s" $image (.root.Values.image.tag | default .root.Chart.AppVersion | replace "+" "_") }}
 {{- end }}
 {{- end }}

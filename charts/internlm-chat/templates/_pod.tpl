@@ -53,12 +53,10 @@ capabilities:
 {{- and (not .Values.rollout.surge) (eq (include "chat.mostReplicas" . | int) 1) }}
 {{- end }}
 
-{{/* What a GPU adds to where a pod may run, in mode gpu; the images of that mode are for one kind of processor. */}}
+{{/* What a GPU adds to where a pod may run, in mode gpu. */}}
 {{- define "chat.gpuPlacement" -}}
 {{- if eq .Values.mode "gpu" }}
-{{- $gpu := .Values.gpu | default dict }}
-{{- $selector := merge (dict) ($gpu.nodeSelector | default dict) (dict "kubernetes.io/arch" "amd64") }}
-{{- toYaml (set (pick $gpu "runtimeClassName" "tolerations") "nodeSelector" $selector) }}
+{{- toYaml (pick (.Values.gpu | default dict) "runtimeClassName" "tolerations" "nodeSelector") }}
 {{- end }}
 {{- end }}
 
@@ -81,7 +79,7 @@ capabilities:
 {{- with .Values.gpu.claimTemplate }}GPU by the claim template {{ . }}{{ else }}{{ .Values.gpu.resource }}{{ end }}
 {{- end }}
 
-{{/* Where a pod may run and what it may pull: `(list . gpu)`, in which `gpu` is what a GPU adds to it. */}}
+{{/* Where a pod may run and what it may pull: `(list . gpu)`, in which `gpu` is what a GPU adds to it. The images are for one kind of processor. */}}
 {{- define "chat.placement" -}}
 {{- $values := (index . 0).Values }}
 {{- $gpu := index . 1 }}
@@ -97,9 +95,7 @@ runtimeClassName: {{ . | quote }}
 {{- with $values.pod.priorityClassName }}
 priorityClassName: {{ . | quote }}
 {{- end }}
-{{- with merge (dict) ($values.pod.nodeSelector | default dict) ($gpu.nodeSelector | default dict) }}
-nodeSelector: {{- toYaml . | nindent 2 }}
-{{- end }}
+nodeSelector: {{- toYaml (merge (dict) ($values.pod.nodeSelector | default dict) ($gpu.nodeSelector | default dict) (dict "kubernetes.io/arch" "amd64")) | nindent 2 }}
 {{- with concat ($gpu.tolerations | default list) ($values.pod.tolerations | default list) }}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -125,6 +121,9 @@ affinity: {{- toYaml . | nindent 2 }}
 - name: model
   persistentVolumeClaim:
     claimName: {{ include "chat.claimName" . | quote }}
+    {{- if eq .Values.storage.accessMode "ReadOnlyMany" }}
+    readOnly: true
+    {{- end }}
 {{- end }}
 {{- if eq (include "chat.model.source" .) "image" }}
 {{ include "chat.modelImageVolume" . }}
