@@ -133,6 +133,7 @@ class Scheduler:
         self._most_prompt_tokens = min(grown, self._limits.step_tokens)
         for chunk in plan.chunks:
             self._publish(chunk.sequence, chunk.end)
+            self._head_blocked = False  # it may begin as this one does, and need fewer blocks
 
     def measured(self, plan: StepPlan, seconds: float) -> None:
         """The step took so long on the device."""
@@ -157,13 +158,15 @@ class Scheduler:
     def lose(self, plans: list[StepPlan]) -> list[Sequence]:
         """Launched steps, all that are in flight, came to nothing: their work is still to do.
 
-        Returns the running sequences; the contents of their slots are undefined. Whoever lost a part of its prompt
-        computes it from the start: what it found in the prefix cache may have been another's part of the lost steps.
+        Returns the running sequences; the contents of their slots are undefined. Whoever has a part of its prompt to
+        come, in the lost steps or later ones, computes it from the start: what it found in the prefix cache may have
+        been another's part of the lost steps.
         """
         for plan in reversed(plans):
             self.withdraw(plan)
-        for sequence in (chunk.sequence for plan in plans for chunk in plan.chunks):
-            sequence.cached = sequence.scheduled = 0
+        for sequence in self._running:
+            if sequence.scheduled < sequence.prompt_length:
+                sequence.cached = sequence.scheduled = 0
         self._pool.forget(self._running.values())
         return list(self._running)
 

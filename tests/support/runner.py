@@ -84,6 +84,7 @@ class ContentPending:
 
     def tokens(self) -> list[int]:
         if self.error:
+            self.stream.clear()  # what was launched is lost: nobody will write it
             raise self.error
         while self.result is None:
             self.stream.popleft()()
