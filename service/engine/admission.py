@@ -1,9 +1,10 @@
 """Who may come in: what a request may ask for, how many may wait, and when to come back."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from service.engine.base import Finish, FinishReason, GenerationRequest
+from service.engine.base import Finish, FinishReason, GenerationRequest, SamplingParams
 from service.engine.defaults import MOST_BIASED, MOST_LOGPROBS
 
 RATE_WINDOW = 30.0
@@ -14,6 +15,10 @@ RETRY_UNMEASURED = 5
 
 RETRY_LEAST, RETRY_MOST = 1, 60
 """Bounds of `retry_after` in seconds: longer waits are a guess, and the rate may have changed by then."""
+
+
+MOST_TOP_K = 2**31 - 1
+"""What the device's numbers hold; a vocabulary has far fewer tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +44,30 @@ def refusal(request: GenerationRequest, limits: Limits) -> str | None:
         return _too_long(prompt, new, f"max_context (INTERNLM_MAX_CONTEXT) allows {limits.max_context}")
     if prompt + new - 1 > limits.cache_tokens:
         return _too_long(prompt, new, f"the KV cache (INTERNLM_KV_CACHE_TOKENS) holds {limits.cache_tokens}")
-    if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= limits.vocab_size:
-        return f"prompt_ids holds a token outside the model's vocabulary of {limits.vocab_size}"
-    biased = [token for token, _ in request.sampling.logit_bias]
-    if len(biased) > MOST_BIASED or not all(0 <= token < limits.vocab_size for token in biased):
-        return f"logit_bias takes at most {MOST_BIASED} tokens of the model's vocabulary of {limits.vocab_size}"
+    for name, tokens in ("prompt_ids", request.prompt_ids), ("forced", request.forced):
+        if not _are_known(tokens, limits):
+            return f"{name} holds a token outside the model's vocabulary of {limits.vocab_size}"
+    if problem := _refusal_of_sampling(request.sampling, limits):
+        return problem
     if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
         return f"logprobs is {request.logprobs}; at most {MOST_LOGPROBS} of the likeliest tokens are told"
     return None
+
+
+def _are_known(tokens: Collection[int], limits: Limits) -> bool:
+    return not tokens or (min(tokens) >= 0 and max(tokens) < limits.vocab_size)
+
+
+def _refusal_of_sampling(sampling: SamplingParams, limits: Limits) -> str:
+    """Why a step that draws so would fail, or harm others' answers; "" if it would not."""
+    biased = [token for token, _ in sampling.logit_bias]
+    if len(biased) > MOST_BIASED or not _are_known(biased, limits):
+        return f"logit_bias takes at most {MOST_BIASED} tokens of the model's vocabulary of {limits.vocab_size}"
+    if not 0 <= sampling.top_k <= MOST_TOP_K:
+        return f"top_k is {sampling.top_k}; it is 0, for all tokens, to {MOST_TOP_K}"
+    if not 0 <= sampling.min_p <= 1:
+        return f"min_p is {sampling.min_p}; it is a share, 0 to 1"
+    return ""
 
 
 def _too_long(prompt: int, new: int, limit: str) -> str:

@@ -1,5 +1,8 @@
 """The scheduler by itself: admission, the budget of a step, ends of requests. The tokens are made up by the tests."""
 
+import math
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
@@ -338,6 +341,17 @@ def test_a_bias_that_would_harm_the_device_is_rejected(tokens: list[int]) -> Non
     assert "logit_bias takes at most" in event.message
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [({"top_k": 2**31}, "top_k"), ({"top_k": -1}, "top_k"), ({"min_p": -0.5}, "min_p"), ({"min_p": math.nan}, "min_p")],
+)
+def test_what_no_step_can_draw_by_is_rejected_before_one_fails_all(values: dict[str, Any], says: str) -> None:
+    (event,) = scheduler().add(replace(request("a"), sampling=SamplingParams(**values)), 0.0)
+    assert isinstance(event, Finish)
+    assert (event.reason, event.retry_after) == (FinishReason.REJECTED, 0)
+    assert event.message.startswith(f"{says} is ")
+
+
 @pytest.mark.parametrize(("prompt", "new"), [(40, 1), (1, 40), (20, 21)])
 def test_a_request_that_needs_the_whole_cache_is_served(prompt: int, new: int) -> None:
     it = added(scheduler(blocks=11, context=64), request("a", prompt=prompt, new=new))
@@ -351,6 +365,10 @@ def test_tokens_outside_the_vocabulary_are_rejected(token: int) -> None:
     assert message is not None
     assert f"vocabulary of {VOCAB}" in message
     assert refusal(request("a", [0, VOCAB - 1]), limits) is None
+    forced = refusal(replace(request("a", [1]), forced=[2, token]), limits)
+    assert forced is not None
+    assert forced.startswith("forced holds a token outside")
+    assert refusal(replace(request("a", [1]), forced=[0, VOCAB - 1]), limits) is None
 
 
 def test_an_id_that_is_open_is_rejected_and_the_open_request_goes_on() -> None:
