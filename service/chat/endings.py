@@ -4,7 +4,10 @@ from typing import NamedTuple
 
 from service.chat.stopwatch import Stopwatch
 from service.engine.base import Finish, FinishReason
-from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, QueueFull, ServiceError
+from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, NotReady, QueueFull, ServiceError
+
+RETRY_SECONDS = 5
+"""When to come back to an engine that failed: it is started again."""
 
 
 class FieldNames(NamedTuple):
@@ -58,4 +61,6 @@ def _error(finish: Finish, watch: Stopwatch, request_timeout: float, fields: Fie
         return QueueFull(finish.message, retry_after=finish.retry_after)
     if finish.reason is FinishReason.REJECTED:
         return InvalidRequest(finish.message, field=fields.prompt)
-    return EngineFailed(finish.message or "the engine failed", retry_after=finish.retry_after or 5)
+    if finish.retry_after:
+        return NotReady(finish.message, retry_after=finish.retry_after)
+    return EngineFailed(finish.message or "the engine failed", retry_after=RETRY_SECONDS)

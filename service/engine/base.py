@@ -90,7 +90,8 @@ class Token(msgspec.Struct, frozen=True, tag=True):
 
 
 class Finish(msgspec.Struct, frozen=True, tag=True):
-    """The one terminal event of a request. `message` explains rejected and error; `retry_after` is in seconds.
+    """The one terminal event of a request. `message` explains rejected and error; `retry_after`, in seconds, is not 0
+    where nothing was done for the request, and it may be sent again.
 
     `queued`: its deadline passed while it still waited for its turn. `of_grammar`: what the request's grammar asks for
     cannot be done.

@@ -170,7 +170,15 @@ class EngineClient:
         now, patience = time.monotonic(), self._patience
         watchdog = Watchdog(self._config.step_timeout, patience.heartbeat, heard=now)
         load = LoadWatch(now, patience.silent_load, limit_after(self._first_load, patience.reload))
-        link = Link(found, watchdog, load, on_ready=self._ready, on_events=self._streams.deliver, on_tick=self._tick)
+        link = Link(
+            found,
+            watchdog,
+            load,
+            on_ready=self._ready,
+            on_events=self._streams.deliver,
+            on_tick=self._tick,
+            on_gone=self._streams.fail_all,
+        )
         await link.open()
         return link
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from service.api.openai.errors import RETRIES, headers
 from service.chat.form import Form
 from service.chat.generation import Chat, Generation
 from service.chat.pieces import Done
@@ -265,6 +266,16 @@ async def test_a_complaint_about_a_grammar_names_its_field(make: Make) -> None:
     with pytest.raises(InvalidRequest, match="no such type") as caught:
         await make(engine).probe(replace(SHORT, form=Form("format", "format.schema", {})))
     assert caught.value.field == "format.schema"
+
+
+async def test_a_request_that_the_engine_never_had_may_be_sent_again(make: Make) -> None:
+    """One that it may have been broken by is not."""
+    with pytest.raises(NotReady, match="restarting") as early:
+        await make(ScriptedEngine(Finish("", FinishReason.ERROR, "the engine is restarting", 7))).probe(SHORT)
+    with pytest.raises(EngineFailed, match="died"):
+        await make(ScriptedEngine(*TOKENS, Finish("", FinishReason.ERROR, "it died"))).probe(SHORT)
+    assert early.value.retry_after == 7
+    assert RETRIES not in headers(early.value)
 
 
 async def test_a_long_prompt_does_not_wait_for_grammars_nor_they_for_it(

@@ -18,11 +18,16 @@ logger = logging.getLogger(__name__)
 WATCH_INTERVAL = 0.5
 """Seconds between two looks at the watchdog."""
 
+LAST_WORDS = 1.0
+"""Seconds in which a process that has gone silent is nearly always gone and says how. One that has a GPU may take many
+more to give it back, and its clients wait no longer than this."""
+
 
 class Link:
     """What is known of the engine process at the other end. Lives on one event loop.
 
-    `on_ready` is called once the engine can generate, `on_events` with the events of each step, `on_tick` now and then.
+    `on_ready` is called once the engine can generate, `on_events` with the events of each step, `on_tick` now and then,
+    and `on_gone` when it will say nothing more, though its process may still be there.
     """
 
     def __init__(
@@ -34,6 +39,7 @@ class Link:
         on_ready: Callable[[], None],
         on_events: Callable[[list[Event]], None],
         on_tick: Callable[[], None],
+        on_gone: Callable[[str], None],
     ) -> None:
         self.watchdog = watchdog
         self.phase = "starting the engine process"
@@ -47,6 +53,7 @@ class Link:
         self._on_ready = on_ready
         self._on_events = on_events
         self._on_tick = on_tick
+        self._on_gone = on_gone
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
         self.kept = False  # the engine goes on, for another web worker
@@ -138,7 +145,10 @@ class Link:
         return self.watchdog.complaint(now) if self.watchdog.hopeless(now) else ""
 
     async def _bury(self) -> str:
-        how = await asyncio.to_thread(self._found.process.reap)
+        reaping = asyncio.create_task(asyncio.to_thread(self._found.process.reap))
+        if not (await asyncio.wait([reaping], timeout=LAST_WORDS))[0]:
+            self._on_gone(self.why or "the engine process went away")
+        how = await reaping
         return self.why or how
 
     def _disown(self) -> str:

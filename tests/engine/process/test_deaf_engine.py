@@ -6,20 +6,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from service.engine import client
-from service.engine.base import EngineInfo, EngineState, EngineStats
+from service.engine.base import EngineInfo, EngineState, EngineStats, Finish, FinishReason
 from service.engine.client import EngineClient, Patience
 from service.engine.process import lifetime, link, wire
 from service.engine.process.load_watch import LoadWatch
 from service.engine.process.run_dir import locked
 from service.engine.process.watchdog import Watchdog
 from service.errors import EngineFailed
-from tests.support.engines import PATIENCE, SUPPORT, fake_config, recorded_pid, until
+from tests.support.engines import PATIENCE, SUPPORT, a_request, fake_config, recorded_pid, scripted, until
 
 INFO = EngineInfo(kind="fake", device="cpu", dtype="none", max_context=64, max_running=1, vocab_size=8)
 DEAF = (sys.executable, "-c", "import time; time.sleep(600)")
@@ -71,7 +73,8 @@ async def test_a_connection_that_outlives_its_killed_process_is_told_once(
         found = lifetime.Found(lifetime.EngineProcess(child.pid, child), ours)
         watchdog = Watchdog(0.01, 0.01, heard=time.monotonic())
         load = LoadWatch(time.monotonic(), silence=60)
-        joined = link.Link(found, watchdog, load, on_ready=list, on_events=list, on_tick=lambda: looks.append(1))
+        tick = partial(looks.append, 1)
+        joined = link.Link(found, watchdog, load, on_ready=list, on_events=list, on_tick=tick, on_gone=list)
         await joined.open()
         following = asyncio.create_task(joined.run())
         theirs.sendall(wire.frame(wire.Beat("", 0.0, EngineStats(), INFO)))
@@ -80,6 +83,36 @@ async def test_a_connection_that_outlives_its_killed_process_is_told_once(
         await until(lambda: len(looks) > seen + 20)
     assert "no sign of life" in await following
     assert caplog.text.count("killing the engine process") == 1
+
+
+async def test_clients_of_an_engine_that_is_long_in_dying_do_not_wait_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one is that gives a GPU's memory back."""
+    monkeypatch.setattr(link, "LAST_WORDS", 0.05)
+    engine = EngineClient(fake_config(), tmp_path / "run", command=scripted(step_seconds=0.01))
+    await engine.start()
+    dying, dead = threading.Event(), threading.Event()
+    reap = lifetime.EngineProcess.reap
+
+    def reap_slowly(process: lifetime.EngineProcess) -> str:
+        dying.set()
+        dead.wait(PATIENCE)
+        return reap(process)
+
+    monkeypatch.setattr(lifetime.EngineProcess, "reap", reap_slowly)
+    answer = engine.submit(a_request(new=500))
+    await anext(answer)
+    os.kill(recorded_pid(tmp_path / "run"), signal.SIGKILL)
+    async with asyncio.timeout(PATIENCE / 2):
+        *_, end = [event async for event in answer]
+    assert isinstance(end, Finish)
+    assert (end.reason, end.message) == (FinishReason.ERROR, "the engine process went away")
+    assert dying.is_set()
+    assert not dead.is_set()
+    dead.set()
+    await until(lambda: engine.status.state is EngineState.READY)
+    await engine.stop()
 
 
 def test_a_process_that_not_even_a_kill_ends_is_told_as_the_nodes_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
