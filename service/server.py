@@ -9,7 +9,6 @@ import logging
 import signal
 import socket
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from pathlib import Path
 from types import FrameType
@@ -17,7 +16,6 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry, start_http_server
 
 from service import log, open_files
 from service.api.app import create_app
@@ -28,6 +26,7 @@ from service.engine.sleep import SleepOnIdle
 from service.environment import load_settings
 from service.http_protocol import HttpProtocol
 from service.lifecycle import Lifecycle, State
+from service.metrics_port import serve_metrics
 from service.readiness import MakeEngine, Readiness
 from service.settings import Settings, private_run_dir
 
@@ -35,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s for which nginx keeps an idle upstream connection: the proxy must be the one to close it."""
-
-RETRY_BIND_SECONDS = 2
 
 STEPS_FROM_ACCEPT_TO_PROTOCOL = 3
 """Of the event loop: so many after it was accepted, a connection is known to what closes those that are left."""
@@ -91,32 +88,6 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def serve_metrics(settings: Settings, registry: CollectorRegistry) -> None:
-    """Serve /metrics on its own port, in a thread: a scrape must work while the event loop does not.
-
-    During a restart in place the port may still be the predecessor's; it is asked for again until it is free.
-    """
-    if not settings.metrics_port:
-        return
-    while True:
-        try:
-            server, thread = start_http_server(settings.metrics_port, settings.host, registry)
-            break
-        except OSError as error:
-            logger.warning("INTERNLM_METRICS_PORT=%d: %s; trying again", settings.metrics_port, error)
-            await asyncio.sleep(RETRY_BIND_SECONDS)
-    try:
-        await asyncio.Event().wait()
-    finally:
-        await asyncio.to_thread(_close, server, thread)
-
-
-def _close(server: object, thread: threading.Thread) -> None:
-    server.shutdown()  # type: ignore[attr-defined]
-    server.server_close()  # type: ignore[attr-defined]
-    thread.join()
 
 
 class DrainingServer(uvicorn.Server):

@@ -10,6 +10,7 @@ from fastapi import Request
 from fastapi.security import HTTPBearer
 
 from service.errors import ConfigurationError, NotReady, Unauthorized
+from service.key_file import keys_in
 from service.log import note
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,7 @@ class ApiKeys:
 
 
 def read_keys(file: Path) -> list[bytes]:
-    lines = (line.strip() for line in file.read_text("utf-8-sig", "replace").splitlines())
-    return [_digest(line) for line in lines if line and not line.startswith("#")]
+    return [_digest(key) for key in keys_in(file)]
 
 
 BEARER = HTTPBearer(auto_error=False, description="One of the service's API keys.")

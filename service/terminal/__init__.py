@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from service.key_file import keys_in
 from service.terminal.client import ChatClient, ChatFailed
 from service.terminal.conversation import Conversation
 from service.terminal.screen import Screen
@@ -22,7 +23,7 @@ def chat(url: str, question: str | None, system: str | None, thinking: bool, api
     try:
         if question is None and not sys.stdin.isatty():
             question = sys.stdin.read()
-        with ChatClient(url, _first_line(api_key_file) if api_key_file else None) as client:
+        with ChatClient(url, _first_key(api_key_file) if api_key_file else None) as client:
             conversation = Conversation(client, screen, system, thinking)
             return conversation.run() if question is None else conversation.answer_once(question)
     except ChatFailed as failure:
@@ -35,11 +36,14 @@ def chat(url: str, question: str | None, system: str | None, thinking: bool, api
         return 1
 
 
-def _first_line(file: Path) -> str:
+def _first_key(file: Path) -> str:
     try:
-        return file.read_text().partition("\n")[0].strip()
+        keys = keys_in(file)
     except OSError as error:
         raise ChatFailed(f"--api-key-file {file}: {error.strerror}") from None
+    if not keys:
+        raise ChatFailed(f"--api-key-file {file}: there is no key in it")
+    return keys[0]
 
 
 def _forget_stdout() -> None:

@@ -4,6 +4,7 @@ import time
 from contextlib import closing
 from typing import Any
 
+from service.chat.printable import without_control
 from service.terminal.client import ChatClient, ChatFailed, Finish, TryLater
 from service.terminal.screen import Screen
 
@@ -19,7 +20,7 @@ class Conversation:
         self._screen = screen
         self._options: dict[str, Any] = {"thinking": True} if thinking else {}
         if system is not None:
-            self._options["system"] = system
+            self._options["system"] = _sendable(system)
         self._history: list[dict[str, str]] = []
 
     def run(self) -> int:
@@ -39,7 +40,7 @@ class Conversation:
 
     def answer_once(self, question: str) -> int:
         """Answer one question. Raises ChatFailed when there is no answer, KeyboardInterrupt when stopped in it."""
-        question = _encodable(question).strip()
+        question = _sendable(question).strip()
         if not question:
             raise ChatFailed('no question; give one: internlm-chat chat "How are you?"')
         self._ask(question, [])
@@ -50,7 +51,7 @@ class Conversation:
             self._history.clear()
             self._screen.note("The conversation is forgotten.")
         elif question:
-            self._answer(_encodable(question))
+            self._answer(_sendable(question))
 
     def _answer(self, question: str) -> None:
         """Answer within the conversation, which goes on whatever becomes of the answer."""
@@ -106,6 +107,7 @@ class Conversation:
             time.sleep(max(refusal.seconds, LEAST_WAIT_SECONDS))
 
 
-def _encodable(text: str) -> str:
-    """Bytes that were no UTF-8 on the way in (lone surrogates here) become question marks; JSON cannot carry them."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _sendable(text: str) -> str:
+    """Bytes that were no UTF-8 on the way in (lone surrogates here) become question marks; JSON cannot carry them. And
+    control characters go, such as a log's colours have: the service takes none."""
+    return without_control(text.encode("utf-8", "replace").decode("utf-8"))

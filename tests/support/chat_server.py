@@ -20,6 +20,7 @@ class ChatServer(ThreadingHTTPServer):
         self.scripts: list[Script] = [says("Hello", " there.")]
         self.health: list[tuple[int, dict[str, str]]] = [(200, {"status": "healthy", "model": "tiny"})]
         self.chats: list[dict[str, Any]] = []
+        self.authorizations: list[str | None] = []
         self.health_checks = 0
         self.client_left = threading.Event()
 
@@ -40,6 +41,7 @@ class ChatHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         assert self.path == "/v1/chat"
+        self.server.authorizations.append(self.headers["Authorization"])
         self.server.chats.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         try:
             _next(self.server.scripts, len(self.server.chats) - 1)(self)

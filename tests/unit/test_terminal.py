@@ -1,11 +1,13 @@
 """`internlm-chat chat` on real pipes and a real terminal, against a real socket, with real signals."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +77,30 @@ def test_any_text_comes_through_unchanged(server: ChatServer) -> None:
 def test_input_that_is_no_utf8_is_asked_with_question_marks(server: ChatServer) -> None:
     assert ask(server.url, piped=b"caf\xe9?").returncode == 0
     assert server.chats[0]["prompt"] == "caf??"
+
+
+def test_what_a_service_does_not_take_is_left_out_of_what_is_asked(server: ChatServer) -> None:
+    """As the colours of a log are; and what is no UTF-8, in a system prompt, too."""
+    system = os.fsdecode(b"caf\xe9\x07")
+    assert ask(server.url, "--system", system, piped="\x1b[31mred\x1b[0m\tblack").returncode == 0
+    assert server.chats[0]["prompt"] == "[31mred[0m\tblack"
+    assert server.chats[0]["system"] == "caf?"
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf# team a\n\n key-1 \nkey-2\n", b"key-1", b"# caf\xe9\nkey-1\n"])
+def test_the_services_own_file_of_keys_opens_it(server: ChatServer, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "keys").write_bytes(content)
+    assert ask(server.url, "Hi?", "--api-key-file", str(tmp_path / "keys")).returncode == 0
+    assert server.authorizations == ["Bearer key-1"]
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"# none yet\n", b"there is no key in it"), (None, b"No such file")])
+def test_a_file_without_a_key_is_told(server: ChatServer, tmp_path: Path, content: bytes | None, said: bytes) -> None:
+    if content is not None:
+        (tmp_path / "keys").write_bytes(content)
+    done = ask(server.url, "Hi?", "--api-key-file", str(tmp_path / "keys"))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize("piped", ["", " \n"])
