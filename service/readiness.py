@@ -158,7 +158,10 @@ def engine_config(settings: Settings, model: LocalModel) -> EngineConfig:
     """What the engine process is told: the settings of the same names, and the model's directory."""
     shared = set(EngineConfig.__struct_fields__) & set(type(settings).model_fields) - {"model_dir"}
     return EngineConfig(
-        kind=settings.engine, model_dir=str(model.directory), **{name: getattr(settings, name) for name in shared}
+        kind=settings.engine,
+        model_dir=str(model.directory),
+        manifest=model.manifest.digest if model.manifest else "",
+        **{name: getattr(settings, name) for name in shared},
     )
 
 

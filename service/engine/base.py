@@ -155,6 +155,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: str
     model_dir: str
+    manifest: str = ""  # digest of what lies there; empty: not known
     device: str = "auto"
     dtype: str = "auto"
     quantization: Quantization = "none"

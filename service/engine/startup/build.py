@@ -27,6 +27,7 @@ from service.engine.startup.build_runner import build_runner
 from service.engine.startup.capacity import running_limit, step_limit
 from service.engine.startup.phases import Phases, Progress
 from service.engine.startup.room import require_room
+from service.engine.startup.same_model import require_same_model
 from service.engine.startup.warm_up import time_decodes
 from service.engine.steps.pace import PrefillPace
 from service.engine.weights import load_weights, open_checked
@@ -48,9 +49,11 @@ def build_core(config: EngineConfig, progress: Progress) -> Core:
     if config.kind not in _BUILDERS:
         names = " or ".join(_BUILDERS)
         raise ConfigurationError(f"INTERNLM_ENGINE={config.kind} is not an engine that runs a model: {names}")
+    require_same_model(config)
     model_config = read_config(Path(config.model_dir))
     compiler = GrammarCompiler(Path(config.model_dir), model_config.vocab_size, usable_cores())
     core = _BUILDERS[config.kind](config, device, dtype, phases, compiler.allowed)
+    require_same_model(config)  # it may have been changed while it was read
     return GrammarGate(core, compiler.compile, config.max_queue)
 
 
