@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chart.upgrades import deployed
-from tests.support.helm import NAME, Values, render, render_upgrade
+from tests.support.helm import NAME, NAMESPACE, Values, render, render_upgrade
 
 SCRAPED: Values = {"monitoring": {"scrape": "annotations"}}
 FLAGS: dict[str, Values] = {
@@ -131,15 +131,25 @@ def test_keda_asks_prometheus_for_this_releases_queue() -> None:
 
 @pytest.mark.parametrize("kind", ["Deployment", "StatefulSet"])
 def test_an_autoscaler_takes_over_as_many_pods_as_there_are(tmp_path: Path, kind: str) -> None:
-    """Without the field Kubernetes would take one for the default, and end the others' answers; 0 is somebody's pause.
-    So it is in every upgrade, and under an autoscaler of the cluster's own."""
+    """Without the field, which helm would take away, Kubernetes would go back to one pod, and end the others' answers;
+    0 is somebody's pause. So it is in every later upgrade, and under an autoscaler of the cluster's own."""
     storage = {"perReplica": True} if kind == "StatefulSet" else {"accessMode": "ReadWriteMany"}
     scaled = {"autoscaling": {"kind": "hpa", "maxReplicas": 9}, "storage": storage} | SCRAPED
     for was, values in itertools.product((0, 4), (scaled, {"storage": storage, "replicas": None})):
         there = deployed({"storage": storage, "replicas": 2})
-        there[0]["spec"]["replicas"] = was
-        assert render_upgrade(values, there, tmp_path).workload["spec"]["replicas"] == was
-        assert "replicas" not in render(values).workload["spec"]
+        for now in (was, was + 1):
+            there[0]["spec"]["replicas"] = now
+            workload = render_upgrade(values, there, tmp_path).workload
+            assert workload["spec"]["replicas"] == now
+            there = [workload | {"metadata": workload["metadata"] | {"namespace": NAMESPACE}}]
+
+
+def test_what_an_autoscaler_had_from_the_start_no_upgrade_states(tmp_path: Path) -> None:
+    """While it waits for a model to come, the autoscaler may change it."""
+    values = {"mode": "cpu", "autoscaling": {"kind": "hpa", "maxReplicas": 9}} | SCRAPED
+    there = deployed(values)
+    there[0]["spec"]["replicas"] = 4
+    assert "replicas" not in render_upgrade(values, there, tmp_path).workload["spec"]
 
 
 @pytest.mark.parametrize("length", [20, 46, 47, 48, 50, 52])

@@ -5,12 +5,23 @@
 {{- lookup "apps/v1" $kind .Release.Namespace (include "chat.fullname" .) | toYaml }}
 {{- end }}
 
-{{/* As many as there are, where an autoscaler decides: without the field an upgrade that brings one would have Kubernetes take its default, which is one pod. */}}
+{{/*
+Empty where an autoscaler decides. But once the field was stated it stays, as the autoscaler has it: helm would take it away, and Kubernetes go back to
+its default, which is one pod. Where it never was, a long upgrade cannot undo what the autoscaler did meanwhile.
+*/}}
 {{- define "chat.replicas" -}}
+{{- $deployed := include "chat.deployed" . | fromYaml }}
 {{- if and (eq .Values.autoscaling.kind "none") (not (kindIs "invalid" .Values.replicas)) }}
 {{- .Values.replicas }}
-{{- else }}
-{{- dig "spec" "replicas" "" (include "chat.deployed" . | fromYaml) }}
+{{- else if hasKey (dig "metadata" "annotations" dict $deployed) "internlm-chat/replicas" }}
+{{- dig "spec" "replicas" "" $deployed }}
+{{- end }}
+{{- end }}
+
+{{/* The annotation of a workload whose field is stated. */}}
+{{- define "chat.replicasMark" -}}
+{{- if include "chat.replicas" . }}
+internlm-chat/replicas: stated
 {{- end }}
 {{- end }}
 
