@@ -13,7 +13,7 @@ from service import __version__
 from service.delivery import manifest as manifests
 from service.delivery.attempt import Attempt
 from service.delivery.disk import usage, volume
-from service.delivery.disk.directory import examine
+from service.delivery.disk.directory import check_consistent, examine
 from service.delivery.disk.inspection import Damage, inspect
 from service.delivery.disk.journal import Journal
 from service.delivery.disk.lock import volume_lock
@@ -103,7 +103,20 @@ class Delivery:
         damages, manifest = self._inspect(manifest, verify)
         for damage in damages:
             log.warning("%s %s; it is fetched again", self._dir, damage)
-        return None if damages else manifest
+        if damages:
+            return None
+        if flaw := self._flaw():
+            log.warning("%s is complete and no whole model: %s; the hub is asked again", self._dir, flaw)
+            return None
+        return manifest
+
+    def _flaw(self) -> str | None:
+        """What keeps the directory's files from being a model, if something does."""
+        try:
+            check_consistent(self._dir, [path.name for path in self._dir.iterdir()])
+        except DeliveryFailed as failure:
+            return failure.what
+        return None
 
     def _inspect(self, manifest: Manifest, thorough: bool) -> tuple[tuple[Damage, ...], Manifest]:
         """What is damaged, and the manifest with the modification times that the files have now."""
@@ -152,6 +165,7 @@ class Delivery:
         if manifest.unlisted:
             log.warning("the hub lists no hash for %s; what arrived was hashed", ", ".join(manifest.unlisted))
         self._check_digest(manifest)
+        self._check_whole(manifest)
         usage.offer(scratch)
         manifest.write(self._dir)
         journal.remove()
@@ -162,6 +176,13 @@ class Delivery:
         wanted = self._settings.model_digest
         if wanted and manifest.digest != wanted:
             raise DeliveryFailed(Cause.DIGEST, f"the model's digest is {manifest.digest}, not {wanted}")
+
+    def _check_whole(self, manifest: Manifest) -> None:
+        if flaw := self._flaw():
+            raise ConfigurationError(
+                f"{manifest.repo} {manifest.commit or manifest.revision} is no whole model, though all of it came: "
+                f"{flaw}; set INTERNLM_MODEL_REPO or INTERNLM_REVISION to one that is"
+            )
 
     def _write_if_possible(self, manifest: Manifest) -> None:
         try:

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from service.delivery.disk.directory import INDEX_FILE
-from service.engine.checkpoint.tensors import SINGLE_FILE
+from service.delivery.disk.directory import INDEX_FILE, SINGLE_FILE
 from service.engine.config import read_config
 from service.engine.weights import allocate, places_of
 from tests.support.checkpoints import Shape, write_checkpoint

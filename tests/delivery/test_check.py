@@ -18,13 +18,14 @@ from service.delivery.checks.finding import Finding, State, skip
 from service.delivery.checks.hub import check_hub
 from service.delivery.checks.nvidia_driver import Gpu, Memory, NoDriver, NoGpu, read_gpu
 from service.delivery.local import find_model
+from service.delivery.manifest import FileRecord, Manifest
 from service.delivery.sources import endpoint
 from service.download_settings import DownloadSettings, Source
 from service.errors import ConfigurationError
 from service.settings import Settings
 from tests.support.download_process import download
 from tests.support.fake_hub import FakeHub
-from tests.support.model_files import SHARDS, make_repository
+from tests.support.model_files import SHARDS, make_repository, sha256_of
 from tests.support.nvml import Nvml
 
 GIB = 1 << 30
@@ -138,6 +139,19 @@ def test_damage_and_another_model_are_named(hub: FakeHub, model_dir: Path) -> No
     manifest = check_all(Settings(model_dir=model_dir), other)[1]
     assert manifest.state is State.WARN
     assert "owner/other" in manifest.found
+
+
+def test_a_manifest_makes_no_model_of_files_that_are_none(model_dir: Path) -> None:
+    """It tells what a repository has, which may lack something."""
+    make_repository(model_dir)
+    (model_dir / "tokenizer.model").unlink()
+    files = tuple(
+        FileRecord(path.name, path.stat().st_size, sha256_of(path), path.stat().st_mtime_ns, listed=True)
+        for path in model_dir.glob("*.*")
+    )
+    Manifest("modelscope", "owner/model", "master", None, "2026-01-01T00:00:00+00:00", "test", files).write(model_dir)
+    found = findings(model_dir, device="cpu")["model files"]
+    assert (found.state, "neither tokenizer.model nor tokenizer.json" in found.found) == (State.FAIL, True)
 
 
 def test_a_gpu_that_fits_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

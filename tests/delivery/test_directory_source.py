@@ -35,9 +35,36 @@ def test_a_whole_model_is_adopted_and_recorded(carried: Path) -> None:
     assert all((carried / name).exists() for name in UNWANTED), "nothing of the operator's is removed"
 
 
-def test_a_model_without_an_index_is_adopted(carried: Path) -> None:
+def test_a_model_in_a_single_file_is_adopted(carried: Path) -> None:
     (carried / "model.safetensors.index.json").unlink()
+    (carried / SECOND).unlink()
+    (carried / FIRST).rename(carried / "model.safetensors")
     assert verify(carried).code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        pytest.param("._config.json", b"\0\5\x16\7\0\2\0\0Mac OS X        ", id="a Mac's notes on a file"),
+        pytest.param("evaluation.json", b"[1]", id="a list that nobody reads"),
+        pytest.param("consolidated.safetensors", b"", id="the weights in a format that nobody reads"),
+    ],
+)
+def test_what_no_server_reads_keeps_no_model_from_being_adopted(carried: Path, name: str, content: bytes) -> None:
+    (carried / name).write_bytes(content)
+    outcome = verify(carried)
+    assert outcome.code == 0, outcome.log
+
+
+def test_of_a_kind_that_is_not_served_here_only_damage_is_refused(tmp_path: Path) -> None:
+    """Another server may know its tokenizer, and where it has its weights."""
+    other = make_repository(tmp_path / "model", model_type="qwen2")
+    for name in ("tokenizer.model", "model.safetensors.index.json"):
+        (other / name).unlink()
+    assert verify(other).code == 0
+    (other / manifests.NAME).unlink()
+    os.truncate(other / FIRST, 2000)
+    assert "its header says" in verify(other).last_line
 
 
 @pytest.mark.parametrize(
@@ -60,6 +87,22 @@ def test_a_model_without_an_index_is_adopted(carried: Path) -> None:
             "no *.safetensors weights",
             id="an index that leads out of the directory",
         ),
+        pytest.param(
+            lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": null, "b": ["x"]}}'),
+            "no *.safetensors weights",
+            id="an index that names no files",
+        ),
+        pytest.param(
+            lambda d: (d / "model.safetensors.index.json").unlink(),
+            "neither model.safetensors.index.json nor model.safetensors",
+            id="shards without an index",
+        ),
+        pytest.param(
+            lambda d: (d / "tokenizer.model").unlink(),
+            "neither tokenizer.model nor tokenizer.json",
+            id="no tokenizer",
+        ),
+        pytest.param(lambda d: (d / "config.json").write_text("[" * 100_000), "is no JSON", id="lists without an end"),
         pytest.param(shutil.rmtree, "is not a directory", id="no directory"),
     ],
 )

@@ -1,5 +1,9 @@
 """Hubs that lie, listings without hashes, revisions that move, and models that are exchanged."""
 
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +83,59 @@ def test_a_repository_that_holds_no_model_is_refused(hub: FakeHub, model_dir: Pa
     outcome = download(model_dir, hub)
     assert outcome.code == 1
     assert "no config.json or no *.safetensors" in outcome.last_line
+
+
+@pytest.mark.parametrize(
+    ("flaw", "complaint"),
+    [
+        pytest.param(lambda d: (d / SECOND).unlink(), f"names {SECOND}, which", id="a shard that was forgotten"),
+        pytest.param(lambda d: (d / SECOND).write_bytes(b""), "too short", id="an empty shard"),
+        pytest.param(lambda d: os.truncate(d / SECOND, 100_000), "its header says", id="a shard that was cut"),
+        pytest.param(
+            lambda d: (d / SECOND).write_text("version https://git-lfs.github.com/spec/v1\n"),
+            "does not begin like a safetensors file",
+            id="a pointer to a shard",
+        ),
+        pytest.param(lambda d: (d / "tokenizer.model").unlink(), "neither tokenizer.model nor", id="no tokenizer"),
+    ],
+)
+def test_a_repository_that_is_not_whole_is_no_complete_model(
+    hub: FakeHub, model_dir: Path, tmp_path: Path, flaw: Callable[[Path], object], complaint: str
+) -> None:
+    """The new server would find it out, and the old one is gone by then."""
+    whole = shutil.copytree(hub.directory, tmp_path / "whole")
+    flaw(hub.directory)
+    outcome = download(model_dir, hub)
+    assert outcome.code == 1
+    assert complaint in outcome.last_line
+    assert "set INTERNLM_MODEL_REPO or INTERNLM_REVISION" in outcome.last_line
+    assert manifests.read(model_dir) is None
+    shutil.copytree(whole, hub.directory, dirs_exist_ok=True)
+    assert download(model_dir, hub).code == 0
+    assert_complete(model_dir, hub.directory)
+
+
+def test_a_model_of_a_kind_that_is_not_served_here_is_brought_as_it_is(hub: FakeHub, model_dir: Path) -> None:
+    """Another server may know its tokenizer, and where it has its weights."""
+    make_repository(hub.directory, model_type="qwen2")
+    for name in ("tokenizer.model", "model.safetensors.index.json"):
+        (hub.directory / name).unlink()
+    outcome = download(model_dir, hub)
+    assert outcome.code == 0, outcome.log
+    assert_complete(model_dir, hub.directory)
+
+
+def test_a_manifest_of_a_repository_that_was_not_whole_does_not_end_the_asking(hub: FakeHub, model_dir: Path) -> None:
+    """As earlier versions wrote them; the hub may have mended it meanwhile."""
+    assert download(model_dir, hub).code == 0
+    manifest = manifests.read(model_dir)
+    assert manifest
+    (model_dir / "tokenizer.model").unlink()
+    replace(manifest, files=tuple(f for f in manifest.files if f.path != "tokenizer.model")).write(model_dir)
+    outcome = download(model_dir, hub)
+    assert outcome.code == 0
+    assert "no whole model: there is neither tokenizer.model nor" in outcome.log
+    assert_complete(model_dir, hub.directory)
 
 
 def test_a_listed_size_that_is_wrong_ends_without_a_manifest(hub: FakeHub, model_dir: Path) -> None:

@@ -31,7 +31,7 @@ from service.engine.startup.capacity import plan_capacity
 from service.engine.weights import Weights, allocate
 from service.settings import Settings
 from tests.support.checkpoints import Shape, write_checkpoint
-from tests.support.model_files import SHARDS, make_repository
+from tests.support.model_files import SHARDS, make_repository, write_shard
 
 GIB = 1 << 30
 README = Path(__file__).parents[2] / "charts/internlm-chat/README.md"
@@ -209,6 +209,12 @@ def test_a_token_takes_what_is_reckoned(dtype: torch.dtype) -> None:
 def test_working_memory_grows_with_what_a_step_computes(more: dict[str, int]) -> None:
     demand = Demand(32_768, 256, 2048, 0.9)
     assert working_bytes(INTERNLM3_8B, replace(demand, **more)) > working_bytes(INTERNLM3_8B, demand)  # type: ignore[arg-type]
+
+
+def test_the_same_weights_in_another_format_beside_them_do_not_count(tmp_path: Path) -> None:
+    write_shard(tmp_path / "model.safetensors", 3000, "layer.0", 0)
+    write_shard(tmp_path / "consolidated.safetensors", 3000, "layers.0", 0)
+    assert count_elements(tmp_path) == 1500
 
 
 def test_the_fit_is_that_of_the_directorys_model(tmp_path: Path) -> None:

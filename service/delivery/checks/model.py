@@ -34,10 +34,10 @@ def check_files(model_dir: Path, source: Source = "modelscope") -> Finding:
         return fail("model files", f"there is no directory {model_dir}", remedy, SETTING)
     try:
         manifest = manifests.read(model_dir)
-        if manifest is None:
-            check_consistent(model_dir, [path.name for path in model_dir.iterdir()])
-        elif damages := inspect(model_dir, manifest).damages:
+        if manifest and (damages := inspect(model_dir, manifest).damages):
             return fail("model files", "; ".join(map(str, damages)), remedy, SETTING)
+        # With a manifest, too: it says that all came that the hub has, not that the hub has all.
+        check_consistent(model_dir, [path.name for path in model_dir.iterdir()])
         read_config(model_dir)
     except UnknownModel as error:
         return fail("model files", error.message, ANOTHER, SETTING)

@@ -16,10 +16,22 @@ from service.delivery.hubs.catalog import is_wanted
 from service.delivery.manifest import FileRecord
 from service.delivery.reporting.progress import VERIFYING, Progress
 from service.delivery.symptoms import failure_of
+from service.engine.config import MODEL_TYPES
 
 log = logging.getLogger(__name__)
 
 INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+READ = (
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    INDEX_FILE,
+)
+"""The JSON files a server reads. What others hold is nobody's business here: they need not even be objects."""
 
 
 def examine(model_dir: Path, progress: Progress) -> tuple[FileRecord, ...]:
@@ -37,15 +49,15 @@ def examine(model_dir: Path, progress: Progress) -> tuple[FileRecord, ...]:
 
 
 def check_consistent(model_dir: Path, names: list[str]) -> None:
-    """Configuration and every shard are there, and each shard is as long as its header says; no hashing.
+    """Configuration, tokenizer and every shard are there, and each shard is as long as its header says; no hashing.
 
-    Raises DeliveryFailed, OSError.
+    A model of a kind that is not served here may have another tokenizer, or none. Raises DeliveryFailed, OSError.
     """
     if "config.json" not in names:
         raise DeliveryFailed(Cause.INCOMPLETE, f"there is no config.json in {model_dir}")
-    for name in names:
-        if name.endswith(".json"):
-            load_json(model_dir / name)
+    objects = {name: load_json(model_dir / name) for name in READ if name in names}
+    if objects["config.json"].get("model_type") in MODEL_TYPES:
+        _check_loadable(model_dir, names)
     shards = shard_names(model_dir, names)
     if absent := sorted(set(shards) - set(names)):
         raise DeliveryFailed(Cause.INCOMPLETE, f"{INDEX_FILE} names {', '.join(absent)}, which {model_dir} lacks")
@@ -53,23 +65,40 @@ def check_consistent(model_dir: Path, names: list[str]) -> None:
         _check_shard(model_dir / shard)
 
 
+def _check_loadable(model_dir: Path, names: list[str]) -> None:
+    """What tokenizer and engine are loaded from is there under a name that they look for."""
+    for alternatives in (TOKENIZERS, (INDEX_FILE, SINGLE_FILE)):
+        if not set(alternatives) & set(names):
+            raise DeliveryFailed(Cause.INCOMPLETE, f"there is neither {' nor '.join(alternatives)} in {model_dir}")
+
+
 def shard_names(model_dir: Path, names: list[str]) -> list[str]:
-    """The files that hold the weights; raises DeliveryFailed if there are none."""
+    """The files that hold the weights: those the index names, or the single file, as the engine has it; where neither
+    is there, all that could. Raises DeliveryFailed if there are none, OSError."""
     if INDEX_FILE in names:
-        weight_map = load_json(model_dir / INDEX_FILE).get("weight_map")
-        shards = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+        shards = _indexed(load_json(model_dir / INDEX_FILE).get("weight_map"))
+    elif SINGLE_FILE in names:
+        shards = [SINGLE_FILE]
     else:
-        shards = [name for name in names if name.endswith(".safetensors")]
-    if not shards or not all(isinstance(shard, str) and is_wanted(shard) for shard in shards):
+        shards = [name for name in names if name.endswith(".safetensors") and not name.startswith(".")]
+    if not shards:
         raise DeliveryFailed(Cause.INCOMPLETE, f"there are no *.safetensors weights in {model_dir}")
     return shards
+
+
+def _indexed(weight_map: object) -> list[str]:
+    """The files of an index; none if it is damaged, or leads out of the directory."""
+    files = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not all(isinstance(file, str) and is_wanted(file) for file in files):
+        return []
+    return sorted(set(files))
 
 
 def load_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises DeliveryFailed, OSError."""
     try:
         body = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DeliveryFailed(Cause.DAMAGED, f"{path} is no JSON: {error}") from None
     if not isinstance(body, dict):
         raise DeliveryFailed(Cause.DAMAGED, f"{path} is no JSON object")

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from service.delivery.disk.directory import INDEX_FILE
+from service.delivery.disk.directory import INDEX_FILE, SINGLE_FILE
 from service.delivery.disk.safetensors_header import BadHeader
 from service.engine.checkpoint.staging import Lanes
 from service.engine.checkpoint.tensor_file import Extent, read_extents
 from service.engine.quantization import Matrix
 from service.errors import ConfigurationError
 
-SINGLE_FILE = "model.safetensors"
 READERS = 8
 """Threads that read: enough to keep a network volume or an NVMe disk busy, few enough for a small pod."""
 NAMES_SHOWN = 8
