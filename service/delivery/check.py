@@ -3,6 +3,7 @@
 The server runs the cheap half of it before it reads a byte of weights.
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from service.download_settings import DownloadSettings
 from service.environment import load_download_settings, load_settings
 from service.errors import ConfigurationError
 from service.settings import Settings
+
+log = logging.getLogger(__name__)
 
 WIDTH_IN_LOGS = 1000
 
@@ -57,12 +60,17 @@ def before_loading(settings: Settings, model_dir: Path) -> Manifest | None:
     """What can be known before the weights are read; returns the directory's manifest, if it has one.
 
     Waits for nothing: what others hold of the GPU is for the engine to see, if one has to be started. It may be an
-    engine that is only to be found again. Raises ConfigurationError with the first failure and what would mend it.
+    engine that is only to be found again. What is only to be warned of is logged. Raises ConfigurationError with the
+    first failure and what would mend it.
     """
     for finding in (check_files(model_dir), *check_gpu(settings, model_dir)):
-        if finding.state is State.FAIL and not finding.transient:
-            sentence = f"{finding.name}: {finding.found}; {finding.remedy}"
+        sentence = f"{finding.name}: {finding.found}; {finding.remedy}"
+        if finding.transient:
+            continue
+        if finding.state is State.FAIL:
             raise ConfigurationError(sentence, field=finding.setting)
+        if finding.state is State.WARN:
+            log.warning("%s", sentence)
     return manifests.read(model_dir)
 
 

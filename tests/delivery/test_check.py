@@ -129,6 +129,16 @@ def test_a_manifest_that_cannot_be_read_is_a_finding_and_no_traceback(model_dir:
     assert "Is a directory" in found["manifest"].found
 
 
+def test_a_directory_that_nothing_can_be_asked_of_is_a_finding_and_no_traceback(tmp_path: Path) -> None:
+    """As one that this user may not enter."""
+    beyond = tmp_path / ("x" * 300)
+    found = findings(beyond, device="cpu")
+    assert {found[name].state for name in ("model files", "free disk")} == {State.FAIL}
+    assert "File name too long" in found["model files"].found
+    with pytest.raises(ConfigurationError, match="File name too long"):
+        before_loading(Settings(model_dir=beyond, device="cpu"), beyond)
+
+
 def test_damage_and_another_model_are_named(hub: FakeHub, model_dir: Path) -> None:
     assert download(model_dir, hub).code == 0
     (model_dir / SHARDS[0]).unlink()
@@ -139,6 +149,17 @@ def test_damage_and_another_model_are_named(hub: FakeHub, model_dir: Path) -> No
     manifest = check_all(Settings(model_dir=model_dir), other)[1]
     assert manifest.state is State.WARN
     assert "owner/other" in manifest.found
+
+
+def test_what_a_download_left_unfinished_is_not_served(hub: FakeHub, model_dir: Path) -> None:
+    """Its files have their names already, and nobody has verified them."""
+    assert download(model_dir, hub).code == 0
+    manifests.discard(model_dir)
+    settings = Settings(model_dir=model_dir, device="cpu")
+    with pytest.raises(ConfigurationError, match=r"a download to .* has not finished; run `internlm-chat download`"):
+        before_loading(settings, model_dir)
+    assert download(model_dir, None, INTERNLM_SOURCE="dir").code == 0
+    assert before_loading(settings, model_dir)
 
 
 def test_a_manifest_makes_no_model_of_files_that_are_none(model_dir: Path) -> None:
@@ -190,7 +211,7 @@ def test_what_a_gpu_lacks_is_named_with_what_helps(
 
 
 def test_memory_that_another_process_holds_is_told_and_left_to_the_engine(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It may be the engine of this very server, which a new web worker is about to find again."""
     with_gpu(monkeypatch, replace(H100, memory=Memory(80 * GIB, 8 * GIB)))
@@ -200,6 +221,7 @@ def test_memory_that_another_process_holds_is_told_and_left_to_the_engine(
     assert (told.state, told.transient) == (State.FAIL, True)
     assert told.remedy == "free the GPU: another process holds its memory"
     assert find_model(Settings(model_dir=model_dir), lambda *_: None).directory == model_dir
+    assert "another process" not in caplog.text
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -268,10 +290,13 @@ def test_a_model_that_the_engine_does_not_know_is_no_model(tmp_path: Path) -> No
     assert raised.value.field == "INTERNLM_MODEL_DIR"
 
 
-def test_a_directory_without_a_manifest_may_be_loaded_if_it_is_consistent(tmp_path: Path) -> None:
+def test_a_directory_without_a_manifest_may_be_loaded_if_it_is_consistent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model_dir = make_repository(tmp_path / "model")
     settings = Settings(model_dir=model_dir, device="cpu")
     assert before_loading(settings, model_dir) is None
+    assert f"{model_dir} has no manifest, but seems whole; run `internlm-chat download`" in caplog.text
     (model_dir / SHARDS[0]).unlink()
     with pytest.raises(ConfigurationError, match=SHARDS[0]):
         before_loading(settings, model_dir)

@@ -21,6 +21,7 @@ ELSEWHERE = "or set INTERNLM_MODEL_DIR to a directory that holds the model"
 DOWNLOAD = f"run `internlm-chat download`, {ELSEWHERE}"
 COPY = f"copy what is missing or damaged there again, {ELSEWHERE}"
 ANOTHER = "serve another model (INTERNLM_MODEL_REPO, INTERNLM_MODEL_DIR): InternLM3, or a Llama of unquantized weights"
+FINISH = "run `internlm-chat download` to its end; with INTERNLM_SOURCE=dir, if the files have been copied there since"
 RECORD = "run `INTERNLM_SOURCE=dir internlm-chat download`: it hashes what is there, so that later damage is noticed"
 
 
@@ -30,15 +31,8 @@ def check_files(model_dir: Path, source: Source = "modelscope") -> Finding:
     `source` decides what helps: what a hub has can be fetched again, what somebody carried there cannot.
     """
     remedy = COPY if source == "dir" else DOWNLOAD
-    if not model_dir.is_dir():
-        return fail("model files", f"there is no directory {model_dir}", remedy, SETTING)
     try:
-        manifest = manifests.read(model_dir)
-        if manifest and (damages := inspect(model_dir, manifest).damages):
-            return fail("model files", "; ".join(map(str, damages)), remedy, SETTING)
-        # With a manifest, too: it says that all came that the hub has, not that the hub has all.
-        check_consistent(model_dir, [path.name for path in model_dir.iterdir()])
-        read_config(model_dir)
+        return _judge_files(model_dir, source, remedy)
     except UnknownModel as error:
         return fail("model files", error.message, ANOTHER, SETTING)
     except ConfigurationError as error:
@@ -46,6 +40,21 @@ def check_files(model_dir: Path, source: Source = "modelscope") -> Finding:
     except (DeliveryFailed, OSError) as error:
         failure = failure_of(error, f"reading {model_dir}")
         return fail("model files", failure.what, remedy, SETTING)
+
+
+def _judge_files(model_dir: Path, source: Source, remedy: str) -> Finding:
+    """Raises ConfigurationError, DeliveryFailed, OSError for what is not right at a closer look."""
+    if not model_dir.is_dir():
+        return fail("model files", f"there is no directory {model_dir}", remedy, SETTING)
+    manifest = manifests.read(model_dir)
+    if manifest and (damages := inspect(model_dir, manifest).damages):
+        return fail("model files", "; ".join(map(str, damages)), remedy, SETTING)
+    if manifest is None and (model_dir / volume.SCRATCH).is_dir():
+        # Files have their names before they are verified, and the manifest goes before the first of them changes.
+        return fail("model files", f"a download to {model_dir} has not finished", FINISH, SETTING)
+    # With a manifest, too: it says that all came that the hub has, not that the hub has all.
+    check_consistent(model_dir, [path.name for path in model_dir.iterdir()])
+    read_config(model_dir)
     if manifest is None:
         advice = RECORD if source == "dir" else DOWNLOAD
         return warn("model files", f"{model_dir} has no manifest, but seems whole", advice)
@@ -74,11 +83,11 @@ def check_manifest(model_dir: Path, settings: DownloadSettings) -> Finding:
 
 def check_disk(model_dir: Path, settings: DownloadSettings, complete: bool) -> Finding:
     """Free space, which matters as long as something is still to come."""
-    existing = next((path for path in (model_dir, *model_dir.parents) if path.is_dir()), Path("/"))
     try:
+        existing = next((path for path in (model_dir, *model_dir.parents) if path.is_dir()), Path("/"))
         free = volume.free_bytes(existing)
     except OSError as error:
-        return fail("free disk", f"{existing}: {error.strerror}", "mount the volume", SETTING)
+        return fail("free disk", f"{error.filename}: {error.strerror}", "mount the volume", SETTING)
     if complete:
         return ok("free disk", f"{free:,} bytes; nothing more is needed")
     here = volume.bytes_in(model_dir)
