@@ -17,6 +17,7 @@ from service.delivery.checks.gpu import check_gpu
 from service.delivery.checks.hub import check_hub
 from service.delivery.checks.model import check_disk, check_files, check_manifest
 from service.delivery.manifest import Manifest
+from service.delivery.reporting.progress import Progress
 from service.download_settings import DownloadSettings
 from service.environment import load_download_settings, load_settings
 from service.errors import ConfigurationError
@@ -56,14 +57,15 @@ def check_all(settings: Settings, download: DownloadSettings) -> list[Finding]:
     ]
 
 
-def before_loading(settings: Settings, model_dir: Path) -> Manifest | None:
-    """What can be known before the weights are read; returns the directory's manifest, if it has one.
+def before_loading(settings: Settings, model_dir: Path, progress: Progress | None = None) -> Manifest | None:
+    """What can be known before the weights are read; returns the directory's manifest, if it has one. `progress` is
+    told of weights that must be hashed first.
 
     Waits for nothing: what others hold of the GPU is for the engine to see, if one has to be started. It may be an
     engine that is only to be found again. What is only to be warned of is logged. Raises ConfigurationError with the
     first failure and what would mend it.
     """
-    for finding in (check_files(model_dir), *check_gpu(settings, model_dir)):
+    for finding in (check_files(model_dir, progress=progress), *check_gpu(settings, model_dir)):
         sentence = f"{finding.name}: {finding.found}; {finding.remedy}"
         if finding.transient:
             continue

@@ -34,7 +34,7 @@ def find_model(settings: Settings, progress: Progress) -> LocalModel:
     Raises ConfigurationError, naming the setting that would mend it, when there is nothing that can be loaded.
     """
     if settings.model_dir is not None:
-        return _configured(settings, settings.model_dir.expanduser())
+        return _configured(settings, settings.model_dir.expanduser(), progress)
     if settings.device == "cuda" or (settings.device == "auto" and has_gpu()):
         raise ConfigurationError(
             "INTERNLM_MODEL_DIR is not set: it names the directory of the model to serve. `internlm-chat download` "
@@ -44,9 +44,9 @@ def find_model(settings: Settings, progress: Progress) -> LocalModel:
     return LocalModel(ensure_small_model(settings.cache, progress), settings.model_id or SMALL_MODEL_ID)
 
 
-def _configured(settings: Settings, directory: Path) -> LocalModel:
+def _configured(settings: Settings, directory: Path, progress: Progress) -> LocalModel:
     # The fake engine reads a tokenizer and no weights, so there is nothing to check for it.
     usage.hold(directory)
-    manifest = None if settings.engine == "fake" else before_loading(settings, directory)
+    manifest = None if settings.engine == "fake" else before_loading(settings, directory, progress)
     served_as = settings.model_id or (manifest.repo if manifest else "") or directory.name
     return LocalModel(directory, served_as, manifest)

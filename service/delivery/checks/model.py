@@ -6,8 +6,10 @@ from service.delivery import manifest as manifests
 from service.delivery.checks.finding import Finding, fail, ok, skip, warn
 from service.delivery.disk import volume
 from service.delivery.disk.directory import check_consistent
-from service.delivery.disk.inspection import inspect
+from service.delivery.disk.inspection import Damage, survey
 from service.delivery.failures import DeliveryFailed
+from service.delivery.manifest import Manifest
+from service.delivery.reporting.progress import VERIFYING, Progress
 from service.delivery.symptoms import failure_of
 from service.download_settings import DownloadSettings, Source
 from service.engine.config import read_config
@@ -25,14 +27,15 @@ FINISH = "run `internlm-chat download` to its end; with INTERNLM_SOURCE=dir, if 
 RECORD = "run `INTERNLM_SOURCE=dir internlm-chat download`: it hashes what is there, so that later damage is noticed"
 
 
-def check_files(model_dir: Path, source: Source = "modelscope") -> Finding:
-    """Everything a server needs of the directory, and a model it knows; without hashing the weights.
+def check_files(model_dir: Path, source: Source = "modelscope", progress: Progress | None = None) -> Finding:
+    """Everything a server needs of the directory, and a model it knows; weights are hashed only where their time is not
+    the manifest's, which `progress` is told of.
 
     `source` decides what helps: what a hub has can be fetched again, what somebody carried there cannot.
     """
     remedy = COPY if source == "dir" else DOWNLOAD
     try:
-        return _judge_files(model_dir, source, remedy)
+        return _judge_files(model_dir, source, remedy, progress)
     except UnknownModel as error:
         return fail("model files", error.message, ANOTHER, SETTING)
     except ConfigurationError as error:
@@ -42,12 +45,12 @@ def check_files(model_dir: Path, source: Source = "modelscope") -> Finding:
         return fail("model files", failure.what, remedy, SETTING)
 
 
-def _judge_files(model_dir: Path, source: Source, remedy: str) -> Finding:
+def _judge_files(model_dir: Path, source: Source, remedy: str, progress: Progress | None) -> Finding:
     """Raises ConfigurationError, DeliveryFailed, OSError for what is not right at a closer look."""
     if not model_dir.is_dir():
         return fail("model files", f"there is no directory {model_dir}", remedy, SETTING)
     manifest = manifests.read(model_dir)
-    if manifest and (damages := inspect(model_dir, manifest).damages):
+    if manifest and (damages := _damages(model_dir, manifest, progress)):
         return fail("model files", "; ".join(map(str, damages)), remedy, SETTING)
     if manifest is None and (model_dir / volume.SCRATCH).is_dir():
         # Files have their names before they are verified, and the manifest goes before the first of them changes.
@@ -59,6 +62,14 @@ def _judge_files(model_dir: Path, source: Source, remedy: str) -> Finding:
         advice = RECORD if source == "dir" else DOWNLOAD
         return warn("model files", f"{model_dir} has no manifest, but seems whole", advice)
     return ok("model files", f"{len(manifest.files)} files, {manifest.total_bytes:,} bytes in {model_dir}")
+
+
+def _damages(model_dir: Path, manifest: Manifest, progress: Progress | None) -> tuple[Damage, ...]:
+    """Nothing is recorded here, so that what has to be hashed is hashed at every start."""
+    seen = survey(model_dir, manifest, whole_seconds=True)
+    if progress is None or not seen.takes_long:
+        return seen.conclude().damages
+    return seen.conclude(lambda done: progress(VERIFYING, done, seen.bytes_to_hash)).damages
 
 
 def check_manifest(model_dir: Path, settings: DownloadSettings) -> Finding:
