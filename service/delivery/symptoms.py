@@ -15,6 +15,7 @@ from service.delivery.failures import Cause, DeliveryFailed
 
 _MESSAGE_LIMIT = 300
 _QUERY = re.compile(r"\?[^\s'\")]+")
+_USER = re.compile(r"(?<=://)[^/\s]*@")
 
 CAUSE_OF_ERRNO = {
     errno.ENOSPC: Cause.NO_SPACE,
@@ -81,7 +82,7 @@ class Symptom:
 
 
 def describe(error: BaseException) -> Symptom:
-    """The symptom of `error` and of everything that caused it. Signed addresses lose their query."""
+    """The symptom of `error` and of everything that caused it. Signed addresses lose their query, all their user."""
     errors = list(_chain(error))
     return Symptom(
         message=_one_line(str(error) or type(error).__name__),
@@ -145,6 +146,11 @@ def _status(error: BaseException) -> int | None:
     return status if isinstance(status, int) and status >= 400 else None
 
 
+def without_users(text: str) -> str:
+    """`text`, in whose addresses nobody is named and no password: the log is not the place for one."""
+    return _USER.sub("…@", text)
+
+
 def _one_line(message: str) -> str:
-    line = _QUERY.sub("?…", " ".join(message.split()))
+    line = _QUERY.sub("?…", without_users(" ".join(message.split())))
     return line if len(line) <= _MESSAGE_LIMIT else line[: _MESSAGE_LIMIT - 1] + "…"

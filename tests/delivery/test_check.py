@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +102,30 @@ def test_the_hub_that_is_asked_is_the_one_the_download_would_ask(
 def test_a_hub_that_is_named_without_a_scheme_is_asked_by_https(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELSCOPE_DOMAIN", "hub.example")
     assert endpoint(DownloadSettings()) == "https://hub.example"
+
+
+def test_a_password_in_the_hubs_address_is_sent_and_never_shown(hub: FakeHub, model_dir: Path) -> None:
+    address = hub.endpoint.replace("://", "://robot:pa%24s@")
+    found = check_hub(DownloadSettings(model_dir=model_dir, hub_endpoint=address), complete=False)
+    assert (found.state, found.found) == (State.OK, f"{hub.endpoint.replace('://', '://…@')} answers 200")
+    assert hub.requests[-1].headers["authorization"] == f"Basic {b64encode(b'robot:pa$s').decode()}"
+    closed = check_hub(DownloadSettings(hub_endpoint="http://robot:pass@127.0.0.1:9"), complete=False)
+    assert (closed.state, "pass" in closed.found) == (State.FAIL, False)
+
+
+@pytest.mark.parametrize("address", ["http://hub..example.com", "http://[x"])
+def test_what_is_no_address_is_a_finding_and_no_traceback(address: str) -> None:
+    found = check_hub(DownloadSettings(hub_endpoint=address), complete=False)
+    assert found.state is State.FAIL
+    assert "INTERNLM_HUB_ENDPOINT" in found.remedy
+
+
+@pytest.mark.parametrize("bundle", ["/", "/nonexistent.pem"], ids=["a folder", "nothing"])
+def test_a_private_ca_may_be_in_a_folder(monkeypatch: pytest.MonkeyPatch, bundle: str) -> None:
+    """The download's HTTP client takes both."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", bundle)
+    found = check_hub(DownloadSettings(hub_endpoint="https://127.0.0.1:9"), complete=False)
+    assert ("refused" in found.found) == (bundle == "/")
 
 
 def test_what_answers_without_being_a_hub_is_named(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import socket
 import ssl
 import subprocess
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from service.delivery import manifest as manifests
 from tests.support.download_process import assert_complete, download
-from tests.support.fake_hub import FakeHub, Fault, running_hub
+from tests.support.fake_hub import LISTING, FakeHub, Fault, running_hub
 
 SOURCES = ("modelscope", "huggingface")
 
@@ -192,3 +193,26 @@ def test_a_token_does_not_follow_a_redirect_to_another_host(
         assert_complete(model_dir, hub.directory)
         assert storage.requests
         assert not any(hub.token in str(request.headers) for request in storage.requests)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_password_in_the_hubs_address_is_sent_and_never_shown(
+    hub: FakeHub, model_dir: Path, tmp_path: Path, source: str
+) -> None:
+    message = tmp_path / "termination-log"
+    message.touch()
+    environment = {
+        "INTERNLM_SOURCE": source,
+        "INTERNLM_HUB_ENDPOINT": hub.endpoint.replace("://", "://robot:pa%24s@"),
+        "INTERNLM_TERMINATION_LOG": str(message),
+    }
+    hub.faults = [Fault("status", 404, LISTING)]
+    outcome = download(model_dir, hub, **environment)
+    assert outcome.code == 1
+    for text in (outcome.log, message.read_text()):
+        assert "://…@127.0.0.1" in text
+        assert "pa%24s" not in text
+    hub.faults = []
+    assert download(model_dir, hub, **environment).code == 0
+    sent = f"Basic {b64encode(b'robot:pa$s').decode()}"
+    assert {request.headers["authorization"] for request in hub.requests} == {sent}

@@ -72,6 +72,19 @@ def test_a_message_is_one_line_without_signed_addresses() -> None:
     assert len(symptom.message) <= 300
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://robot:secret@hub.example/api", "http://…@hub.example/api"),
+        ("https://robot:sec@ret@hub.example:8443", "https://…@hub.example:8443"),
+        ("https://secret@hub.example", "https://…@hub.example"),
+        ("https://hub.example/api/models/owner/model@main", "https://hub.example/api/models/owner/model@main"),
+    ],
+)
+def test_an_address_in_a_message_names_no_user(address: str, shown: str) -> None:
+    assert describe(requests.ConnectionError(f"{address} is gone")).message == f"{shown} is gone"
+
+
 def test_what_the_hub_says_of_coming_back_is_kept() -> None:
     error = RateLimitError("slow down", status_code=429)
     error.retry_after = 7  # type: ignore[attr-defined]
