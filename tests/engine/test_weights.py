@@ -149,6 +149,16 @@ def test_everything_that_does_not_fit_is_named_in_one_error(tmp_path: Path) -> N
     assert str(tmp_path) in message
 
 
+def test_weights_that_were_rounded_are_refused_on_every_device(tmp_path: Path) -> None:
+    """config.json may have no word of it, and their scales are elsewhere."""
+    name = "model.layers.0.mlp.down_proj.weight"
+    tensors = tensors_of(Shape())
+    tensors[name] = tensors[name].to(torch.int8)
+    write_checkpoint(tmp_path, Shape(), tensors=tensors)
+    with pytest.raises(ConfigurationError, match=f"of another type than F64, F32, F16, BF16: {name} I8"):
+        load(tmp_path)
+
+
 def test_a_long_list_of_misfits_is_cut_with_their_number(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, Shape(), tensors={"lm_head.weight": torch.zeros(320, 64)})
     with pytest.raises(ConfigurationError, match=r"and 12 more"):

@@ -1,7 +1,7 @@
 """A model directory's tensors: which safetensors file holds which, whether they fit, and reading them in parallel."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from service.delivery.disk.directory import INDEX_FILE, SINGLE_FILE
 from service.delivery.disk.safetensors_header import BadHeader
 from service.engine.checkpoint.staging import Lanes
-from service.engine.checkpoint.tensor_file import Extent, read_extents
+from service.engine.checkpoint.tensor_file import DTYPES, Extent, read_extents
 from service.engine.quantization import Matrix
 from service.errors import ConfigurationError
 
@@ -39,11 +39,13 @@ class Checkpoint:
         return list(self._by_file())
 
     def check(self, places: Mapping[str, Matrix]) -> None:
-        """Raise ConfigurationError naming every tensor that is missing, has no place or doesn't fit its place."""
+        """Raise ConfigurationError naming every tensor that is missing, has no place, doesn't fit its place or has a
+        type that stands for something else than its numbers: rounded weights are nothing without their scales."""
         problems = {
             "missing": sorted(places.keys() - self._files.keys()),
             "unexpected": sorted(self._files.keys() - places.keys()),
             "of another shape": self._misshapen(places),
+            f"of another type than {', '.join(DTYPES)}": self._mistyped(),
         }
         told = [f"{kind}: {_shown(names)}" for kind, names in problems.items() if names]
         if told:
@@ -64,14 +66,20 @@ class Checkpoint:
             return count
 
     def _misshapen(self, places: Mapping[str, Matrix]) -> list[str]:
-        wrong = []
+        found = {name: list(tensor.get_shape()) for name, tensor in self._slices() if name in places}
+        wanted = {name: list(places[name].shape) for name in found}
+        return [f"{name} {found[name]} instead of {wanted[name]}" for name in found if found[name] != wanted[name]]
+
+    def _mistyped(self) -> list[str]:
+        found = {name: tensor.get_dtype() for name, tensor in self._slices()}
+        return [f"{name} {dtype}" for name, dtype in found.items() if dtype not in DTYPES]
+
+    def _slices(self) -> Iterator[tuple[str, Any]]:
+        """Every tensor by name, of which nothing is read yet."""
         for path, names in self._by_file().items():
             with _open(path) as opened:
                 for name in names:
-                    found = list(_slice(opened, path, name).get_shape())
-                    if name in places and found != list(places[name].shape):
-                        wrong.append(f"{name} {found} instead of {list(places[name].shape)}")
-        return wrong
+                    yield name, _slice(opened, path, name)
 
     def _by_size(self, places: Mapping[str, Matrix]) -> list[tuple[Path, str]]:
         """Each tensor a task of its own, whatever file it is in, the largest first: the readers then end together
