@@ -79,7 +79,7 @@ def read(model_dir: Path) -> Manifest | None:
         return _parse(json.loads((model_dir / NAME).read_text("utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         log.warning("the manifest in %s is damaged and is ignored: %s", model_dir, error)
         return None
 

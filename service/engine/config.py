@@ -5,6 +5,7 @@ the flag `qkv_bias`, and o_proj and the MLP the flag `bias`; Llama's `attention_
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,11 @@ def read_config(model_dir: Path) -> ModelConfig:
     path = model_dir / "config.json"
     try:
         raw = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: no readable model configuration ({error})") from error
     if not isinstance(raw, dict):
         raise ConfigurationError(f"{path}: a JSON object is expected")
-    problems = [*_wrong_numbers(raw), *_unsupported(raw)]
+    problems = [*_wrong_numbers(raw), *_wrong_tables(raw), *_unsupported(raw)]
     if problems:
         raise UnknownModel(f"{path}: {'; '.join(problems)}")
     config = _parse(raw)
@@ -108,6 +109,8 @@ COUNTS = (
     "num_attention_heads",
     "max_position_embeddings",
 )
+ROPE_TABLES = ("rope_scaling", "rope_parameters")
+"""transformers 4 wrote the first, 5 writes the second, which wins where both are there."""
 OPTIONAL_COUNTS = ("num_key_value_heads", "head_dim")
 """Left out or null, they follow from the others."""
 
@@ -115,13 +118,19 @@ OPTIONAL_COUNTS = ("num_key_value_heads", "head_dim")
 def _wrong_numbers(raw: dict[str, Any]) -> list[str]:
     given = [key for key in OPTIONAL_COUNTS if raw.get(key) is not None]
     wrong = [key for key in (*COUNTS, *given) if not _is_positive(raw.get(key), int)]
-    if not _is_positive(raw.get("rms_norm_eps"), int, float):
-        wrong.append("rms_norm_eps")
-    return [f"a positive number is needed for {key}, not {raw.get(key)!r}" for key in wrong]
+    given_or_default = {"rms_norm_eps": raw.get("rms_norm_eps"), "rope_theta": _rope(raw)["rope_theta"]}
+    wrong += [key for key, value in given_or_default.items() if not _is_positive(value, int, float)]
+    return [f"a positive number is needed for {key}, not {given_or_default.get(key, raw.get(key))!r}" for key in wrong]
 
 
 def _is_positive(value: Any, *kinds: type) -> bool:
-    return type(value) in kinds and bool(value > 0)  # by its very type: to isinstance, true is the number 1
+    # By its very type: to isinstance, true is the number 1. JSON can name numbers that no float holds.
+    return type(value) in kinds and bool(0 < value <= sys.float_info.max)
+
+
+def _wrong_tables(raw: dict[str, Any]) -> list[str]:
+    wrong = [key for key in ROPE_TABLES if raw.get(key) and not isinstance(raw[key], dict)]
+    return [f"an object is needed for {key}, not {raw[key]!r}" for key in wrong]
 
 
 def _unsupported(raw: dict[str, Any]) -> list[str]:
@@ -130,7 +139,7 @@ def _unsupported(raw: dict[str, Any]) -> list[str]:
     checks = (
         (raw.get("model_type") in MODEL_TYPES, f"model_type {raw.get('model_type')!r} is not one of {MODEL_TYPES}"),
         (raw.get("hidden_act", "silu") == "silu", f"hidden_act {raw.get('hidden_act')!r} is not 'silu'"),
-        ("quantization_config" not in raw, QUANTIZED),
+        (raw.get("quantization_config") is None, QUANTIZED),
         (_rope_type(rope) in CONSTANT_ROPE_TYPES, f"rope type {_rope_type(rope)!r} is not in {CONSTANT_ROPE_TYPES}"),
         (rope.get("partial_rotary_factor", 1.0) == 1.0, "partial_rotary_factor other than 1 is not supported"),
     )
@@ -138,13 +147,14 @@ def _unsupported(raw: dict[str, Any]) -> list[str]:
 
 
 def _rope(raw: dict[str, Any]) -> dict[str, Any]:
-    """RoPE settings under either of their names: transformers 5 writes `rope_parameters`, 4 wrote `rope_scaling`."""
-    return {
+    """RoPE settings under either of their names."""
+    settings = {
         "rope_theta": raw.get("rope_theta") or DEFAULT_ROPE_THETA,
         "partial_rotary_factor": raw.get("partial_rotary_factor", 1.0),
-        **(raw.get("rope_scaling") or {}),
-        **(raw.get("rope_parameters") or {}),
     }
+    for table in (raw.get(key) for key in ROPE_TABLES):
+        settings |= table if isinstance(table, dict) else {}
+    return settings
 
 
 def _rope_type(rope: dict[str, Any]) -> str:
@@ -178,5 +188,7 @@ def _check_shapes(path: Path, config: ModelConfig) -> None:
             f"{path}: num_attention_heads {config.num_heads} is not a multiple of "
             f"num_key_value_heads {config.num_kv_heads}"
         )
+    if not config.head_dim:
+        raise ConfigurationError(f"{path}: hidden_size {config.hidden_size} is less than {config.num_heads} heads need")
     if config.head_dim % 2:
         raise ConfigurationError(f"{path}: head_dim {config.head_dim} is odd; RoPE rotates pairs")

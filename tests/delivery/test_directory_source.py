@@ -20,6 +20,11 @@ def verify(model_dir: Path, *arguments: str, **environment: str) -> Outcome:
     return download(model_dir, None, *arguments, INTERNLM_SOURCE="dir", **environment)
 
 
+def header_of(tensors: dict[str, object]) -> bytes:
+    body = json.dumps(tensors).replace("Infinity", "1e999").encode()
+    return struct.pack("<Q", len(body)) + body
+
+
 @pytest.fixture
 def carried(tmp_path: Path) -> Path:
     return make_repository(tmp_path / "model")
@@ -54,6 +59,9 @@ def test_what_no_server_reads_keeps_no_model_from_being_adopted(carried: Path, n
     (carried / name).write_bytes(content)
     outcome = verify(carried)
     assert outcome.code == 0, outcome.log
+    manifest = manifests.read(carried)
+    assert manifest
+    assert not [file.path for file in manifest.files if file.path.startswith(".")]
 
 
 def test_of_a_kind_that_is_not_served_here_only_damage_is_refused(tmp_path: Path) -> None:
@@ -79,6 +87,18 @@ def test_of_a_kind_that_is_not_served_here_only_damage_is_refused(tmp_path: Path
             lambda d: (d / FIRST).write_bytes(struct.pack("<Q", 4) + b"[1]\n"),
             "damaged",
             id="a list for a header",
+        ),
+        pytest.param(
+            lambda d: (d / FIRST).write_bytes(
+                header_of({"a": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 1e999]}})
+            ),
+            "damaged",
+            id="a header with a number that no file has",
+        ),
+        pytest.param(
+            lambda d: (d / FIRST).write_bytes(struct.pack("<Q", 100_000) + b"[" * 100_000),
+            "damaged",
+            id="a header of lists without an end",
         ),
         pytest.param(lambda d: (d / "config.json").write_text("{"), "is no JSON", id="half a configuration"),
         pytest.param(lambda d: (d / "config.json").write_text("[]"), "no JSON object", id="a list for a configuration"),

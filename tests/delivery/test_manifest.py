@@ -70,7 +70,9 @@ def test_a_manifest_that_cannot_be_right_is_not_believed(
     assert "is damaged and is ignored" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["", "null", '"text"', "[]", "7", "{}"])
+@pytest.mark.parametrize(
+    "text", ["", "null", '"text"', "[]", "7", "{}", pytest.param("[" * 100_000, id="lists without an end")]
+)
 def test_a_manifest_that_is_none_at_all_is_not_believed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:

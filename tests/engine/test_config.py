@@ -82,6 +82,10 @@ def test_rope_is_read_in_every_spelling(tmp_path: Path, rope: dict[str, Any]) ->
     assert read(tmp_path, PUBLISHED | rope).rope_theta == 1e4
 
 
+def test_a_null_for_how_the_weights_are_quantized_says_that_they_are_not(tmp_path: Path) -> None:
+    assert read(tmp_path, PUBLISHED | {"quantization_config": None}) == INTERNLM3_8B
+
+
 @pytest.mark.parametrize("null", [{}, {"head_dim": None, "num_key_value_heads": None}], ids=["absent", "null"])
 def test_head_sizes_that_are_left_out_follow_from_the_others(tmp_path: Path, null: dict[str, None]) -> None:
     raw = {key: value for key, value in PUBLISHED.items() if key not in {"head_dim", "num_key_value_heads"}}
@@ -111,6 +115,12 @@ def test_head_sizes_that_are_left_out_follow_from_the_others(tmp_path: Path, nul
         ({"head_dim": "128"}, "head_dim"),
         ({"rms_norm_eps": True}, "rms_norm_eps"),
         ({"rms_norm_eps": 0}, "rms_norm_eps"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
+        ({"rope_theta": "abc"}, "rope_theta, not 'abc'"),
+        ({"rope_theta": float("inf")}, "rope_theta"),
+        ({"rope_parameters": {"rope_theta": None}}, "rope_theta, not None"),
+        ({"rope_scaling": "linear"}, "an object is needed for rope_scaling, not 'linear'"),
+        ({"head_dim": None, "num_attention_heads": 8192}, "hidden_size 4096 is less than 8192 heads need"),
     ],
 )
 def test_another_architecture_is_refused_by_name(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
@@ -126,7 +136,9 @@ def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
     assert "gelu" in refusal.value.message
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"[1]", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [None, b"{", b"[1]", b"\xff\xfe", pytest.param(b"[" * 100_000, id="lists without an end")]
+)
 def test_a_directory_without_a_readable_configuration_is_refused(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)

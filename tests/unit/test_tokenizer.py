@@ -380,6 +380,7 @@ def test_special_ids_in_plain_text_are_found_by_the_self_check(tmp_path: Path) -
         ("tokenizer.model", "no model", "cannot be read as a SentencePiece model"),
         ("tokenizer.json", "{}", "cannot be read as a tokenizer"),
         ("tokenizer_config.json", "{", "cannot be read as JSON"),
+        pytest.param("tokenizer_config.json", "[" * 100_000, "cannot be read as JSON", id="lists without an end"),
         ("generation_config.json", "[1]", "must hold a JSON object"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "added_tokens_decoder in .* is not a table"),
         ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "added_tokens_decoder in .* is not a table"),

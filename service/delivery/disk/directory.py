@@ -39,7 +39,7 @@ def examine(model_dir: Path, progress: Progress) -> tuple[FileRecord, ...]:
     if not model_dir.is_dir():
         raise DeliveryFailed(Cause.INCOMPLETE, f"{model_dir} is not a directory")
     try:
-        paths = sorted(path for path in model_dir.iterdir() if is_wanted(path.name) and path.is_file())
+        paths = sorted(path for path in model_dir.iterdir() if _is_model(path.name) and path.is_file())
         check_consistent(model_dir, [path.name for path in paths])
     except OSError as error:
         raise failure_of(error, f"reading {model_dir}") from error
@@ -80,10 +80,15 @@ def shard_names(model_dir: Path, names: list[str]) -> list[str]:
     elif SINGLE_FILE in names:
         shards = [SINGLE_FILE]
     else:
-        shards = [name for name in names if name.endswith(".safetensors") and not name.startswith(".")]
+        shards = [name for name in names if name.endswith(".safetensors") and _is_model(name)]
     if not shards:
         raise DeliveryFailed(Cause.INCOMPLETE, f"there are no *.safetensors weights in {model_dir}")
     return shards
+
+
+def _is_model(name: str) -> bool:
+    """Whether a file may belong to the model: what is hidden is another program's (a Mac has `._config.json`)."""
+    return is_wanted(name) and not name.startswith(".")
 
 
 def _indexed(weight_map: object) -> list[str]:

@@ -60,7 +60,7 @@ def _parse(body: bytes, length: int) -> Header:
         tensors = json.loads(body)
         tensors.pop("__metadata__", None)
         entries = {name: _entry(tensor, 8 + length) for name, tensor in tensors.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise BadHeader("its header is damaged") from None
     return Header(max((e.offset + e.size for e in entries.values()), default=8 + length), entries)
 
