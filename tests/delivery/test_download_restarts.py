@@ -85,6 +85,11 @@ def test_sigterm_stops_at_once_and_the_next_start_resumes(hub: FakeHub, model_di
     assert ranges_of(hub, SECOND) == [None]
 
 
+def test_a_place_for_the_outcome_that_cannot_be_looked_at_fails_no_download(hub: FakeHub, model_dir: Path) -> None:
+    outcome = download(model_dir, hub, INTERNLM_TERMINATION_LOG=f"/dev/{'x' * 300}")
+    assert outcome.code == 0, outcome.log
+
+
 def test_two_pods_on_one_volume_fetch_every_file_once(hub: FakeHub, model_dir: Path, tmp_path: Path) -> None:
     hub.faults = [Fault("trickle", 100_000, FIRST)]
     first = Download(model_dir, hub, HOME=str(tmp_path / "home1"))

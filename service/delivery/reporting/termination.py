@@ -11,9 +11,8 @@ LIMIT_BYTES = 4096
 
 def leave_message(path: Path, message: str) -> None:
     """Write `message` to the termination log, if this is a pod that has one; never raises."""
-    if not path.exists():
-        return
     try:
-        path.write_bytes(message.encode()[:LIMIT_BYTES])
+        if path.exists():
+            path.write_bytes(message.encode()[:LIMIT_BYTES])
     except OSError as error:
         log.debug("no termination message could be left in %s: %s", path, error)

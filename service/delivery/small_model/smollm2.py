@@ -57,9 +57,9 @@ def ensure_small_model(cache_dir: Path, progress: Progress, model: SmallModel = 
     Raises ConfigurationError with cause and way out when the model cannot be fetched or stored.
     """
     target = cache_dir / model.directory
-    if target.is_dir():
-        return target
     try:
+        if target.is_dir():
+            return target
         with _locked(cache_dir / f"{model.directory}.lock") as lock:
             if not target.is_dir():
                 _make(model, target, progress, lock)

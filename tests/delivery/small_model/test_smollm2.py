@@ -168,6 +168,11 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path, index: PackageInde
         ensure_small_model(tmp_path / "file" / "cache", ignore, tiny_model)
 
 
+def test_a_cache_that_cannot_be_looked_into_is_named(tmp_path: Path, tiny_model: SmallModel) -> None:
+    with pytest.raises(ConfigurationError, match=r"could not be stored in .*: .*INTERNLM_CACHE_DIR"):
+        ensure_small_model(tmp_path / ("x" * 300), ignore, tiny_model)
+
+
 def test_the_real_model_knows_the_capital_of_france(smollm2_dir: Path) -> None:
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
