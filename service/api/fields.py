@@ -16,6 +16,8 @@ MAX_TEXT_CHARACTERS = 400_000
 
 MAX_STOP_CHARACTERS = 1000
 MAX_TURNS = 1000
+MOST_NAMES = 16
+"""Of metadata."""
 
 
 def printable(text: str) -> str:
@@ -29,12 +31,22 @@ def printable(text: str) -> str:
     return text
 
 
+def _few(metadata: Any) -> Any:
+    """Looked at before its values, since pydantic counts them last: a complaint about each would take seconds, in which
+    nobody else is served."""
+    if isinstance(metadata, dict) and len(metadata) > MOST_NAMES:
+        raise ValueError(f"it has {len(metadata)} names; at most {MOST_NAMES} are taken")
+    return metadata
+
+
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS), AfterValidator(printable)]
 NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS), AfterValidator(printable)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS), AfterValidator(printable)]
 Label = Annotated[str, Field(max_length=256), AfterValidator(printable)]
 Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=MOST_NAMES),
+    BeforeValidator(_few),
 ]
 Stops = Annotated[list[Stop], Field(max_length=16)]
 StopOrStops = Annotated[Stops, BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)]

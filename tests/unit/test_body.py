@@ -10,6 +10,8 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from service.api.body import LONG_BODY_BYTES, json_body
+from service.api.openai.chat_completions.request import ChatCompletionRequest
+from service.api.openai.responses.request import ResponseRequest
 from service.api.schema import ChatRequest, Turn
 
 MANY = {f"field_{number}": number for number in range(1000)}
@@ -57,6 +59,14 @@ def test_of_a_thousand_unknown_fields_one_is_named(model: type[BaseModel], value
         model.model_validate(value, strict=True)
     unknown = [error["loc"][-1] for error in refused.value.errors() if error["type"] == "extra_forbidden"]
     assert unknown == ["field_0"]
+
+
+@pytest.mark.parametrize("asked", [ChatCompletionRequest, ResponseRequest])
+def test_of_a_thousand_wrong_names_in_the_metadata_none_is_looked_at(asked: type[BaseModel]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        asked.model_validate({"metadata": MANY}, strict=True)
+    (complaint,) = [error for error in refused.value.errors() if error["loc"][0] == "metadata"]
+    assert "it has 1000 names; at most 16 are taken" in complaint["msg"]
 
 
 def test_a_request_with_every_field_is_taken() -> None:
