@@ -10,8 +10,9 @@ Neutral = dict[str, tuple[object, ...]]
 OF_PART: Neutral = {"annotations": ([],)}
 """What a part of a message's text may have, with the values, besides null, that change nothing."""
 
-PART_LABELS = ("logprobs",)
-"""What stands on a part that a client was answered with, and says nothing to the model."""
+PART_LABELS = ("logprobs", "parsed")
+"""What stands on a part that a client was answered with, and says nothing to the model. OpenAI's client reads its text
+into an object."""
 
 OF_OTHER_SERVERS: Neutral = {
     "allowed_token_ids": ([],),

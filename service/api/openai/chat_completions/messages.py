@@ -78,8 +78,15 @@ def _sent_back(message: Any) -> Any:
     if said.get("tool_calls") and said.get("content") is None:
         said["content"] = ""
     if isinstance(said.get("tool_calls"), list):
-        said["tool_calls"] = [_unlabelled(call, unserved.CALL_LABELS) for call in said["tool_calls"]]
+        said["tool_calls"] = list(map(_call_alone, said["tool_calls"]))
     return said
+
+
+def _call_alone(call: Any) -> Any:
+    alone = _unlabelled(call, unserved.CALL_LABELS)
+    if isinstance(alone, dict) and "function" in alone:
+        alone["function"] = _unlabelled(alone["function"], unserved.FUNCTION_LABELS)
+    return alone
 
 
 def _unlabelled(value: Any, labels: tuple[str, ...]) -> Any:

@@ -33,8 +33,8 @@ OF_TOOL: Neutral = {
 OF_ITEM: Neutral = {"async": (False,), "caller": ({"type": "direct"},), "namespace": ()}
 """The same of an item of the input: clients send back what they were answered, whole."""
 
-ITEM_LABELS = ("id", "phase", "status")
-"""What stands on an item and says nothing to the model."""
+ITEM_LABELS = ("id", "parsed_arguments", "phase", "status")
+"""What stands on an item and says nothing to the model. OpenAI's client reads a call's arguments into an object."""
 
 OF_OPTIONS: dict[str, Neutral] = {
     "reasoning": {
