@@ -75,7 +75,10 @@ async def on_bug(request: Request, error: Exception) -> Response:
     """Anything unforeseen: logged in full, answered without details of the inside."""
     logger.error("unhandled error", exc_info=error)
     hidden = ServiceError("an internal error; the log has it under this answer's X-Request-Id")
-    return response(hidden, request.scope["path"])
+    answer = response(hidden, request.scope["path"])
+    # The error goes on to uvicorn, which then ends the connection: no client may send a next request into it.
+    answer.headers["Connection"] = "close"
+    return answer
 
 
 def install(app: FastAPI) -> None:

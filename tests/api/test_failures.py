@@ -81,6 +81,7 @@ async def test_a_bug_is_a_problem_without_inside_knowledge(service: Service, mon
     assert response.headers["content-type"] == "application/problem+json"
     assert "ZeroDivision" not in response.text
     assert response.headers["x-request-id"] == "one"
+    assert response.headers["connection"] == "close", "as uvicorn then does"
     assert named == ["one"]
     assert samples(service)["internlm_http_requests_total", "/v1/chat 500"] == 1
 
