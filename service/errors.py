@@ -26,8 +26,8 @@ class ServiceError(Exception):
 
     def __init__(self, message: str, *, field: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
-        self.message = message.encode("utf-8", "replace").decode()  # it may quote half a surrogate pair
-        self.field = field
+        self.message = _sendable(message)
+        self.field = None if field is None else _sendable(field)
         self.retry_after = retry_after
 
 
@@ -130,6 +130,11 @@ class UnknownModel(ConfigurationError):
     """The model is not one that this service can compute."""
 
     code = "unknown_model"
+
+
+def _sendable(text: str) -> str:
+    """What a client is told may quote what it sent: half a surrogate pair, say."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def first_line(error: BaseException) -> str:

@@ -37,4 +37,5 @@ def test_an_error_carries_field_and_retry() -> None:
 
 
 def test_an_error_can_be_told_whatever_it_quotes() -> None:
-    assert errors.InvalidRequest("a name of \ud800").message == "a name of ?"
+    error = errors.InvalidRequest("a name of \ud800", field="reasoning.\ud800")
+    assert (error.message, error.field) == ("a name of ?", "reasoning.?")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from service.api.body import LONGEST_FIELD
 from service.api.openai.unserved import OF_STREAM_OPTIONS, Neutral, without
 from service.errors import InvalidRequest
 
@@ -71,4 +72,5 @@ def _require_nothing(name: str, options: Any) -> None:
     if not isinstance(options, dict):
         raise InvalidRequest(f"{name} is no JSON object; leave it out", field=name)
     for left in options:
-        raise InvalidRequest(f"{name}.{left} is not served here; leave it out", field=f"{name}.{left}")
+        field = f"{name}.{left}"[:LONGEST_FIELD]
+        raise InvalidRequest(f"{field} is not served here; leave it out", field=field)

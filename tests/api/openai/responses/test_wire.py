@@ -1,5 +1,6 @@
 """What a client may send to be given a response, field by field: every refusal names the field, nothing is ignored."""
 
+import json
 from typing import Any
 
 import httpx
@@ -141,6 +142,16 @@ async def test_what_cannot_be_served_is_refused_by_name(start: Start, body: dict
     error = await error_of(service, **body)
     assert error["param"] == param, error["message"]
     assert len(error["message"]) < 500
+
+
+@pytest.mark.parametrize("name", ["\ud800", "x" * 100_000], ids=["half a surrogate pair", "no end"])
+@pytest.mark.parametrize("options", sorted(unserved.OF_OPTIONS))
+async def test_an_option_of_whatever_name_is_refused(service: Service, options: str, name: str) -> None:
+    body, headers = json.dumps({"input": "hello", options: {name: 1}}), {"Content-Type": "application/json"}
+    response = await service.http.post("/v1/responses", content=body, headers=headers)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].startswith(f"{options}.")
+    assert len(response.text) < 1000
 
 
 @pytest.mark.parametrize("name", sorted(unserved.OF_REQUEST))
