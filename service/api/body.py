@@ -9,6 +9,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
+from service.api.disconnect import ClientGoneError
 from service.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedMediaType
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -23,7 +24,7 @@ for everybody else in between."""
 def json_body(model: type[Model], max_bytes: int, timeout: float) -> Callable[[Request], Awaitable[Model]]:
     """A FastAPI dependency that gives the request's body as `model`.
 
-    Raises UnsupportedMediaType, BodyTooLarge, BodyTimeout or InvalidRequest, naming the field.
+    Raises UnsupportedMediaType, BodyTooLarge, BodyTimeout or InvalidRequest, naming the field, and ClientGoneError.
     """
 
     one_at_a_time = asyncio.Lock()
@@ -66,7 +67,7 @@ async def _read(request: Request, max_bytes: int, timeout: float) -> bytes:
     except TimeoutError:
         raise BodyTimeout(f"the body was not complete after {timeout:g} s; send it at once", field="body") from None
     except ClientDisconnect:
-        raise InvalidRequest("the client went away while it sent the body", field="body") from None
+        raise ClientGoneError from None
     return bytes(body)
 
 

@@ -15,7 +15,7 @@ miss that it leaves. Every new call of `receive` reads on."""
 
 
 class ClientGoneError(Exception):
-    """The client closed the connection; nobody is left to answer."""
+    """The client closed the connection, perhaps before all of its request was sent; nobody is left to answer."""
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:

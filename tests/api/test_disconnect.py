@@ -8,6 +8,7 @@ from starlette.types import Message, Scope
 
 from service.engine.fake import FakeScript
 from tests.api.conftest import Service, Start
+from tests.api.test_failures import samples
 from tests.support.server import PATIENCE, until
 
 PROMPT = "hello " * 2000
@@ -64,6 +65,16 @@ async def test_a_waiting_request_leaves_the_queue_with_its_client(endless: Servi
     for writer in running:
         writer.transport.abort()
     await until(lambda: endless.engine.status.stats.running == 0)
+
+
+async def test_a_client_that_leaves_while_it_sends_its_body_made_no_mistake(service: Service) -> None:
+    head = "POST /v1/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    _, writer = await asyncio.open_connection(service.running.host, service.running.port)
+    writer.write(head.encode() + b'{"prompt": ')
+    await writer.drain()
+    writer.transport.abort()
+    await until(lambda: samples(service).get(("internlm_http_requests_total", "/v1/chat 499")) == 1)
+    assert ("internlm_http_requests_total", "/v1/chat 400") not in samples(service)
 
 
 async def test_the_others_do_not_notice(endless: Service) -> None:
