@@ -31,6 +31,7 @@ def json_body(model: type[Model], max_bytes: int, timeout: float) -> Callable[[R
 
     async def parse(request: Request) -> Model:
         _require_json(request)
+        _require_length(request, max_bytes)
         body = await _read(request, max_bytes, timeout)
         if len(body) > LONG_BODY_BYTES:
             async with one_at_a_time:
@@ -56,6 +57,16 @@ def _require_json(request: Request) -> None:
         )
 
 
+def _require_length(request: Request, max_bytes: int) -> None:
+    """Before anything is read: to read is to invite a client that waits to be told whether it may send (Expect)."""
+    if int(request.headers.get("content-length", 0)) > max_bytes:
+        raise _too_large(max_bytes)
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body has more than {max_bytes} bytes, the most that is read", field="body")
+
+
 async def _read(request: Request, max_bytes: int, timeout: float) -> bytes:
     body = bytearray()
     try:
@@ -63,7 +74,7 @@ async def _read(request: Request, max_bytes: int, timeout: float) -> bytes:
             async for part in request.stream():
                 body += part
                 if len(body) > max_bytes:
-                    raise BodyTooLarge(f"the body has more than {max_bytes} bytes, the most that is read", field="body")
+                    raise _too_large(max_bytes)
     except TimeoutError:
         raise BodyTimeout(f"the body was not complete after {timeout:g} s; send it at once", field="body") from None
     except ClientDisconnect:

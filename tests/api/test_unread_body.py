@@ -97,6 +97,16 @@ async def test_a_client_that_sends_all_before_it_reads_gets_its_answer(small: Se
     client.writer.close()
 
 
+@pytest.mark.parametrize(("length", "status"), [(100, b"100"), (2 << 20, b"413")])
+async def test_a_body_is_invited_unless_it_is_said_to_be_too_large(small: Service, length: int, status: bytes) -> None:
+    head = f"POST /v1/chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n"
+    client = await Client.connect(small)
+    client.writer.write(head.encode() + b"Expect: 100-continue\r\n\r\n")
+    async with asyncio.timeout(PATIENCE):
+        assert (await client.reader.readline()).startswith(b"HTTP/1.1 " + status)
+    client.writer.close()
+
+
 async def test_the_answer_is_logged_before_the_rest_is_discarded(
     small: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
