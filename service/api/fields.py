@@ -48,8 +48,9 @@ Metadata = Annotated[
     Field(max_length=MOST_NAMES),
     BeforeValidator(_few),
 ]
-Stops = Annotated[list[Stop], Field(max_length=16)]
-StopOrStops = Annotated[Stops, BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)]
+StopOrStops = Annotated[
+    list[Stop], Field(max_length=16), BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)
+]
 """One may be sent by itself."""
 
 NewTokens = Annotated[int, Field(ge=1, le=32_768)]

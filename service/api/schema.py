@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from service.api.fields import MAX_TURNS, NewTokens, NonEmptyText, Stops, Strict, Text, Thoughtful, bounded
+from service.api.fields import MAX_TURNS, NewTokens, NonEmptyText, StopOrStops, Strict, Text, Thoughtful, bounded
 from service.api.response_format import Formatted
 from service.chat.printable import without_control
 
@@ -46,7 +46,14 @@ class ChatRequest(Formatted, Thoughtful):
     max_new_tokens: NewTokens | None = Field(
         None, description=f"Most tokens of the answer; unset: {DEFAULT_NEW_TOKENS} or what the context leaves."
     )
-    stop: Stops = Field([], description="The answer ends before the first of these texts.")
+    stop: StopOrStops = Field([], description="The answer ends before the first of these texts.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set(cls, value: Any) -> Any:
+        """Without nulls, which mean "unset"."""
+        is_object = isinstance(value, dict)
+        return {name: each for name, each in value.items() if each is not None} if is_object else value
 
 
 class Usage(BaseModel):

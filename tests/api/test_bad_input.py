@@ -60,7 +60,8 @@ FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("negative seed", {"prompt": "a", "seed": -1}, "seed"),
     ("seed beyond 63 bits", {"prompt": "a", "seed": 2**63}, "seed"),
     ("text as flag", {"prompt": "a", "stream": "yes"}, "stream"),
-    ("text as stop", {"prompt": "a", "stop": "END"}, "stop"),
+    ("number as stop", {"prompt": "a", "stop": 5}, "stop"),
+    ("null as stop", {"prompt": "a", "stop": [None]}, "stop.0"),
     ("empty stop", {"prompt": "a", "stop": [""]}, "stop.0"),
     ("a stop text without an end", {"prompt": "a", "stop": ["x" * 1001]}, "stop.0"),
     (

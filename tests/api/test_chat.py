@@ -13,6 +13,7 @@ import requests
 
 from service.api.answer import Transcript
 from service.api.chat import ChatWriter
+from service.api.schema import ChatRequest
 from service.chat.pieces import Done, TextDelta
 from service.chat.stopwatch import Counts
 from service.chat.thinking import THINKING_SYSTEM_PROMPT
@@ -93,9 +94,17 @@ async def test_a_message_cannot_forge_a_role(service: Service) -> None:
     assert forged in (await service.ask(prompt=forged)).json()["response"]
 
 
+async def test_null_is_no_value(service: Service) -> None:
+    optional = ChatRequest.model_fields.keys() - {"prompt"}
+    answers = [await service.ask(**dict.fromkeys(names)) for names in (optional, ())]
+    assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+    assert answers[0].json()["response"] == answers[1].json()["response"]
+
+
+@pytest.mark.parametrize("stop", ["three", ["nothing", "three"]], ids=["one", "several"])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_stop_text_ends_the_answer_before_it(service: Service, stream: bool) -> None:
-    response = await service.ask(prompt="one two three four", stop=["three"], stream=stream)
+async def test_a_stop_text_ends_the_answer_before_it(service: Service, stream: bool, stop: object) -> None:
+    response = await service.ask(prompt="one two three four", stop=stop, stream=stream)
     answer = response.json() if not stream else json.loads(response.text.split("data: ")[-2])
     assert answer["response"].endswith("one two ")
     assert answer["finish_reason"] == "stop"
