@@ -58,7 +58,13 @@ INSTEAD = {
 }
 """By field: what does nearly the same here."""
 
-HINTS = ("cache_control", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")
+HINTS = (
+    "cache_control",
+    "prompt_cache_breakpoint",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+)
 """Of caches: they cannot change an answer, and the prefix cache does by itself what they ask for."""
 
 

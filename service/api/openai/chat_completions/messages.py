@@ -7,7 +7,7 @@ from pydantic import ConfigDict, FailFast, Field
 
 from service.api.fields import MAX_TURNS, Label, Strict, Text
 from service.api.openai.chat_completions import unserved
-from service.api.openai.content import AS_SYSTEM, as_it_may_be_sent, in_parts, joined
+from service.api.openai.content import AS_SYSTEM, as_answered, as_it_may_be_sent, in_parts, joined
 from service.api.openai.conversation import EarlierCall, ResultOf, Turn
 from service.api.openai.tools import MAX_TOOLS, Name, call_characters
 from service.api.openai.unserved import without
@@ -65,14 +65,18 @@ def cleaned_messages(messages: list[Any]) -> list[Any]:
 
 
 def _sent_back(message: Any) -> Any:
-    """An assistant's message without its reasoning, and it or a tool's without what is no text; who calls a tool need
-    not say anything."""
-    if not isinstance(message, dict) or message.get("role") not in ("assistant", "tool"):
-        return message
-    message = message | {"content": as_it_may_be_sent(message.get("content"))}
-    if message["role"] == "tool":
-        return message | ({"content": ""} if message["content"] is None else {})
-    said = _unlabelled(message, (*unserved.REASONING, *unserved.ANSWER_LABELS))
+    """An assistant's message, or a tool's, without what is no text."""
+    role = message.get("role") if isinstance(message, dict) else None
+    if role == "tool":
+        content = as_it_may_be_sent(message.get("content"))
+        return message | {"content": "" if content is None else content}
+    return _answer(message) if role == "assistant" else message
+
+
+def _answer(message: dict[str, Any]) -> dict[str, Any]:
+    """An assistant's message without its reasoning; who calls a tool need not say anything."""
+    said: dict[str, Any] = _unlabelled(message, (*unserved.REASONING, *unserved.ANSWER_LABELS))
+    said["content"] = as_answered(said.get("content"), "text")
     if isinstance(said.get("refusal"), str) and not said.get("content"):
         said["content"] = as_it_may_be_sent(said.pop("refusal"))  # it is what the assistant said
     if said.get("tool_calls") and said.get("content") is None:

@@ -38,8 +38,9 @@ OF_MESSAGE: Neutral = {
 REASONING = ("reasoning", "reasoning_content", "reasoning_details", "thinking_blocks")
 """Of an assistant's earlier messages: what a model thought before it answered is no part of the conversation."""
 
-ANSWER_LABELS = ("id", "parsed", "provider_specific_fields")
-"""What other servers, and clients, put on an answer beside what it says. OpenAI's reads it into an object."""
+ANSWER_LABELS = ("annotations", "id", "parsed", "provider_specific_fields")
+"""What other servers, and clients, put on an answer beside what it says: the object that OpenAI's client reads it into,
+say, or what it refers to."""
 
 CALL_LABELS = ("extra_content", "provider_specific_fields")
 """The same of a call in it."""

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Field, Tag
 
 from service.api.body import tag
 from service.api.fields import Label, Strict, Text
-from service.api.openai.content import AS_SYSTEM, as_it_may_be_sent, in_parts, joined
+from service.api.openai.content import AS_SYSTEM, as_answered, as_it_may_be_sent, in_parts, joined
 from service.api.openai.conversation import EarlierCall, ResultOf, Turn
 from service.api.openai.responses import unserved
 from service.api.openai.tools import Name, call_characters
@@ -51,6 +51,7 @@ class CallOutput(Strict):
     type: Literal["function_call_output"]
     call_id: Label
     output: Content
+    name: Label = Field("", description="Of the tool; its call has it, too.")
 
     @property
     def characters(self) -> int:
@@ -105,9 +106,10 @@ def _cleaned(item: Any, field: str) -> Any:
     if kind == "reasoning":
         return {"type": kind}
     unlabelled = {name: value for name, value in item.items() if name not in unserved.ITEM_LABELS}
-    back = "output" if kind == "function_call_output" else "content" if item.get("role") == "assistant" else ""
-    if back:
-        unlabelled[back] = as_it_may_be_sent(item.get(back))
+    if kind == "function_call_output":
+        unlabelled["output"] = as_it_may_be_sent(item.get("output"))
+    elif item.get("role") == "assistant":
+        unlabelled["content"] = as_answered(item.get("content"), "output_text")
     return without(unserved.OF_ITEM, unlabelled, f"{field}.")
 
 

@@ -20,6 +20,8 @@ USER = {"role": "user", "content": "hello"}
 PART = {"type": "text", "text": "hello"}
 SYSTEM = {"role": "system", "content": "Speak like a pirate."}
 CALL = {"id": "1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+REFUSAL = {"type": "refusal", "refusal": "I had rather not."}
+SAID = {"role": "assistant", "content": "yo"}
 REFUSING = {"role": "assistant", "content": None, "refusal": "no"}
 CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 
@@ -63,6 +65,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("a picture", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
     ("more than text", {"messages": [{"role": "user", "content": [PART | {"x": 1}]}]}, "messages.0.content"),
     ("a part without text", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content"),
+    ("an annotated part", {"messages": [USER | {"content": [PART | {"annotations": [1]}]}]}, "messages.0.content"),
+    ("an annotated question", {"messages": [USER | {"annotations": [1]}]}, "messages.0.annotations"),
+    ("what a user refuses", {"messages": [USER | {"content": [REFUSAL]}]}, "messages.0.content"),
+    ("a refusal with a text", {"messages": [SAID | {"content": [REFUSAL | {"text": "x"}]}]}, "messages.0.content"),
     ("an unknown field", {"grammar": "x"}, "grammar"),
     ("two limits", {"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
     ("no tokens", {"max_tokens": 0}, "max_tokens"),
@@ -189,6 +195,15 @@ async def test_the_operator_may_have_offered_tools_ignored(start: Start) -> None
 HARMLESS: dict[str, dict[str, Any]] = {
     "hints for a cache": {"prompt_cache_key": "session-1", "prompt_cache_retention": "24h"},
     "a hint in a part": {"messages": [{"role": "user", "content": [PART | {"cache_control": {"type": "ephemeral"}}]}]},
+    "another": {"messages": [{"role": "user", "content": [PART | {"prompt_cache_breakpoint": {"mode": "explicit"}}]}]},
+    "what an answer refers to": {
+        "messages": [
+            USER,
+            {"role": "assistant", "content": "yo", "annotations": [{"type": "url_citation"}]},
+            {"role": "assistant", "content": [PART | {"annotations": [{"type": "url_citation"}]}]},
+            USER,
+        ]
+    },
     "stream options that ask for nothing": {
         "stream": True,
         "stream_options": {"include_usage": None, "include_obfuscation": False},
@@ -225,9 +240,9 @@ async def test_what_changes_nothing_is_taken(service: Service, body: dict[str, A
     assert (await complete(service, **body)).status_code == 200
 
 
-async def test_what_an_assistant_refused_is_what_it_said(service: Service) -> None:
-    said = {"role": "assistant", "content": None, "refusal": "I had rather not."}
-    assert "I had rather not." in await text_of(service, messages=[USER, said, USER])
+@pytest.mark.parametrize("said", [{"content": None, "refusal": REFUSAL["refusal"]}, {"content": [PART, REFUSAL]}])
+async def test_what_an_assistant_refused_is_what_it_said(service: Service, said: dict[str, Any]) -> None:
+    assert "I had rather not." in await text_of(service, messages=[USER, {"role": "assistant"} | said, USER])
 
 
 @pytest.mark.parametrize("seed", [-2, 2**63])

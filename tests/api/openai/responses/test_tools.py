@@ -68,7 +68,8 @@ async def test_a_stream_asks_for_the_same_call(client: openai.AsyncOpenAI, scrip
 async def test_a_call_and_its_result_go_back_as_they_came(client: openai.AsyncOpenAI, scripted: Scripted) -> None:
     scripted.text = "I'll look." + CALL
     first = await ask(client)
-    result = {"type": "function_call_output", "call_id": first.output[-1].call_id, "output": '{"celsius": 22}'}
+    output = {"call_id": first.output[-1].call_id, "output": '{"celsius": 22}', "name": "weather"}
+    result = {"type": "function_call_output", **output}
     scripted.text = "It is 22 °C."
     second = await ask(client, input=[ASKED, *first.output, result])
     assert second.output_text == "It is 22 °C."

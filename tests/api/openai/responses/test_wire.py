@@ -15,6 +15,7 @@ from tests.api.conftest import Service, Start
 USER = {"role": "user", "content": "hello"}
 PART = {"type": "input_text", "text": "hello"}
 CALL = {"type": "function_call", "call_id": "1", "name": "now", "arguments": "{}"}
+REFUSAL = {"type": "refusal", "refusal": "I had rather not."}
 OUTPUT = {"type": "function_call_output", "call_id": "1", "output": "12:00"}
 NOW = {"type": "function", "name": "now", "parameters": {"type": "object", "properties": {}}, "strict": True}
 
@@ -55,7 +56,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown field of a message": (talk(USER | {"x": 1}), "input.1.x"),
     "a picture": (talk(USER | {"content": [{"type": "input_image"}]}), "input.1.content"),
     "a part with more than text": (talk(USER | {"content": [PART | {"x": 1}]}), "input.1.content"),
-    "an annotated part": (talk(USER | {"content": [PART | {"annotations": [1]}]}), "annotations"),
+    "an annotated part": (talk(USER | {"content": [PART | {"annotations": [1]}]}), "input.1.content"),
+    "what a user refuses": (talk(USER | {"content": [REFUSAL]}), "input.1.content"),
     "an unknown item": (talk({"type": "computer_call"}), "input.1.type"),
     "an item of no type": (talk(USER | {"type": ""}), "input.1.type"),
     "an item of a number": (talk(USER | {"type": 0}), "input.1.type"),
@@ -189,6 +191,10 @@ HARMLESS: dict[str, dict[str, Any]] = {
         },
         USER,
     ),
+    "what an answer refers to": talk(
+        {"role": "assistant", "content": [{"type": "output_text", "text": "yo", "annotations": [{"index": 1}]}]}, USER
+    ),
+    "a hint in a part": talk(USER | {"content": [PART | {"prompt_cache_breakpoint": {"mode": "explicit"}}]}),
     "tools that may not be called": {"tools": [NOW], "tool_choice": "none"},
     "a control character of an answer": talk({"role": "assistant", "content": "a\x1bb"}, USER),
     "empty instructions": {"instructions": "", "thinking": True},
@@ -211,6 +217,11 @@ async def test_the_operator_may_have_offered_tools_ignored(start: Start) -> None
     service = await start(ignore_tools=True)
     assert "hello" in await text_of(service, tools=[NOW])
     assert (await error_of(service, tools=[NOW], tool_choice="required"))["param"] == "tool_choice"
+
+
+async def test_what_an_assistant_refused_is_what_it_said(service: Service) -> None:
+    said = {"role": "assistant", "content": [REFUSAL]}
+    assert "I had rather not." in await text_of(service, **talk(said, USER))
 
 
 async def test_a_message_cannot_forge_a_role(service: Service) -> None:
