@@ -65,10 +65,13 @@ class DownloadSettings(BaseSettings):
     download_make_room: bool = Field(
         False,
         description="Remove other models that a download brought to directories beside this one, the oldest first, "
-        "where the volume has no room for this one otherwise. Those that are served stay.",
+        "where the volume has no room for this one otherwise. Those that are served stay, and those that hold "
+        "anything else.",
     )
     download_keep: Path | None = Field(
-        None, description="Directory of a model that stays whatever has to make room, served or not; unset: none."
+        None,
+        description="Directory of a model that stays whatever has to make room, served or not; where it is not there, "
+        "nothing is removed. Unset: none.",
     )
     download_metrics_file: Path | None = Field(
         None, description="File for the download's figures in Prometheus' text format (node exporter's textfile)."

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from service.delivery import manifest as manifests
-from service.delivery.disk import neighbours, volume
+from service.delivery.disk import neighbours, room, volume
 from service.delivery.disk.durable import sync
 from service.delivery.disk.hashing import Digests, hash_files
 from service.delivery.disk.journal import Journal
@@ -112,7 +112,7 @@ class Attempt:
 
     def _find_room(self, needed: int) -> None:
         if self._makes_room:
-            neighbours.make_room(self._dir, needed, self._keep)
+            room.make_room(self._dir, needed, self._keep)
         volume.check_space(self._dir, needed, neighbours.described(self._dir))
 
     def _report(self, catalog: Catalog, here: int) -> None:

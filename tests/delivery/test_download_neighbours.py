@@ -1,4 +1,4 @@
-"""Models beside each other on a volume: equal files are there once, and what nobody uses gives way."""
+"""Models beside each other on a volume: equal files are there once."""
 
 import os
 import shutil
@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from service.delivery import manifest as manifests
-from service.delivery.disk import neighbours, usage
-from service.delivery.disk.volume import SCRATCH
+from service.delivery.disk import neighbours
 from service.delivery.hubs.catalog import PARTIAL_SUFFIX, RemoteFile
-from tests.delivery.conftest import mount, needs_root
 from tests.support.download_process import Download, assert_complete, download, wait_until
 from tests.support.fake_hub import FakeHub, Fault
 from tests.support.model_files import SHARDS, make_repository, sha256_of, wanted_files
@@ -143,6 +141,11 @@ def test_a_neighbour_that_is_a_link_is_none(hub: FakeHub, first: Path, tmp_path:
     assert neighbours.others(second(first)) == []
 
 
+def test_a_directory_is_no_neighbour_of_itself_by_another_name(first: Path) -> None:
+    first.with_name("current").symlink_to(first)
+    assert neighbours.others(first.with_name("current")) == []
+
+
 def test_any_complete_model_gives_what_is_equal_and_an_incomplete_one_nothing(hub: FakeHub, first: Path) -> None:
     manifests.discard(first)
     assert neighbours.others(second(first)) == [first]
@@ -198,126 +201,3 @@ def test_a_download_cut_off_after_linking_goes_on_there(hub: FakeHub, first: Pat
     assert download(second(first), hub, INTERNLM_REVISION="v2").code == 0
     assert fetched(hub) == [SECOND]
     assert_complete(second(first), hub.directory)
-
-
-def two_that_do_not_fit(hub: FakeHub, small_volume: Path) -> Path:
-    """A model that takes more than half of a small volume, and a hub with nothing of it left."""
-    make_repository(hub.directory, (3_500_000, 2_500_000))
-    model_dir = small_volume / "owner--model"
-    assert download(model_dir, hub).code == 0
-    make_repository(hub.directory, (3_500_000, 2_500_000), seed=9)
-    hub.revisions.add("v2")
-    return model_dir
-
-
-@needs_root
-def test_where_both_do_not_fit_the_old_one_stays_unless_it_may_go(hub: FakeHub, small_volume: Path) -> None:
-    old = two_that_do_not_fit(hub, small_volume)
-    refused = download(second(old), hub, INTERNLM_REVISION="v2")
-    assert refused.code == 1
-    assert "download failed: no-space: " in refused.last_line
-    assert f"beside it are {old}" in refused.last_line
-    assert manifests.read(old) is not None
-    allowed = download(second(old), hub, INTERNLM_REVISION="v2", INTERNLM_DOWNLOAD_MAKE_ROOM="true")
-    assert allowed.code == 0, allowed.log
-    assert f"removing {old}" in allowed.log
-    assert not old.exists()
-    assert_complete(second(old), hub.directory)
-
-
-@needs_root
-def test_no_more_goes_than_must(hub: FakeHub, small_volume: Path) -> None:
-    older, old = small_volume / "owner--model", small_volume / "owner--model@v1"
-    other = small_volume / "nobody--knows"
-    other.mkdir()
-    (other / "precious").write_bytes(b"x" * 1_000_000)
-    hub.revisions |= {"v1", "v2"}
-    for model_dir, revision, seed in ((older, "master", 1), (old, "v1", 2)):
-        make_repository(hub.directory, (1_200_000, 800_000), seed=seed)
-        assert download(model_dir, hub, INTERNLM_REVISION=revision).code == 0
-    status = os.statvfs(small_volume)
-    free = status.f_bavail * status.f_frsize
-    filler = small_volume / "filler"
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free - (16 << 20) - 1_000_000)
-    make_repository(hub.directory, (1_200_000, 800_000), seed=3)
-    outcome = download(second(old), hub, INTERNLM_REVISION="v2", INTERNLM_DOWNLOAD_MAKE_ROOM="true")
-    assert outcome.code == 0, outcome.log
-    assert (older.exists(), old.exists(), other.exists()) == (False, True, True)
-
-
-@needs_root
-def test_nothing_goes_where_that_would_not_be_enough(hub: FakeHub, small_volume: Path) -> None:
-    old = two_that_do_not_fit(hub, small_volume)
-    make_repository(hub.directory, (9_000_000, 2_500_000), seed=9)
-    outcome = download(second(old), hub, INTERNLM_REVISION="v2", INTERNLM_DOWNLOAD_MAKE_ROOM="true")
-    assert outcome.code == 1
-    assert "download failed: no-space: " in outcome.last_line
-    assert manifests.read(old) is not None
-
-
-@needs_root
-def test_a_name_more_for_the_same_files_frees_nothing(hub: FakeHub, small_volume: Path) -> None:
-    old = two_that_do_not_fit(hub, small_volume)
-    for file in old.glob("*.safetensors"):
-        (small_volume / file.name).hardlink_to(file)
-    outcome = download(second(old), hub, INTERNLM_REVISION="v2", INTERNLM_DOWNLOAD_MAKE_ROOM="true")
-    assert outcome.code == 1
-    assert manifests.read(old) is not None
-
-
-@needs_root
-@pytest.mark.parametrize("spelling", ["owner--model", "./owner--model", "alias"])
-def test_the_one_to_keep_is_kept_however_it_is_spelled(hub: FakeHub, small_volume: Path, spelling: str) -> None:
-    old = two_that_do_not_fit(hub, small_volume)
-    (small_volume / "alias").symlink_to(old)
-    variables = {"INTERNLM_DOWNLOAD_MAKE_ROOM": "true", "INTERNLM_DOWNLOAD_KEEP": f"{small_volume}/{spelling}"}
-    outcome = download(second(old), hub, INTERNLM_REVISION="v2", **variables)
-    assert outcome.code == 1
-    assert "download failed: no-space: " in outcome.last_line
-    assert manifests.read(old) is not None
-
-
-@needs_root
-def test_one_that_is_served_stays_until_it_is_no_more(hub: FakeHub, small_volume: Path) -> None:
-    old = two_that_do_not_fit(hub, small_volume)
-    held = usage.hold(old)
-    assert held is not None
-    variables = {"INTERNLM_REVISION": "v2", "INTERNLM_DOWNLOAD_MAKE_ROOM": "true"}
-    outcome = download(second(old), hub, **variables)
-    assert outcome.code == 1
-    assert f"{old} stays: it is being served" in outcome.log
-    os.close(held)
-    assert download(second(old), hub, **variables).code == 0
-    assert not old.exists()
-
-
-@needs_root
-def test_a_model_on_a_read_only_mount_can_be_held(hub: FakeHub, small_volume: Path) -> None:
-    model_dir = small_volume / "model"
-    assert download(model_dir, hub).code == 0
-    mount("-o", "remount,ro", small_volume)
-    held = usage.hold(model_dir)
-    assert held is not None
-    os.close(held)
-
-
-def test_a_directory_that_no_download_made_needs_no_hold(tmp_path: Path) -> None:
-    assert usage.hold(tmp_path) is None
-
-
-@needs_root
-def test_a_revision_that_is_being_downloaded_is_not_removed(hub: FakeHub, small_volume: Path) -> None:
-    make_repository(hub.directory, (3_500_000, 2_500_000))
-    hub.revisions.add("v2")
-    hub.faults = [Fault("stall", 3_000_000, FIRST, 1)]
-    old = small_volume / "owner--model"
-    running = Download(old, hub)
-    wait_until(lambda: (old / (FIRST + PARTIAL_SUFFIX)).exists() and (old / SECOND).exists())
-    wait_until(lambda: (old / (FIRST + PARTIAL_SUFFIX)).stat().st_size == 3_000_000)
-    outcome = download(second(old), hub, INTERNLM_REVISION="v2", INTERNLM_DOWNLOAD_MAKE_ROOM="true")
-    assert outcome.code == 1
-    assert f"{old} stays: locked" in outcome.log
-    assert (old / SCRATCH).is_dir()
-    running.process.kill()
-    running.process.wait()

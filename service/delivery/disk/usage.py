@@ -55,13 +55,3 @@ def unused(model_dir: Path) -> Iterator[None]:
         raise InUseError("it is being served") from None
     finally:
         os.close(descriptor)
-
-
-def is_used(model_dir: Path) -> bool:
-    """Whether somebody serves the model, or nobody can tell."""
-    try:
-        with unused(model_dir):
-            return False
-    except OSError as error:
-        log.info("%s stays: %s", model_dir, error)
-        return True
