@@ -93,6 +93,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         write_atomically(file, "new \ud800")
     assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file], "and nothing beside it"
 
 
 def test_what_is_unlisted_is_said(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Writes that survive a crash of the node: what is reported as there is there after a power cut, too."""
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -13,12 +14,22 @@ def write_atomically(path: Path, text: str) -> None:
     Raises OSError.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-    with temporary.open("w", encoding="utf-8") as file:
+    try:
+        _write(temporary, text)
+        temporary.replace(path)
+    except BaseException:
+        # On a full disk each further try would leave another.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
-    sync(path.parent)
 
 
 def sync(path: Path) -> None:
