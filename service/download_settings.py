@@ -16,6 +16,8 @@ DEFAULT_REPOS: dict[Source, str] = {
     "dir": "",
 }
 DEFAULT_REVISIONS: dict[Source, str] = {"modelscope": "master", "huggingface": "main", "dir": ""}
+A_DAY_SECONDS = 24 * 3600
+"""No time-out is longer: a socket's cannot count to just any number."""
 _REPO_PATTERN = r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$"
 _REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 
@@ -57,7 +59,10 @@ class DownloadSettings(BaseSettings):
         1800, gt=0, description="Seconds of failing without progress after which the download gives up."
     )
     download_stall_timeout: float = Field(
-        120, gt=0, description="Seconds without progress after which a transfer is cut and started again where it was."
+        120,
+        gt=0,
+        le=A_DAY_SECONDS,
+        description="Seconds without progress after which a transfer is cut and started again where it was.",
     )
     download_retry_delay: float = Field(
         2, gt=0, description="Seconds before the first new attempt; doubled for each further one up to a minute."

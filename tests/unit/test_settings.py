@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.download_settings import DownloadSettings
-from service.environment import known_variables, load_settings
+from service.environment import known_variables, load_download_settings, load_settings
 from service.errors import ConfigurationError
 from service.settings import PREFIX, Settings
 
@@ -56,6 +56,12 @@ def test_a_value_out_of_bounds_is_named_with_its_variable(
     with pytest.raises(ConfigurationError) as caught:
         load_settings()
     assert f"{PREFIX}{name}={value!r}" in caught.value.message
+
+
+def test_a_download_waits_no_longer_than_a_socket_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERNLM_DOWNLOAD_STALL_TIMEOUT", "1e12")
+    with pytest.raises(ConfigurationError, match="INTERNLM_DOWNLOAD_STALL_TIMEOUT='1e12'"):
+        load_download_settings()
 
 
 def test_no_setting_is_infinite_or_no_number() -> None:
