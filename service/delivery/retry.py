@@ -1,7 +1,7 @@
 """Again, after a pause: exponential back-off with jitter, until it works, is hopeless, or the budget is spent.
 
-The budget counts seconds of failing without progress worth the name: a slow link that keeps getting further is
-never given up.
+The budget counts seconds of failing without progress worth the name, and so do the attempts that a cause is worth:
+a link that keeps getting further is never given up. Bytes that have to be fetched again are no progress.
 """
 
 import logging
@@ -41,10 +41,11 @@ def keep_trying(
         try:
             return attempt()
         except DeliveryFailed as failure:
-            failed[failure.cause] += 1
             gained = high_water() - mark
             if gained > LEAST_BYTES_PER_SECOND * (clock() - since):
                 mark, since, streak = mark + gained, clock(), 0
+                failed.clear()
+            failed[failure.cause] += 1
             streak += 1
             delay = _delay(failure, streak, first_delay, jitter)
             _give_up_if_hopeless(failure, failed, clock() + delay - since, budget)
@@ -53,8 +54,9 @@ def keep_trying(
 
 
 def _delay(failure: DeliveryFailed, streak: int, first: float, jitter: Callable[[float, float], float]) -> float:
-    """Half to all of the doubled delay, so that pods that failed together do not come back together."""
-    if failure.retry_after is not None:
+    """Half to all of the doubled delay, so that pods that failed together do not come back together; or what the hub
+    asks for, if that lies ahead."""
+    if failure.retry_after is not None and failure.retry_after > 0:
         return min(failure.retry_after, MAX_RETRY_AFTER_SECONDS)
     longest = min(first * 2.0 ** min(streak - 1, 30), MAX_DELAY_SECONDS)
     return jitter(longest / 2, longest)

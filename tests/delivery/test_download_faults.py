@@ -108,6 +108,19 @@ def test_a_lasting_fault_ends_with_its_cause_and_a_remedy(
     assert_never_a_lie(model_dir, hub.directory)
 
 
+@pytest.mark.parametrize(
+    ("source", "path"), [("modelscope", LISTING), ("huggingface", LISTING), ("huggingface", FIRST)]
+)
+@pytest.mark.parametrize(("asked", "delay"), [("1", "1.0"), ("-5", "0.0"), ("nan", "0.0")])
+def test_the_hub_says_when_to_come_back(
+    hub: FakeHub, model_dir: Path, source: str, path: str, asked: str, delay: str
+) -> None:
+    hub.faults = [Fault("status", 429, path, 1, {"Retry-After": asked})]
+    outcome = download(model_dir, hub, **PATIENT, INTERNLM_SOURCE=source)
+    assert outcome.code == 0, outcome.log
+    assert f"trying again in {delay} s" in outcome.log
+
+
 def copies(case: Case) -> list[Fault]:
     """Faults count what they did, and the table is used for every source."""
     return [Fault(f.kind, f.argument, f.path, f.times, f.headers) for f in case.faults]

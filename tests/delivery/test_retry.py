@@ -1,11 +1,12 @@
 """Back-off, jitter and budget, on a clock that the test moves."""
 
+import math
 from collections.abc import Callable
 
 import pytest
 
 from service.delivery.failures import TREATMENTS, Cause, DeliveryFailed
-from service.delivery.retry import MAX_DELAY_SECONDS, keep_trying
+from service.delivery.retry import MAX_DELAY_SECONDS, MAX_RETRY_AFTER_SECONDS, keep_trying
 
 
 class World:
@@ -94,6 +95,51 @@ def test_a_link_that_keeps_getting_further_is_never_given_up() -> None:
     assert set(world.delays) == {0.75}, "progress starts the back-off anew"
 
 
+LIMITED = [cause for cause in Cause if (TREATMENTS[cause].attempts or 0) > 1]
+
+
+@pytest.mark.parametrize("cause", LIMITED)
+def test_what_gets_further_is_not_given_up_for_what_it_overcame(cause: Cause) -> None:
+    world = World()
+
+    def attempt() -> str:
+        world.now += 50
+        world.bytes += 1_000_000
+        if world.attempts == 20:
+            return "done"
+        raise DeliveryFailed(cause, "it broke")
+
+    assert world.keep_trying(attempt) == "done"
+
+
+@pytest.mark.parametrize("cause", LIMITED)
+def test_where_it_gets_no_further_the_attempts_since_then_count(cause: Cause) -> None:
+    world = World()
+
+    def attempt() -> str:
+        world.now += 50
+        world.bytes = min(10, world.attempts) * 1_000_000
+        raise DeliveryFailed(cause, "it broke")
+
+    with pytest.raises(DeliveryFailed):
+        world.keep_trying(attempt, budget=1e9)
+    assert world.attempts == 10 + (TREATMENTS[cause].attempts or 0) - 1
+
+
+@pytest.mark.parametrize("cause", [cause for cause in Cause if TREATMENTS[cause].attempts == 1])
+def test_a_cause_that_is_worth_one_attempt_ends_even_what_got_further(cause: Cause) -> None:
+    world = World()
+
+    def attempt() -> str:
+        world.now += 50
+        world.bytes += 1_000_000
+        raise DeliveryFailed(cause, "it broke")
+
+    with pytest.raises(DeliveryFailed):
+        world.keep_trying(attempt)
+    assert world.attempts == 1
+
+
 def test_a_trickle_is_no_progress() -> None:
     world = World()
 
@@ -112,6 +158,21 @@ def test_the_hub_may_say_when_to_come_back() -> None:
     with pytest.raises(DeliveryFailed):
         world.keep_trying(failing(Cause.THROTTLED, retry_after=30), budget=100)
     assert set(world.delays) == {30}
+
+
+@pytest.mark.parametrize("retry_after", [-5.0, 0.0, math.nan])
+def test_a_moment_that_does_not_lie_ahead_is_none(retry_after: float) -> None:
+    world = World()
+    with pytest.raises(DeliveryFailed):
+        world.keep_trying(failing(Cause.THROTTLED, retry_after=retry_after))
+    assert world.delays[:3] == [0.75, 1.5, 3.0]
+
+
+def test_the_hub_may_not_say_to_wait_for_days() -> None:
+    world = World()
+    with pytest.raises(DeliveryFailed):
+        world.keep_trying(failing(Cause.THROTTLED, retry_after=math.inf), budget=2000)
+    assert set(world.delays) == {MAX_RETRY_AFTER_SECONDS}
 
 
 def test_pods_that_failed_together_do_not_come_back_together() -> None:

@@ -4,12 +4,15 @@ Plain HTTPS with the HTTP client that ModelScope's brings along: listing, Range,
 add nine packages to the downloader's image, a compiled transfer protocol that mirrors do not speak among them.
 """
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import requests
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
 
 from service.delivery.hubs.catalog import MAX_ENTRIES, PARTIAL_SUFFIX
 from service.delivery.hubs.worker import Hub, Listing, ListingTooLong, Request, main
@@ -57,7 +60,7 @@ class HuggingFace:
 
     def _json(self, url: str) -> tuple[Any, str | None]:
         with requests.get(url, headers=self._headers, timeout=self._timeout) as response:
-            response.raise_for_status()
+            _raise_for_status(response)
             following = response.links.get("next", {}).get("url")
             if following and not following.startswith(f"{self._base}/"):
                 raise ValueError("the listing goes on at another host, which must not see the token")
@@ -80,7 +83,7 @@ class HuggingFace:
         with requests.get(url, headers=headers, timeout=self._timeout, stream=True) as response:
             if response.status_code == RANGE_NOT_SATISFIABLE:
                 partial.unlink()
-            response.raise_for_status()
+            _raise_for_status(response)
             resumed = response.status_code == 206 and _starts_at(response, here)
             size = here if resumed else 0
             if response.headers.get("Content-Length") not in (None, str(file["size"] - size)):
@@ -104,6 +107,17 @@ def _entry(item: dict[str, Any]) -> dict[str, Any]:
         "sha256": large.get("oid"),
         "git_oid": None if large else item.get("oid"),
     }
+
+
+def _raise_for_status(response: requests.Response) -> None:
+    """As requests does it; the error has the seconds after which the hub wants to be asked again, if it names any."""
+    try:
+        response.raise_for_status()
+    except requests.HTTPError as error:
+        with contextlib.suppress(InvalidHeader, ValueError, OverflowError):
+            asked = Retry().parse_retry_after(response.headers.get("Retry-After", ""))
+            error.retry_after = asked  # type: ignore[attr-defined]
+        raise
 
 
 def _starts_at(response: requests.Response, offset: int) -> bool:
