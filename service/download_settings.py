@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.settings import SETTINGS
+from service.settings import SETTINGS, Directory
 
 Source = Literal["modelscope", "huggingface", "dir"]
 
@@ -27,7 +27,9 @@ class DownloadSettings(BaseSettings):
 
     model_config = SettingsConfigDict(**SETTINGS)
 
-    model_dir: Path | None = Field(None, description="Directory the model is brought to; the server reads it there.")
+    model_dir: Directory | None = Field(
+        None, description="Directory the model is brought to; the server reads it there."
+    )
     source: Source = Field(
         "modelscope",
         description="Where the model comes from. dir: it is in the directory already (air gap); verify what is there.",

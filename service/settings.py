@@ -57,6 +57,21 @@ def _checked_origins(origins: str) -> str:
     return origins
 
 
+def _checked_directory(directory: Path) -> Path:
+    """A validator: with a line's end that came along with it, the name would be another directory's, and be made."""
+    if str(directory) != str(directory).strip():
+        raise PydanticCustomError("blank_around", "the name begins or ends with a blank or a line feed")
+    try:
+        directory.expanduser()
+    except RuntimeError:
+        raise PydanticCustomError("no_home", "nobody here has the home directory that ~ stands for") from None
+    return directory
+
+
+Directory = Annotated[Path, AfterValidator(_checked_directory)]
+"""One that may be written with ~ for somebody's home."""
+
+
 class Settings(BaseSettings):
     """What an operator can set. Units are in the names or the descriptions."""
 
@@ -70,10 +85,10 @@ class Settings(BaseSettings):
         "",
         description="Name under which the model is served; unset: the repository's it came from, or its directory's.",
     )
-    model_dir: Path | None = Field(
+    model_dir: Directory | None = Field(
         None, description="Directory with config.json, safetensors, tokenizer. Unset, no GPU: the small real model."
     )
-    cache_dir: Path = Field(Path("~/.cache/internlm-chat"), description="Where the small real model is kept.")
+    cache_dir: Directory = Field(Path("~/.cache/internlm-chat"), description="Where the small real model is kept.")
 
     engine: Literal["native", "reference", "fake"] = Field(
         "native", description="native: continuous batching. reference: transformers, one at a time. fake: an echo."

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,17 @@ def test_values_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     settings = load_settings()
     assert settings.port == 7000
     assert settings.model_dir == Path("/models/internlm3")
+
+
+@pytest.mark.parametrize("load_any", [load_settings, load_download_settings])
+@pytest.mark.parametrize("name", ["  ", "/models/internlm3\n", "~nobody-of-this-name/model"])
+def test_a_directory_that_nobody_can_mean_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, load_any: Callable[[], object]
+) -> None:
+    """A download would make it, and say that the model is complete."""
+    monkeypatch.setenv("INTERNLM_MODEL_DIR", name)
+    with pytest.raises(ConfigurationError, match="INTERNLM_MODEL_DIR"):
+        load_any()
 
 
 def test_an_unknown_name_with_our_prefix_refuses_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
