@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from service.api.openai.conversation import Turn
-from service.api.openai.tools import Function, ToolChoice
+from service.api.openai.tool_choice import ToolChoice
+from service.api.openai.tools import Function
 from service.chat.form import Form
 from service.chat.tools.offer import Offer, Tool
 from service.errors import InvalidRequest
@@ -16,8 +17,9 @@ def offered(
 ) -> list[Tool]:
     """The tools that the model is told of; `functions`: each with its field of the body. Raises InvalidRequest for what
     counts on calls where there are none: the model's format has none (`are_called`), or whoever runs the server wants
-    none (`are_ignored`)."""
+    none (`are_ignored`); also as `require_names` and `require_listed`."""
     require_names(functions)
+    require_listed(functions, choice)
     tools = [] if choice.mode == "none" else [_tool(*each) for each in functions]
     if are_called and not are_ignored:
         return tools
@@ -39,7 +41,7 @@ def offered(
 def offer_of(tools: Sequence[Tool], choice: ToolChoice, *, thinking: bool) -> Offer | None:
     """Those that may be called; None for none. Raises InvalidRequest where one must be that is not there, or that
     `thinking` leaves no room for."""
-    wanted = tuple(tool for tool in tools if choice.name in ("", tool.name))
+    wanted = tuple(tool for tool in tools if choice.allows(tool.name))
     demanded = choice.mode == "required"
     if demanded and not wanted:
         missing = choice.name or "a tool"
@@ -80,6 +82,14 @@ def require_names(functions: Sequence[tuple[str, Function]]) -> None:
         if function.name in names:
             raise InvalidRequest(f"{function.name} is the name of another tool, too", field=f"{field}.name")
         names.add(function.name)
+
+
+def require_listed(functions: Sequence[tuple[str, Function]], choice: ToolChoice) -> None:
+    """Raises InvalidRequest for a choice among some that are not all there."""
+    names = {function.name for _, function in functions}
+    for name in choice.among:
+        if name not in names:
+            raise InvalidRequest(f"tool_choice allows {name}, which tools do not offer", field="tool_choice")
 
 
 def _tool(field: str, function: Function) -> Tool:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from service.api.openai.conversation import FromField, Turn, conversation
 from service.api.openai.offering import offered, require_sayable
-from service.api.openai.tools import Function, ToolChoice
+from service.api.openai.tool_choice import ToolChoice
+from service.api.openai.tools import Function
 from service.chat.templates import Message
 from service.chat.tools.offer import Tool
 from service.errors import MessageRefused

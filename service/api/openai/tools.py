@@ -1,15 +1,13 @@
-"""What the forms of tools that OpenAI's API has in its routes have in common: functions, choices of them, their calls.
+"""What the forms of tools that OpenAI's API has in its routes have in common: functions and their calls.
 
 Source: https://platform.openai.com/docs/guides/function-calling
 """
 
 import json
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import Field
 
 from service.api.fields import MAX_TEXT_CHARACTERS, Strict, Text
 from service.chat.tools import markup
@@ -18,8 +16,6 @@ MAX_TOOLS = 128
 
 NAME = "^[a-zA-Z0-9_-]{1,64}$"
 Name = Annotated[str, Field(pattern=NAME)]
-
-MODES = ("none", "auto", "required")
 
 
 class Function(Strict):
@@ -49,37 +45,6 @@ def require_bounded(functions: Iterable[Function]) -> None:
         raise ValueError(
             f"its tools have {characters} characters together; at most {MAX_TEXT_CHARACTERS} are read. Offer fewer."
         )
-
-
-@dataclass(frozen=True, slots=True)
-class ToolChoice:
-    """Whether a tool is called: `mode` is one of MODES, and which one of them where it is `name`d."""
-
-    mode: str
-    name: str = ""
-
-
-AUTO = ToolChoice("auto")
-
-
-def chosen(name_in: Callable[[object], str | None], form: str) -> PlainValidator:
-    """Reads a choice: a mode, or what `name_in` finds a tool's name in, which has this `form`."""
-
-    def choose(choice: object) -> ToolChoice:
-        if isinstance(choice, str) and choice in MODES:
-            return ToolChoice(choice)
-        name = name_in(choice)
-        if name is None or not re.fullmatch(NAME, name):
-            raise ValueError(f"it is none, auto, required or {form}, by a tool's name")
-        return ToolChoice("required", name)
-
-    return PlainValidator(choose)
-
-
-def choice_schema(**properties: dict[str, Any]) -> WithJsonSchema:
-    """The schema of a choice: a mode, or an object with these `properties`."""
-    by_name = {"type": "object", "properties": properties, "required": list(properties)}
-    return WithJsonSchema({"anyOf": [{"enum": list(MODES)}, by_name]})
 
 
 def called_with(arguments: str) -> object:

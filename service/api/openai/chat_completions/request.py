@@ -11,7 +11,8 @@ from service.api.openai.chat_completions.tools import Choice, Tools, cleaned_too
 from service.api.openai.completing import Completing
 from service.api.openai.limits import DEFAULT_NEW_TOKENS
 from service.api.openai.other_servers import as_ours
-from service.api.openai.tools import AUTO, MAX_TOOLS
+from service.api.openai.tool_choice import AUTO
+from service.api.openai.tools import MAX_TOOLS
 from service.api.openai.unserved import without
 from service.engine.defaults import MOST_LOGPROBS
 from service.errors import InvalidRequest
@@ -49,7 +50,8 @@ class ChatCompletionRequest(Completing, Thoughtful):
     tools: Tools = Field([], description="Functions of yours that the model may ask for, one in each answer.")
     tool_choice: Choice = Field(
         AUTO,
-        description="auto: it may call one; required, or a name: it must; none: it must not.",
+        description="auto: it may call one; required, or a name: it must; none: it must not; allowed_tools: one of "
+        "some, though it is told of all.",
         json_schema_extra={"default": "auto"},
     )
     metadata: Metadata = Field({}, description="Names and values of yours; nothing is kept of them.")

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, FailFast, Field
 
 from service.api.fields import Strict
-from service.api.openai.tools import MAX_TOOLS, Function, ToolChoice, choice_schema, chosen, require_bounded
+from service.api.openai.tool_choice import ToolChoice, an_object, choice_schema, chosen, of_some
+from service.api.openai.tools import MAX_TOOLS, Function, require_bounded
 from service.api.openai.unserved import without
 
 
@@ -44,8 +45,16 @@ def _name_in(choice: object) -> str | None:
     return None
 
 
+def _some_in(choice: object) -> object:
+    match choice:
+        case {"type": "allowed_tools", "allowed_tools": inside, **beside} if not beside:
+            return inside
+    return None
+
+
+_BY_NAME = an_object(type={"enum": ["function"]}, function=an_object(name={"type": "string"}))
 Choice = Annotated[
     ToolChoice,
-    chosen(_name_in, '{"type": "function", "function": {"name": "…"}}'),
-    choice_schema(type={"enum": ["function"]}, function={"type": "object", "properties": {"name": {"type": "string"}}}),
+    chosen(_name_in, _some_in, '{"type": "function", "function": {"name": "…"}}'),
+    choice_schema(_BY_NAME, an_object(type={"enum": ["allowed_tools"]}, allowed_tools=an_object(**of_some(_BY_NAME)))),
 ]

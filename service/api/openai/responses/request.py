@@ -13,7 +13,8 @@ from service.api.openai.other_servers import as_ours
 from service.api.openai.responses import unserved
 from service.api.openai.responses.items import Item, cleaned_items
 from service.api.openai.responses.tools import Choice, Tools, cleaned_tools
-from service.api.openai.tools import AUTO, MAX_TOOLS
+from service.api.openai.tool_choice import AUTO
+from service.api.openai.tools import MAX_TOOLS
 from service.api.openai.unserved import without
 from service.api.response_format import NamedSchema, schema_of
 from service.engine.defaults import MOST_LOGPROBS
@@ -92,7 +93,8 @@ class ResponseRequest(Thoughtful):
     tools: Tools = Field([], description="Functions of yours that the model may ask for, one in each answer.")
     tool_choice: Choice = Field(
         AUTO,
-        description="auto: it may call one; required, or a name: it must; none: it must not.",
+        description="auto: it may call one; required, or a name: it must; none: it must not; allowed_tools: one of "
+        "some, though it is told of all.",
         json_schema_extra={"default": "auto"},
     )
     include: list[Includable] = Field([], max_length=100, description=f"{LOGPROBS}: tell those of the answer's tokens.")

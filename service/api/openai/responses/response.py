@@ -99,7 +99,7 @@ class Asked(BaseModel):
     top_logprobs: int
     text: dict[str, Any]
     tools: list[dict[str, Any]]
-    tool_choice: str | dict[str, str]
+    tool_choice: str | dict[str, Any]
     metadata: dict[str, str]
     user: str | None
     safety_identifier: str | None

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, FailFast, Field
 
 from service.api.openai.responses import unserved
-from service.api.openai.tools import MAX_TOOLS, Function, ToolChoice, choice_schema, chosen, require_bounded
+from service.api.openai.tool_choice import ToolChoice, an_object, choice_schema, chosen, of_some
+from service.api.openai.tools import MAX_TOOLS, Function, require_bounded
 from service.api.openai.unserved import without
 from service.engine.grammars.bounds import is_deeper
 from service.errors import InvalidRequest
@@ -55,13 +56,27 @@ def _name_in(choice: object) -> str | None:
     return None
 
 
+def _some_in(choice: object) -> object:
+    match choice:
+        case {"type": "allowed_tools", **inside}:
+            return inside
+    return None
+
+
+_BY_NAME = an_object(type={"enum": ["function"]}, name={"type": "string"})
 Choice = Annotated[
     ToolChoice,
-    chosen(_name_in, '{"type": "function", "name": "…"}'),
-    choice_schema(type={"enum": ["function"]}, name={"type": "string"}),
+    chosen(_name_in, _some_in, '{"type": "function", "name": "…"}'),
+    choice_schema(_BY_NAME, an_object(type={"enum": ["allowed_tools"]}, **of_some(_BY_NAME))),
 ]
 
 
-def choice_repeated(choice: ToolChoice) -> str | dict[str, str]:
+def choice_repeated(choice: ToolChoice) -> str | dict[str, Any]:
     """As a response tells it again."""
-    return {"type": "function", "name": choice.name} if choice.name else choice.mode
+    if choice.among:
+        return {"type": "allowed_tools", "mode": choice.mode, "tools": list(map(_named, choice.among))}
+    return _named(choice.name) if choice.name else choice.mode
+
+
+def _named(tool: str) -> dict[str, str]:
+    return {"type": "function", "name": tool}
