@@ -55,7 +55,7 @@ TREATMENTS: dict[Cause, Treatment] = {
     ),
     Cause.FORBIDDEN: Treatment("give the token's account access to the repository, or accept its terms on the hub"),
     Cause.NOT_FOUND: Treatment("check INTERNLM_MODEL_REPO, INTERNLM_REVISION and INTERNLM_HUB_ENDPOINT", 2),
-    Cause.PROXY: Treatment("check HTTPS_PROXY and HTTP_PROXY, or list the hub in NO_PROXY", 5),
+    Cause.PROXY: Treatment("check HTTPS_PROXY and HTTP_PROXY, or list the hub in NO_PROXY", None),
     Cause.TLS: Treatment("check INTERNLM_HUB_ENDPOINT; for a private CA set REQUESTS_CA_BUNDLE to its certificates"),
     Cause.DNS: Treatment("check the cluster's DNS, the egress NetworkPolicy and INTERNLM_HUB_ENDPOINT", None),
     Cause.UNREACHABLE: Treatment("check the egress NetworkPolicy, HTTPS_PROXY and INTERNLM_HUB_ENDPOINT", None),
@@ -86,8 +86,5 @@ class DeliveryFailed(Exception):
         self.cause = cause
         self.what = what
         self.retry_after = retry_after
-
-    @property
-    def attempts(self) -> int | None:
-        """How many attempts this cause is worth; None: as many as the budget allows."""
-        return TREATMENTS[self.cause].attempts
+        self.attempts = TREATMENTS[cause].attempts
+        """How many attempts this is worth; None: as many as the budget allows."""

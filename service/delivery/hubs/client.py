@@ -16,8 +16,9 @@ from typing import Any, Self
 
 from service.delivery.failures import Cause, DeliveryFailed
 from service.delivery.hubs.catalog import Catalog, RemoteFile, read_listing
+from service.delivery.hubs.verdict import judge
 from service.delivery.hubs.worker import Request
-from service.delivery.symptoms import Symptom, diagnose
+from service.delivery.symptoms import Symptom
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class HubClient:
         self._request = request
         self._lock = lock
         self._child: Child | None = None
+        self._let_in = False
 
     def __enter__(self) -> Self:
         return self
@@ -51,6 +53,7 @@ class HubClient:
         """What the repository holds now; raises DeliveryFailed."""
         asked = f"listing {self._request.repo}@{self._request.revision}"
         reply = self._ask(replace(self._request, operation="list"), asked, lambda: 0, lambda _: None)
+        self._let_in = True
         return read_listing(reply["entries"], reply["commit"])
 
     def fetch(
@@ -64,7 +67,7 @@ class HubClient:
         wanted = [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in files]
         request = replace(self._request, operation="fetch", revision=revision, files=wanted)
         symptoms = self._ask(request, "fetching", bytes_here, on_bytes)["failures"]
-        return {path: diagnose(Symptom(**symptom), f"fetching {path}") for path, symptom in symptoms.items()}
+        return {path: self._judge(symptom, f"fetching {path}") for path, symptom in symptoms.items()}
 
     def _ask(
         self, request: Request, subject: str, bytes_here: Callable[[], int], on_bytes: Callable[[int], None]
@@ -75,11 +78,14 @@ class HubClient:
             child.send(request)
             reply = _await_reply(child, subject, request.stall_timeout, bytes_here, on_bytes)
             if error := reply.get("error"):
-                raise diagnose(Symptom(**error), subject)
+                raise self._judge(error, subject)
         except BaseException:
             self.close()
             raise
         return reply
+
+    def _judge(self, symptom: dict[str, Any], subject: str) -> DeliveryFailed:
+        return judge(Symptom(**symptom), subject, let_in=self._let_in)
 
 
 class Child:
