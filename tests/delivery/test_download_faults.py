@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from service.delivery import manifest as manifests
+from service.delivery.hubs.catalog import PARTIAL_SUFFIX
 from tests.support.download_process import assert_complete, assert_never_a_lie, download
 from tests.support.fake_hub import COMMIT, LISTING, FakeHub, Fault
-from tests.support.model_files import SHARDS
+from tests.support.model_files import SHARDS, make_repository
 
 FIRST, SECOND = SHARDS
 IMPATIENT = {"INTERNLM_DOWNLOAD_STALL_TIMEOUT": "1"}
@@ -33,6 +34,8 @@ OVERCOME = [
     Case("every answer is cut after 64 kB", (Fault("cut", 64_000, FIRST),)),
     Case("both shards are cut before the first byte twice", (Fault("cut", 0, "*.safetensors", 4),)),
     Case("a cut transfer resumes though the hub ignores Range", (Fault("cut", 9000, FIRST, 1), Fault("no-range"))),
+    Case("an answer without a length is cut before the first byte", (Fault("endless", 0, FIRST, 3),)),
+    Case("an answer without a length is cut later on", (Fault("endless", 60_000, FIRST, 3),)),
     Case("one byte is wrong once", (Fault("corrupt", path=FIRST, times=1),)),
     Case("a small file is wrong once", (Fault("corrupt", path="config.json", times=1),)),
     Case("the object is shorter than listed once", (Fault("short", 1000, FIRST, 1),)),
@@ -45,6 +48,8 @@ OVERCOME = [
     Case("the listing is cut off once", (Fault("cut", 0, LISTING, 1),)),
     Case("the hub says 429 and when to come back", (Fault("status", 429, FIRST, 2, {"Retry-After": "1"}),)),
     Case("a file is not there once", (Fault("status", 404, FIRST, 1),)),
+    Case("a file is forbidden three times", (Fault("status", 403, FIRST, 3),)),
+    Case("a file needs a token once", (Fault("status", 401, FIRST, 1),)),
     Case("a transfer stalls once", (Fault("stall", 50_000, FIRST, 1),), environment=IMPATIENT),
     Case("the listing stalls once", (Fault("stall", 0, LISTING, 1),), environment=IMPATIENT),
 ]
@@ -71,6 +76,7 @@ FATAL = [
     Case("the listing always stalls", (Fault("stall", 0, LISTING),), "(stalled|timeout)", IMPATIENT),
 ]
 BOTH_SOURCES = ("cut", "wrong", "shorter", "web page", "redirected", "404", "not there", "token", "trickles", "500")
+BOTH_SOURCES += ("forbidden",)
 """What the two sources handle by different code is tried with both."""
 
 
@@ -106,6 +112,47 @@ def test_a_lasting_fault_ends_with_its_cause_and_a_remedy(
     assert "\n" not in message
     assert manifests.read(model_dir) is None
     assert_never_a_lie(model_dir, hub.directory)
+
+
+def test_the_listing_at_the_end_may_be_denied_once(
+    hub: FakeHub, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listings = iter([None, Fault("status", 403)])
+    monkeypatch.setattr(hub, "fault_for", lambda path: next(listings, None) if path == LISTING else None)
+    outcome = download(model_dir, hub, **PATIENT, INTERNLM_SOURCE="modelscope")
+    assert outcome.code == 0, outcome.log
+    assert_complete(model_dir, hub.directory)
+    assert next(listings, None) is None
+
+
+def test_a_web_page_costs_nothing_of_what_has_arrived(hub: FakeHub, model_dir: Path) -> None:
+    hub.faults = [Fault("cut", 250_000, FIRST, 1), Fault("html", path=FIRST, times=1)]
+    outcome = download(model_dir, hub, **PATIENT, INTERNLM_SOURCE="huggingface")
+    assert outcome.code == 0, outcome.log
+    assert_complete(model_dir, hub.directory)
+    ranges = [request.headers.get("range") for request in hub.file_requests if FIRST in request.path]
+    assert ranges == [None, "bytes=250000-", "bytes=250000-"]
+
+
+def test_a_part_of_another_object_is_thrown_away(hub: FakeHub, model_dir: Path) -> None:
+    hub.faults = [Fault("cut", 100_000, FIRST, 1), Fault("long", 1000, FIRST, 1)]
+    outcome = download(model_dir, hub, **PATIENT, INTERNLM_SOURCE="huggingface")
+    assert outcome.code == 0, outcome.log
+    assert_complete(model_dir, hub.directory)
+    ranges = [request.headers.get("range") for request in hub.file_requests if FIRST in request.path]
+    assert ranges == [None, "bytes=100000-", None]
+
+
+@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+def test_parts_of_another_revision_on_a_poor_link_are_overcome(hub: FakeHub, model_dir: Path, source: str) -> None:
+    model_dir.mkdir()
+    for name in SHARDS:
+        (model_dir / (name + PARTIAL_SUFFIX)).write_bytes((hub.directory / name).read_bytes()[:120_000])
+    make_repository(hub.directory, seed=77)
+    hub.faults = [Fault("cut", 10_000, SECOND, 1)]
+    outcome = download(model_dir, hub, **PATIENT, INTERNLM_SOURCE=source)
+    assert outcome.code == 0, outcome.log
+    assert_complete(model_dir, hub.directory)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ class Fault:
     kind      argument                what happens
     status    HTTP status             answered with it and no content
     cut       bytes                   the connection is closed after so many bytes of the answer
+    endless   bytes                   no length is announced, and the connection is closed after so many bytes
     stall     bytes                   nothing more comes after so many bytes
     trickle   bytes a second          that slow
     corrupt   -                       one byte of the content is another
@@ -273,9 +274,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        self.send_header("Content-Length", str(total - start))
+        if kind != "endless":
+            self.send_header("Content-Length", str(total - start))
         self.end_headers()
-        limit = argument if kind in ("cut", "stall") else None
+        limit = argument if kind in ("cut", "stall", "endless") else None
         rate = argument if kind == "trickle" else self.hub.rate
         sent = self._stream(_blocks(path, start, total, corrupt=kind == "corrupt"), limit, rate)
         if limit is not None and sent >= limit:

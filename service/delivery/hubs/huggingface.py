@@ -86,17 +86,19 @@ class HuggingFace:
             _raise_for_status(response)
             resumed = response.status_code == 206 and _starts_at(response, here)
             size = here if resumed else 0
-            if response.headers.get("Content-Length") not in (None, str(file["size"] - size)):
-                partial.unlink(missing_ok=True)
-                announced = response.headers["Content-Length"]
+            announced = response.headers.get("Content-Length")
+            if announced not in (None, str(file["size"] - size)):
+                if resumed:  # the rest of another object; a whole answer may be a web page, and says nothing of it
+                    partial.unlink()
                 raise FileIntegrityError(f"{size} + {announced} bytes are announced, {file['size']} are listed")
             with partial.open("ab" if resumed else "wb") as out:
                 # Not iter_content: it waits for whole blocks, and a cut would cost the last one each time.
                 while size < file["size"] and (block := response.raw.read1(min(BLOCK_BYTES, file["size"] - size))):
                     size += len(block)
                     out.write(block)
-        if size != file["size"]:
-            raise FileIntegrityError(f"{size} bytes came, {file['size']} are listed")
+        if size < file["size"]:
+            # Where no length is announced the end of the connection is that of the file, and a cut looks the same.
+            raise ConnectionError(f"the answer ended after {size} of {file['size']} bytes")
 
 
 def _entry(item: dict[str, Any]) -> dict[str, Any]:
