@@ -6,6 +6,7 @@ every file is verified and on the disk, then the manifest, last.
 
 import logging
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from service.delivery.disk import usage, volume
 from service.delivery.disk.directory import check_consistent, examine
 from service.delivery.disk.inspection import Damage, inspect
 from service.delivery.disk.journal import Journal
-from service.delivery.disk.lock import volume_lock
+from service.delivery.disk.lock import signs_of_life, volume_lock
 from service.delivery.failures import TREATMENTS, Cause, DeliveryFailed
 from service.delivery.hubs.worker import CLIENT_SCRATCH
 from service.delivery.manifest import FileRecord, Manifest
@@ -76,6 +77,7 @@ class Delivery:
         self._settings = settings
         self._dir = settings.model_dir.expanduser()
         self._progress = progress
+        self._has_lock = False
 
     def deliver(self, verify: bool) -> Manifest:
         """The manifest of the complete directory. Raises DeliveryFailed, ConfigurationError, OSError, Stopped."""
@@ -86,6 +88,7 @@ class Delivery:
         scratch = volume.prepare(self._dir)
         settings = self._settings
         with volume_lock(scratch, settings.download_budget, lambda: volume.bytes_in(self._dir)) as lock:
+            self._has_lock, self._progress = True, signs_of_life(lock, self._progress)
             # Another pod may have completed or mended it while this one waited.
             return self._intact(verify) or self._fetch(scratch, lock)
 
@@ -127,8 +130,8 @@ class Delivery:
             on_bytes=lambda done: self._progress(VERIFYING, done, manifest.total_bytes) if thorough else None,
         )
         if inspection.sound and inspection.mtimes:
-            manifest = manifest.with_times(inspection.mtimes)
-            self._write_if_possible(manifest)
+            former, manifest = manifest, manifest.with_times(inspection.mtimes)
+            self._replace(former, manifest)
         return inspection.damages, manifest
 
     def _verified(self, verify: bool) -> Manifest | None:
@@ -147,7 +150,7 @@ class Delivery:
         log.info("%s has no manifest; its files are examined", self._dir)
         manifest = _manifest("dir", "", "", None, examine(self._dir, self._progress))
         self._check_digest(manifest)
-        self._write_if_possible(manifest)
+        self._replace(None, manifest)
         return manifest
 
     def _fetch(self, scratch: Path, lock: int) -> Manifest:
@@ -184,11 +187,21 @@ class Delivery:
                 f"{flaw}; set INTERNLM_MODEL_REPO or INTERNLM_REVISION to one that is"
             )
 
-    def _write_if_possible(self, manifest: Manifest) -> None:
+    def _replace(self, former: Manifest | None, manifest: Manifest) -> None:
+        """Write the manifest of what was inspected under `former`, unless a download has put another there meanwhile or
+        is about to."""
         try:
-            manifest.write(self._dir)
-        except OSError as error:
+            with self._alone():
+                if manifests.read(self._dir) == former:
+                    manifest.write(self._dir)
+        except (OSError, DeliveryFailed) as error:
             log.warning("%s: the manifest cannot be written (%s); each start hashes anew", self._dir, error)
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """The volume's lock, unless this run has it or no download has ever made one."""
+        if self._has_lock or not (self._dir / volume.SCRATCH).is_dir():
+            return nullcontext()
+        return volume_lock(volume.prepare(self._dir), patience=0.0, progress=lambda: 0)
 
 
 def _manifest(source: str, repo: str, revision: str, commit: str | None, files: tuple[FileRecord, ...]) -> Manifest:

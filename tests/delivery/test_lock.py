@@ -46,6 +46,48 @@ def test_a_link_in_the_locks_place_is_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_patience_starts_anew_with_every_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "POLL_SECONDS", 0)
+    now = iter(range(1000))
+
+    def moment() -> float:
+        seconds = next(now)
+        os.utime(tmp_path / lock.NAME, ns=(0, min(seconds, 50)))
+        return float(seconds)
+
+    with (
+        lock.volume_lock(tmp_path, 1, lambda: 0),
+        pytest.raises(DeliveryFailed, match="got no further for 10 s"),
+        lock.volume_lock(tmp_path, 10, lambda: 0, clock=moment),
+    ):
+        pass
+    assert next(now) > 55
+
+
+def test_without_patience_no_sign_of_life_is_waited_for(tmp_path: Path) -> None:
+    there = iter(range(1000))
+    with (
+        lock.volume_lock(tmp_path, 1, lambda: 0),
+        pytest.raises(DeliveryFailed),
+        lock.volume_lock(tmp_path, 0, lambda: next(there)),
+    ):
+        pass
+    assert next(there) < 3
+
+
+def test_who_gets_further_shows_it_and_who_reports_the_same_again_does_not(tmp_path: Path) -> None:
+    reported: list[tuple[str, int, int]] = []
+    with lock.volume_lock(tmp_path, 1, lambda: 0) as descriptor:
+        progress = lock.signs_of_life(descriptor, lambda *figures: reported.append(figures))
+        shown = []
+        for figures in (("verifying", 1, 9), ("verifying", 1, 9), ("verifying", 2, 9)):
+            os.utime(descriptor, ns=(0, 0))
+            progress(*figures)
+            shown.append((tmp_path / lock.NAME).stat().st_mtime_ns > 0)
+    assert shown == [True, False, True]
+    assert len(reported) == 3
+
+
 def test_patience_starts_anew_with_every_byte_of_the_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "POLL_SECONDS", 0)
     now, there = iter(range(1000)), iter([*range(50), *[50] * 1000])

@@ -4,6 +4,7 @@ The kernel (or the NFS server) frees the lock of a process that dies, however it
 fetching child inherits the descriptor: the volume stays locked until the last process that can write is gone.
 """
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from service.delivery.failures import Cause, DeliveryFailed
+from service.delivery.reporting.progress import Progress
 from service.delivery.symptoms import failure_of
 
 log = logging.getLogger(__name__)
@@ -31,8 +33,8 @@ def volume_lock(
 ) -> Iterator[int]:
     """Hold the volume's lock; yields its descriptor.
 
-    Waits while the holder gets further: `progress` gives the bytes on the volume. Raises DeliveryFailed once they
-    have not changed for `patience` seconds.
+    Waits while the holder gets further: `progress` gives the bytes on the volume, and what adds none (verifying) shows
+    by `signs_of_life`. Raises DeliveryFailed once neither has changed for `patience` seconds.
     """
     path = scratch / NAME
     try:
@@ -47,20 +49,43 @@ def volume_lock(
         os.close(descriptor)
 
 
+def signs_of_life(descriptor: int, progress: Progress) -> Progress:
+    """`progress` that shows those who wait for the lock of `descriptor`, too, whenever its holder gets further."""
+    last = ("", -1)
+
+    def told(phase: str, done: int, total: int) -> None:
+        nonlocal last
+        if (phase, done) != last:
+            last = (phase, done)
+            _touch(descriptor)
+        progress(phase, done, total)
+
+    return told
+
+
+def _touch(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        os.utime(descriptor)
+
+
 def _acquire(
     descriptor: int, path: Path, patience: float, progress: Callable[[], int], clock: Callable[[], float]
 ) -> None:
-    seen, since, notice = progress(), clock(), clock()
+    seen, since, notice = (progress(), _touched(descriptor)), clock(), clock()
     while not _try(descriptor, path):
-        now, there = clock(), progress()
+        now, there = clock(), (progress(), _touched(descriptor))
         if there != seen:
             seen, since = there, now
-        if now - since > patience:
+        if now - since >= patience:
             raise DeliveryFailed(Cause.LOCKED, f"{_holder(path)} holds {path} and got no further for {patience:.0f} s")
         if now >= notice:
-            log.info("waiting for %s, which downloads to this volume: %s bytes there", _holder(path), f"{there:,}")
+            log.info("waiting for %s, which downloads to this volume: %s bytes there", _holder(path), f"{there[0]:,}")
             notice = now + NOTICE_SECONDS
         time.sleep(POLL_SECONDS)
+
+
+def _touched(descriptor: int) -> int:
+    return os.fstat(descriptor).st_mtime_ns
 
 
 def _try(descriptor: int, path: Path) -> bool:
