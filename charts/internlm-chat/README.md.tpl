@@ -94,7 +94,7 @@ all the while. When it is whole, pods are replaced: the pause is a load, not a d
 nothing has changed.
 - **Time.** `helm upgrade --timeout 3600s`. Where helm gives up before, the Job goes on until `startupBudget` is over, and the next try takes up what has arrived.
 - **Room.** Files that are equal, as the weights of two revisions often are, are there once. Where there is no room, what was brought earlier gives way, the oldest first, but never what is deployed
-  or served; on a claim of your own (`storage.existingClaim`), and where several pods share one, nothing does. If that is not enough the Job says how much is missing: make
+  or served, nor a directory that holds anything else; on a claim of your own (`storage.existingClaim`), and where several pods share one, nothing does. If that is not enough the Job says how much is missing: make
   `storage.size` larger in an upgrade of its own, or set `rollout.prefetch=false`.
 - **Going back** downloads nothing, as long as the old one is there.
 - **`rollout.prefetch=false`**: the init container brings the new model when the old pod is gone, and the download is part of the pause. So it is where there is no Job: with `helm template` and Argo CD, which
