@@ -1,6 +1,7 @@
 """Reads settings from the environment, strictly: a variable with our prefix that is no setting is an error."""
 
 import os
+import re
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -9,6 +10,9 @@ from pydantic_settings import BaseSettings
 from service.download_settings import DownloadSettings
 from service.errors import ConfigurationError
 from service.settings import PREFIX, Settings
+
+_USER = re.compile(r"[^/\s'\"]*@")
+"""Whom an address names, perhaps with a password, also where it is none: the log is not the place for one."""
 
 AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
@@ -50,4 +54,4 @@ def _complaint(error: dict[str, object]) -> str:
     assert isinstance(location, tuple)
     if not location:  # of several settings together; the sentence names them
         return str(error["msg"])
-    return f"{PREFIX}{str(location[0]).upper()}={error['input']!r}: {error['msg']}"
+    return f"{PREFIX}{str(location[0]).upper()}={_USER.sub('…@', repr(error['input']))}: {error['msg']}"

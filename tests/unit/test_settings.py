@@ -70,6 +70,14 @@ def test_a_value_out_of_bounds_is_named_with_its_variable(
     assert f"{PREFIX}{name}={value!r}" in caught.value.message
 
 
+@pytest.mark.parametrize("address", ["ftp://robot:S3cret@hub.internal/x", "robot:S3cret@hub.internal"])
+def test_a_password_in_what_is_no_address_is_not_repeated(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("INTERNLM_HUB_ENDPOINT", address)
+    with pytest.raises(ConfigurationError, match=r"INTERNLM_HUB_ENDPOINT=.*…@hub\.internal") as refused:
+        load_download_settings()
+    assert "S3cret" not in str(refused.value)
+
+
 def test_a_download_waits_no_longer_than_a_socket_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERNLM_DOWNLOAD_STALL_TIMEOUT", "1e12")
     with pytest.raises(ConfigurationError, match="INTERNLM_DOWNLOAD_STALL_TIMEOUT='1e12'"):

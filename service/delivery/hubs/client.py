@@ -18,7 +18,7 @@ from service.delivery.failures import Cause, DeliveryFailed
 from service.delivery.hubs.catalog import Catalog, RemoteFile, read_listing
 from service.delivery.hubs.verdict import judge
 from service.delivery.hubs.worker import Request
-from service.delivery.symptoms import Symptom
+from service.delivery.symptoms import Symptom, without_users
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class Child:
         assert self._process.stderr
         with self._process.stderr as stream:
             for line in stream:
-                text = line.decode(errors="replace").rstrip()
+                text = without_users(line.decode(errors="replace").rstrip())
                 self._complaints.append(text)
                 log.debug("hub client: %s", text)
 
