@@ -107,6 +107,11 @@ async def test_what_is_not_served_is_refused_by_name_unless_it_asks_for_nothing(
     assert f"{name} is not served here; leave it out" in error["message"]
 
 
+@pytest.mark.parametrize(("body", "status"), [({"n": 2}, 200), ({"n": 1}, 400), ({}, 400)])
+async def test_of_so_many_answers_all_are_the_best(service: Service, body: dict[str, Any], status: int) -> None:
+    assert (await complete(service, best_of=2, **body)).status_code == status
+
+
 async def test_more_answers_than_there_is_room_for_are_refused_at_once(start: Start) -> None:
     service = await start(FakeScript(), max_running=2, max_queue=1)
     assert (await complete(service, prompt=["a", "b", "c"])).status_code == 200
