@@ -12,6 +12,7 @@ class Columns:
     """Reports of one answer's tokens as they come; `decode_errors`: how its text was made (see `Generation`)."""
 
     def __init__(self, decode_errors: str) -> None:
+        self._decode_errors = decode_errors
         self._decoder = codecs.getincrementaldecoder("utf-8")(decode_errors)
         self._characters = 0
 
@@ -25,9 +26,25 @@ class Columns:
         )
 
     def _offset(self, token: TokenReport) -> int:
-        before = self._characters
-        self._characters += len(self._decoder.decode(bytes(token.bytes or [])))
+        data = bytes(token.bytes or [])
+        before = self._characters + self._broken_off(data)
+        self._characters += len(self._decoder.decode(data))
         return before
+
+    def _broken_off(self, data: bytes) -> int:
+        """Characters that stand for what was begun before `data`, where that does not go on with it."""
+        begun, _ = self._decoder.getstate()
+        if not begun or not data or _goes_on(begun, data[:1]):
+            return 0
+        return len(begun.decode("utf-8", self._decode_errors))
+
+
+def _goes_on(begun: bytes, byte: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(begun + byte)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def spelled(token: Likelihood) -> str:

@@ -5,10 +5,12 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import pytest
+
 from service.api.answer import Transcript
 from service.api.health import Identity
 from service.api.openai.completing import StreamOptions
-from service.api.openai.completions.logprobs import spelled
+from service.api.openai.completions.logprobs import Columns, spelled
 from service.api.openai.completions.writer import CompletionWriter
 from service.chat.logprobs import Likelihood, TokenReport
 from service.chat.pieces import Done, TextDelta
@@ -82,6 +84,25 @@ async def test_several_answers_have_places_of_their_own() -> None:
 
     whole = json.loads((await transcript(choices=2).collect(two())).model_dump_json())
     assert [choice["logprobs"]["text_offset"] for choice in whole["choices"]] == [[0, 2]] * 2
+
+
+@pytest.mark.parametrize(
+    ("tokens", "places", "python_places"),
+    [
+        ([b"\xe4\xbd", b"!"], [0, 2], [0, 1]),
+        ([b"\xe4", b"\xe4\xbd\xa0", b"x"], [0, 1, 2], [0, 1, 2]),
+        ([b"\xe0", b"\x80", b"x"], [0, 1, 2], [0, 1, 2]),
+        ([b"\xe4", b"", b"\xbd", b"\xa0", b"x"], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1]),
+        ([b"\xef\xbf", b"\xbd", b"x"], [0, 0, 1], [0, 0, 1]),
+    ],
+    ids=["a half", "a half and a whole", "two that are no pair", "a whole", "one that looks broken"],
+)
+def test_what_broken_characters_come_before_has_its_place_behind_them(
+    tokens: list[bytes], places: list[int], python_places: list[int]
+) -> None:
+    reports = [TokenReport("", -1.0, list(data), []) for data in tokens]
+    assert Columns(REPLACE_EACH_BYTE).of(reports).text_offset == places
+    assert Columns("replace").of(reports).text_offset == python_places
 
 
 def test_tokens_that_look_alike_are_told_apart() -> None:
