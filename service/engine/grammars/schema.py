@@ -50,6 +50,6 @@ def first_words(error: str) -> str:
     """An error of the library in one line; a regular expression's is about its last one, or the one that says so."""
     lines = [line.strip() for line in _WHERE_IN_OURS.sub("", error).splitlines() if line.strip()]
     is_of_regex = len(lines) > 1 and lines[0].endswith(":")
-    reasons = [line for line in lines if line.startswith("error: ")] or lines[-1:]
+    reasons = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines[-1:]
     said = f"{lines[0]} {reasons[0]}" if is_of_regex else lines[0] if lines else ""
     return said if len(said) <= MAX_SAID else f"{said[:MAX_SAID]}…"
