@@ -13,7 +13,7 @@ from service.api.openai.unserved import OF_STRUCTURED_OUTPUTS, without
 from service.chat.form import Form
 from service.engine.grammars.bounds import MAX_CHARACTERS, MAX_TEXT
 from service.engine.grammars.schema import ANY_OBJECT
-from service.engine.grammars.texts import one_of
+from service.engine.grammars.texts import MAX_PARTS, one_of, parts_of
 
 NAME = "structured_outputs"
 KINDS = ("choice", "regex", "json", "json_object")
@@ -38,18 +38,23 @@ def _bounded(texts: list[str]) -> list[str]:
     return texts
 
 
+def _not_too_large(pattern: str) -> str:
+    if parts_of(pattern) > MAX_PARTS:
+        raise ValueError(f"with its counts written out it has more than {MAX_PARTS} characters and classes; count less")
+    return pattern
+
+
 Choice = Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(printable)]
 Choices = Annotated[list[Choice], Field(min_length=1, fail_fast=True), AfterValidator(_bounded)]
+Pattern = Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(_not_too_large)]
 
 
 class StructuredOutputs(Strict):
     """What the answer is; one of these."""
 
     choice: Choices | None = Field(None, description="One of these texts.")
-    regex: str | None = Field(
+    regex: Pattern | None = Field(
         None,
-        min_length=1,
-        max_length=MAX_TEXT,
         description="A text that this regular expression matches from end to end, without looking ahead or behind.",
     )
     schema_: Annotated[dict[str, Any], BeforeValidator(_decoded)] | None = Field(

@@ -48,6 +48,7 @@ REFUSED: dict[str, tuple[object, str, str]] = {
     "half a pattern": ({"regex": "("}, ".regex", "unclosed group"),
     "a pattern that looks ahead": ({"regex": "(?=x)y"}, ".regex", "look-ahead"),
     "a long pattern": ({"regex": "x" * (MAX_TEXT + 1)}, ".regex", str(MAX_TEXT)),
+    "a large pattern": ({"regex": r"(a{1000}){1000}"}, ".regex", "more than 20000 characters"),
     "a schema that is none": ({"json": []}, ".json", "dictionary"),
     "a text that is none": ({"json": "{"}, ".json", "not JSON"),
     "a text without an end": ({"json": "[" * 100_000}, ".json", "nested"),

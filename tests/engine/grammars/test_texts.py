@@ -7,7 +7,7 @@ from llguidance import LLTokenizer
 
 from service.engine.grammars.matcher import Masks, TokenMatcher
 from service.engine.grammars.schema import problem_of
-from service.engine.grammars.texts import one_of, pattern_grammar
+from service.engine.grammars.texts import MAX_PARTS, one_of, parts_of, pattern_grammar
 
 BYTES = LLTokenizer("byte")
 
@@ -60,12 +60,32 @@ def test_what_is_no_pattern_is_named_in_one_line(pattern: str, word: str) -> Non
     assert "\n" not in problem
 
 
+@pytest.mark.parametrize(
+    ("pattern", "parts"),
+    [
+        ("", 0),
+        ("abc", 3),
+        (r"a\{2}", 4),  # the brace is a character
+        (r"\p{Han}{2}\d{3}", 5),
+        (r"[a\]{9}]{3}", 3),
+        ("(ab{2,3}){4}", 16),
+        ("(a|bc)*d?{3}", 6),
+        ("x{5,}y{0}", 6),
+        (r"(a{1000}){1000}", 1_000_000),
+        ("(" * 100 + "a" + "){9}" * 100, 9**100),
+        (")a{2", 4),
+    ],
+)
+def test_counts_are_written_out(pattern: str, parts: int) -> None:
+    assert parts_of(pattern) == parts
+
+
 GIVEN_UP = [
     r"((((((a{1000}){1000}){1000}){1000}){1000}){1000})",
     "(" * 100 + "a" + "){9}" * 100,
     "(.?){1000}" * 50,
 ]
-"""By the library's bounds of work, or by ours of time."""
+"""By the library's bounds of work, or by ours of time. Of a client they are refused before."""
 KEPT_TO = [
     "((x*)*y?)*" * 50,
     r"(a|b)*a(a|b){400}",
@@ -93,6 +113,7 @@ def say(pattern: str) -> tuple[str, str]:
 @pytest.mark.parametrize("pattern", GIVEN_UP)
 def test_a_pattern_that_takes_too_long_is_given_up_with_a_sentence(pattern: str) -> None:
     """Its client is told, and nobody waits for it."""
+    assert parts_of(pattern) > MAX_PARTS
     _, problem = say(pattern)
     assert problem.startswith("the answer's grammar cannot be kept to: ")
 
@@ -101,4 +122,5 @@ def test_a_pattern_that_takes_too_long_is_given_up_with_a_sentence(pattern: str)
 def test_a_pattern_that_only_looks_so_is_kept_to(pattern: str) -> None:
     said, problem = say(pattern)
     assert not problem
+    assert parts_of(pattern) < MAX_PARTS
     assert len(said) == 100 or said in pattern.split("|")
