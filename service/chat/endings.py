@@ -5,9 +5,7 @@ from typing import NamedTuple
 from service.chat.stopwatch import Stopwatch
 from service.engine.base import Finish, FinishReason
 from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, NotReady, QueueFull, ServiceError
-
-RETRY_SECONDS = 5
-"""When to come back to an engine that failed: it is started again."""
+from service.lifecycle import RETRY_AFTER_SECONDS
 
 
 class FieldNames(NamedTuple):
@@ -63,4 +61,4 @@ def _error(finish: Finish, watch: Stopwatch, request_timeout: float, fields: Fie
         return InvalidRequest(finish.message, field=fields.prompt)
     if finish.retry_after:
         return NotReady(finish.message, retry_after=finish.retry_after)
-    return EngineFailed(finish.message or "the engine failed", retry_after=RETRY_SECONDS)
+    return EngineFailed(finish.message or "the engine failed", retry_after=RETRY_AFTER_SECONDS)

@@ -37,6 +37,18 @@ class World:
             jitter=lambda low, high: (low + high) / 2,
         )
 
+    def breaking(self, cause: Cause, until: int | None = None) -> Callable[[], str]:
+        """An attempt that takes a while, brings a megabyte and breaks, but for number `until`."""
+
+        def attempt() -> str:
+            self.now += 50
+            self.bytes += 1_000_000
+            if self.attempts == until:
+                return "done"
+            raise DeliveryFailed(cause, "it broke")
+
+        return attempt
+
 
 def failing(cause: Cause, retry_after: float | None = None) -> Callable[[], str]:
     def attempt() -> str:
@@ -83,15 +95,7 @@ def test_every_cause_has_a_treatment_that_names_what_to_do() -> None:
 
 def test_a_link_that_keeps_getting_further_is_never_given_up() -> None:
     world = World()
-
-    def attempt() -> str:
-        world.now += 50
-        world.bytes += 1_000_000
-        if world.attempts == 100:
-            return "done"
-        raise DeliveryFailed(Cause.UNREACHABLE, "cut")
-
-    assert world.keep_trying(attempt, budget=60) == "done"
+    assert world.keep_trying(world.breaking(Cause.UNREACHABLE, until=100), budget=60) == "done"
     assert set(world.delays) == {0.75}, "progress starts the back-off anew"
 
 
@@ -101,15 +105,7 @@ LIMITED = [cause for cause in Cause if (TREATMENTS[cause].attempts or 0) > 1]
 @pytest.mark.parametrize("cause", LIMITED)
 def test_what_gets_further_is_not_given_up_for_what_it_overcame(cause: Cause) -> None:
     world = World()
-
-    def attempt() -> str:
-        world.now += 50
-        world.bytes += 1_000_000
-        if world.attempts == 20:
-            return "done"
-        raise DeliveryFailed(cause, "it broke")
-
-    assert world.keep_trying(attempt) == "done"
+    assert world.keep_trying(world.breaking(cause, until=20)) == "done"
 
 
 @pytest.mark.parametrize("cause", LIMITED)
@@ -129,14 +125,8 @@ def test_where_it_gets_no_further_the_attempts_since_then_count(cause: Cause) ->
 @pytest.mark.parametrize("cause", [cause for cause in Cause if TREATMENTS[cause].attempts == 1])
 def test_a_cause_that_is_worth_one_attempt_ends_even_what_got_further(cause: Cause) -> None:
     world = World()
-
-    def attempt() -> str:
-        world.now += 50
-        world.bytes += 1_000_000
-        raise DeliveryFailed(cause, "it broke")
-
     with pytest.raises(DeliveryFailed):
-        world.keep_trying(attempt)
+        world.keep_trying(world.breaking(cause))
     assert world.attempts == 1
 
 

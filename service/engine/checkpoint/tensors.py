@@ -1,7 +1,7 @@
 """A model directory's tensors: which safetensors file holds which, whether they fit, and reading them in parallel."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -41,11 +41,18 @@ class Checkpoint:
     def check(self, places: Mapping[str, Matrix]) -> None:
         """Raise ConfigurationError naming every tensor that is missing, has no place, doesn't fit its place or has a
         type that stands for something else than its numbers: rounded weights are nothing without their scales."""
+        found = self._found()
         problems = {
             "missing": sorted(places.keys() - self._files.keys()),
             "unexpected": sorted(self._files.keys() - places.keys()),
-            "of another shape": self._misshapen(places),
-            f"of another type than {', '.join(DTYPES)}": self._mistyped(),
+            "of another shape": [
+                f"{name} {shape} instead of {list(places[name].shape)}"
+                for name, (shape, _) in found.items()
+                if name in places and shape != list(places[name].shape)
+            ],
+            f"of another type than {', '.join(DTYPES)}": [
+                f"{name} {dtype}" for name, (_, dtype) in found.items() if dtype not in DTYPES
+            ],
         }
         told = [f"{kind}: {_shown(names)}" for kind, names in problems.items() if names]
         if told:
@@ -65,21 +72,15 @@ class Checkpoint:
             lanes.finish()
             return count
 
-    def _misshapen(self, places: Mapping[str, Matrix]) -> list[str]:
-        found = {name: list(tensor.get_shape()) for name, tensor in self._slices() if name in places}
-        wanted = {name: list(places[name].shape) for name in found}
-        return [f"{name} {found[name]} instead of {wanted[name]}" for name in found if found[name] != wanted[name]]
-
-    def _mistyped(self) -> list[str]:
-        found = {name: tensor.get_dtype() for name, tensor in self._slices()}
-        return [f"{name} {dtype}" for name, dtype in found.items() if dtype not in DTYPES]
-
-    def _slices(self) -> Iterator[tuple[str, Any]]:
-        """Every tensor by name, of which nothing is read yet."""
+    def _found(self) -> dict[str, tuple[list[int], str]]:
+        """Shape and type of every tensor, of which nothing else is read."""
+        found = {}
         for path, names in self._by_file().items():
             with _open(path) as opened:
                 for name in names:
-                    yield name, _slice(opened, path, name)
+                    tensor = _slice(opened, path, name)
+                    found[name] = list(tensor.get_shape()), tensor.get_dtype()
+        return found
 
     def _by_size(self, places: Mapping[str, Matrix]) -> list[tuple[Path, str]]:
         """Each tensor a task of its own, whatever file it is in, the largest first: the readers then end together

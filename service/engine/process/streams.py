@@ -5,19 +5,16 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 
 from service.engine.base import EngineStatus, Event, Finish, FinishReason, GenerationRequest
+from service.lifecycle import RETRY_AFTER_SECONDS
 
 DEADLINE_GRACE = 2.0
 """Seconds past its deadline after which a request is ended here, should the engine not have done so itself."""
 
 
-RETRY_SECONDS = 5
-"""When to come back to an engine that is not ready: nobody knows, and a web server that knows says so before."""
-
-
 def refusal(request: GenerationRequest, status: EngineStatus) -> Finish:
     """The end of a request that came while the engine was not ready; it never had it."""
     why = f": {status.reason}" if status.reason else ""
-    return Finish(request.id, FinishReason.ERROR, f"the engine is {status.state.value}{why}", RETRY_SECONDS)
+    return Finish(request.id, FinishReason.ERROR, f"the engine is {status.state.value}{why}", RETRY_AFTER_SECONDS)
 
 
 class _Stream:

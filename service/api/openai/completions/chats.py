@@ -70,10 +70,6 @@ def tokens_about(content: str | list[int]) -> int:
 def require_plain(body: CompletionRequest, form: Form | None) -> None:
     """Raises InvalidRequest for what would take a prompt that is reported, which the model says again, for its answer's
     beginning."""
-    asked = {
-        form.name if form else "": form is not None,
-        "frequency_penalty": body.frequency_penalty != 0,
-        "presence_penalty": body.presence_penalty != 0,
-    }
-    for field in (name for name, is_asked in asked.items() if is_asked):
+    penalties = [name for name in ("frequency_penalty", "presence_penalty") if getattr(body, name) != 0]
+    for field in [form.name, *penalties] if form else penalties:
         raise InvalidRequest(f"echo with logprobs goes without {field}; send one of them", field=field)

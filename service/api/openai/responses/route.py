@@ -116,4 +116,6 @@ def to_chat(body: ResponseRequest, prompt: Prompt) -> Chat:
 def form_of(body: ResponseRequest) -> Form | None:
     """What the answer must be; None for any text. Raises InvalidRequest as `kept_to`."""
     schema = body.text.format.schema_of_json
-    return kept_to(Form(FORMAT, f"{FORMAT}.schema", schema), thinking=body.thinking) if schema else None
+    if schema is None:
+        return None
+    return kept_to(Form(FORMAT, f"{FORMAT}.schema", schema), thinking=body.thinking)

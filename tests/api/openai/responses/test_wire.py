@@ -82,6 +82,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown format": ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
     "a format without a type": ({"text": {"format": {}}}, "text.format.type"),
     "a schema of text": ({"text": {"format": {"type": "text", "schema": {}}}}, "text.format"),
+    "thinking in any JSON": (
+        {"thinking": True, "text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}},
+        "text.format",
+    ),
     "thinking in JSON": ({"thinking": True, "text": {"format": {"type": "json_object"}}}, "text.format"),
     "a schema that can't be kept to": (
         {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"not": {}}}}},
